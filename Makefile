@@ -1,0 +1,38 @@
+# The five verbs. `make setup` is called by the others; it is quick when there is nothing to do.
+# PYTHON=/path/to/python3 chooses the Python, ARGS="..." goes to pytest.
+
+export PYTHON
+BIN := .venv/bin
+
+.PHONY: help setup demo run test test-faults check
+
+help:
+	@echo "make setup   install everything into .venv"
+	@echo "make demo    simulated providers, real servers, no keys"
+	@echo "make run     live providers, settings from .env"
+	@echo "make test    the whole test suite, real PostgreSQL and Redis"
+	@echo "make test-faults   the fault matrix, one test a row"
+	@echo "make check   formatter, linter, types, import rules"
+
+setup:
+	@sh scripts/setup.sh
+
+demo: setup
+	@exec $(BIN)/python main.py run --demo
+
+run: setup
+	@$(BIN)/python data_migration/setup_providers.py
+	@$(BIN)/python data_migration/populate_instrument_mappings.py --if-empty
+	@exec $(BIN)/python main.py run
+
+test: setup
+	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest $(ARGS)
+
+test-faults: setup
+	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults $(ARGS)
+
+check: setup
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command as lint; sys.exit(lint())"
