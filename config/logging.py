@@ -1,0 +1,105 @@
+"""Logging: structlog events to stderr, for people or for machines, with every secret redacted.
+
+Writing happens on a thread behind a bounded queue, so a blocked pipe or journal never blocks the
+event loop; records that do not fit are counted and reported once there is room again.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+from services.redaction import redact
+
+_QUEUE_LIMIT = 10_000
+_SECRET_KEYS = frozenset({"token", "access_token", "password", "secret", "authorization", "api_key"})
+
+
+def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Redact every text value of a log event; the structlog processor in front of the renderer."""
+    for key, value in event.items():
+        if key.lower() in _SECRET_KEYS:
+            event[key] = "***"
+        elif isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+class BoundedQueueHandler(logging.handlers.QueueHandler):
+    """Puts records on a bounded queue without ever waiting; counts what did not fit."""
+
+    queue: queue.Queue[Any]
+    dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue one record, or count it as dropped when the writer is stuck."""
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+
+class _ReportingHandler(logging.StreamHandler[Any]):
+    """Writes to the stream, and says so once when records had been dropped before."""
+
+    def __init__(self, source: BoundedQueueHandler) -> None:
+        super().__init__(sys.stderr)
+        self._source = source
+        self._reported = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        dropped = self._source.dropped
+        if dropped != self._reported:
+            missing, self._reported = dropped - self._reported, dropped
+            self.stream.write(f"log_records_dropped count={missing}\n")
+        super().emit(record)
+
+
+def configure_logging(level: str, log_format: str) -> logging.handlers.QueueListener:
+    """Set up logging for the process; returns the started listener, whose `stop()` flushes it."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redact_event,
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    # The queue handler formats on the caller's side, so that nothing mutable crosses the thread.
+    source = BoundedQueueHandler(queue.Queue(_QUEUE_LIMIT))
+    source.setFormatter(formatter)
+    target = _ReportingHandler(source)
+    listener = logging.handlers.QueueListener(source.queue, target)
+    root = logging.getLogger()
+    root.handlers[:] = [source]
+    root.setLevel(level)
+    for noisy in ("asyncio", "aiohttp.access", "sqlalchemy", "alembic", "picows"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    listener.start()
+    return listener

@@ -1,0 +1,280 @@
+"""Every setting of the daemon: its name, type, unit and default, in one place.
+
+Values come from the environment, then from `.env` (in the working directory, else beside
+`main.py`). A name in `.env` that we do not know is refused, with the nearest one we do know:
+a typing error must never silently become a default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from services.errors import ConfigurationError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:\S{8,}$")
+
+
+class Settings(BaseSettings):
+    """The daemon's settings; every field is the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(extra="ignore", case_sensitive=False, env_ignore_empty=True)
+
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL, as postgresql://user:password@host:port/name. Empty: an embedded server.",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis with TimeSeries, as redis://, rediss:// or unix://. Empty: an embedded server.",
+    )
+    state_dir: Path = Field(
+        Path(".state"),
+        description="Directory for the embedded servers' data, the lock, caches and runtime.json.",
+    )
+    dhan_client_id: str = Field("", description="Dhan client id. Empty: Dhan is parked.")
+    dhan_access_token: SecretStr = Field(
+        SecretStr(""), description="Dhan access token, valid 24 hours; re-read at every connection attempt."
+    )
+    dhan_feed_url: str = Field("wss://api-feed.dhan.co", description="Dhan live feed (WebSocket).")
+    dhan_rest_url: str = Field("https://api.dhan.co/v2", description="Dhan REST API.")
+    dhan_feed_mode: Literal["full", "quote", "ticker"] = Field(
+        "full",
+        description="What Dhan sends per tick: full (with depth), quote or ticker. Indices always get quote.",
+    )
+    yahoo_stream_url: str = Field(
+        "wss://streamer.finance.yahoo.com/?version=2", description="Yahoo Finance stream (WebSocket)."
+    )
+    yahoo_rest_url: str = Field("https://query2.finance.yahoo.com", description="Yahoo Finance REST API.")
+    api_host: str = Field("127.0.0.1", description="Address the HTTP and WebSocket server listens on.")
+    api_port: int = Field(
+        8080, ge=0, le=65535, description="Its port; 0 takes any free port and writes it to runtime.json."
+    )
+    api_tokens: SecretStr = Field(
+        SecretStr(""),
+        description="Comma-separated name:secret pairs (secret at least 8 characters). "
+        "Empty is allowed on a loopback address only.",
+    )
+    api_allowed_origins: str = Field(
+        "", description="Comma-separated browser origins allowed besides the dashboard's own."
+    )
+    subscription_mode: Literal["static", "dynamic"] = Field(
+        "static",
+        description="static: all mapped instruments of active exchanges. "
+        "dynamic: only those somebody is interested in.",
+    )
+    market_calendar: Literal["exchange", "always_open"] = Field(
+        "exchange",
+        description="exchange: judge silence and sessions by the exchanges' calendars. "
+        "always_open: every market is open at any time (tests, demo).",
+    )
+    tick_retention_hours: int = Field(
+        48, ge=1, le=24 * 366, description="Hours that single ticks stay in Redis TimeSeries."
+    )
+    bar_retention_days: int = Field(
+        365, ge=1, le=36_600, description="Days that bars stay in Redis TimeSeries."
+    )
+    stream_max_entries: int = Field(
+        250_000, ge=1_000, description="Entries each exchange's Redis stream keeps (approximately)."
+    )
+    spool_limit_mib: int = Field(
+        512, ge=16, description="MiB on disk, under STATE_DIR/spool, for what Redis cannot take."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for machines."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from `load_settings` alone, which has already merged environment and `.env`."""
+        return (init_settings,)
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"^postgres(ql)?(\+asyncpg)?://", value.get_secret_value()):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"^(rediss?|unix)://", value.get_secret_value()):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("dhan_feed_url", "yahoo_stream_url")
+    @classmethod
+    def _check_websocket_url(cls, value: str) -> str:
+        if not re.match(r"^wss?://[^/\s]+", value):
+            raise ValueError("must start with ws:// or wss://")
+        return value
+
+    @field_validator("dhan_rest_url", "yahoo_rest_url")
+    @classmethod
+    def _check_http_url(cls, value: str) -> str:
+        if not re.match(r"^https?://[^/\s]+", value):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper_log_level(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute_state_dir(cls, value: Path) -> Path:
+        return value if value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _check_tokens(cls, value: SecretStr) -> SecretStr:
+        names: set[str] = set()
+        for pair in _split(value.get_secret_value()):
+            if not _TOKEN.match(pair):
+                raise ValueError(
+                    "each entry must be name:secret, the secret at least 8 characters without spaces"
+                )
+            name = pair.partition(":")[0]
+            if name in names:
+                raise ValueError(f"the name {name} appears twice")
+            names.add(name)
+        return value
+
+    @model_validator(mode="after")
+    def _open_bind_needs_tokens(self) -> Settings:
+        if not self.tokens() and not is_loopback(self.api_host):
+            raise ValueError(
+                f"API_HOST={self.api_host} is reachable from other machines: "
+                "set API_TOKENS=name:secret, or API_HOST=127.0.0.1"
+            )
+        return self
+
+    def tokens(self) -> dict[str, str]:
+        """Return the API tokens as name → secret, empty when none are set."""
+        pairs = _split(self.api_tokens.get_secret_value())
+        return {name: secret for name, _, secret in (pair.partition(":") for pair in pairs)}
+
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Return the configured browser origins."""
+        return tuple(_split(self.api_allowed_origins))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a bind address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def dotenv_path() -> Path | None:
+    """Return the `.env` that applies: the working directory's, else the project's, else None."""
+    for folder in (Path.cwd(), PROJECT_ROOT):
+        candidate = folder / ".env"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return environment over `.env` as one mapping, names in capitals, read anew at every call.
+
+    Raises `ConfigurationError` naming every unknown setting in `.env`; names that begin with one of
+    `provider_prefixes` (as in `ALPACA_`) belong to providers found at run time and are let through.
+    """
+    merged: dict[str, str] = {}
+    path = dotenv_path() if use_dotenv else None
+    if path is not None:
+        merged.update(_read_dotenv(path, provider_prefixes))
+    for name, value in os.environ.items():
+        if value != "" or name.upper() not in merged:
+            merged[name.upper()] = value
+    return merged
+
+
+def _read_dotenv(path: Path, provider_prefixes: tuple[str, ...]) -> dict[str, str]:
+    try:
+        text_values = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}. Make it a readable UTF-8 file.") from error
+    known = setting_names()
+    unknown: list[str] = []
+    values: dict[str, str] = {}
+    for name, value in text_values.items():
+        upper = name.upper()
+        if upper not in known and not upper.startswith(provider_prefixes or ("\0",)):
+            near = difflib.get_close_matches(upper, known, n=1, cutoff=0.0)
+            unknown.append(f"{name} (did you mean {near[0]}?)")
+        elif value is not None:
+            values[upper] = value
+    if unknown:
+        raise ConfigurationError(
+            f"{path} has unknown settings: {', '.join(unknown)}. Correct or remove them."
+        )
+    return values
+
+
+def setting_names() -> tuple[str, ...]:
+    """Return the names of all settings, in capitals, in the order of their definition."""
+    return tuple(name.upper() for name in Settings.model_fields)
+
+
+def load_settings(
+    *,
+    use_dotenv: bool = True,
+    provider_prefixes: tuple[str, ...] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read and check all settings. Raises `ConfigurationError` with every problem in one message.
+
+    `overrides` (lower-case field names) win over the environment. No value of a secret is ever
+    part of a message.
+    """
+    environment = read_environment(use_dotenv=use_dotenv, provider_prefixes=provider_prefixes)
+    values: dict[str, Any] = {
+        field: environment[field.upper()]
+        for field in Settings.model_fields
+        if environment.get(field.upper(), "").strip() != ""
+    }
+    values.update(overrides or {})
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in item["loc"]).upper()
+        message = str(item["msg"]).removeprefix("Value error, ")
+        problems.append(f"{name}: {message}" if name else message)
+    return "wrong settings: " + "; ".join(problems)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
