@@ -1,0 +1,1 @@
+"""Schema migrations and the scripts that fill the catalogue's tables. Not part of the running daemon."""

@@ -1,0 +1,1 @@
+"""Pure readers of what vendors publish and people write: no network, no database."""

@@ -1,0 +1,46 @@
+"""Which providers serve an exchange, and in which order."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    UniqueConstraint,
+    false,
+    text,
+    true,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Row
+
+
+class ExchangeProviderMapping(Row, Base):
+    """One provider of one exchange.
+
+    The primary comes first, the others by `priority`, smallest first. An exchange has one primary
+    at most, active or not.
+    """
+
+    __tablename__ = "exchange_provider_mappings"
+    __table_args__ = (
+        UniqueConstraint("provider_id", "exchange_id"),
+        CheckConstraint("priority >= 0", name="priority_is_not_negative"),
+        Index(
+            "uq_exchange_provider_mappings_one_primary",
+            "exchange_id",
+            unique=True,
+            postgresql_where=text("is_primary"),
+        ),
+        Index(None, "exchange_id"),
+    )
+
+    provider_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("providers.id", ondelete="RESTRICT"))
+    exchange_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("exchanges.id", ondelete="RESTRICT"))
+    is_active: Mapped[bool] = mapped_column(Boolean, server_default=true())
+    is_primary: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    priority: Mapped[int] = mapped_column(Integer, server_default=text("100"))
