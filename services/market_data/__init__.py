@@ -1,0 +1,1 @@
+"""Records, instruments, time and the rules that turn wire values into trustworthy ticks. Pure, no I/O."""

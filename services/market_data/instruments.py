@@ -1,0 +1,81 @@
+"""What an instrument is, and under which name each provider knows it.
+
+Built from PostgreSQL by `catalogue`, used by the normaliser, the router and the gateway.
+Immutable: a changed mapping is a new object in a new snapshot.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+
+class AssetClass(str, Enum):
+    """The kinds of instrument the instruments table allows."""
+
+    EQUITY = "equity"
+    ETF = "etf"
+    INDEX = "index"
+    FUTURE = "future"
+    OPTION = "option"
+    FX = "fx"
+    CRYPTO = "crypto"
+
+
+EXCHANGE_CODES = ("NASDAQ", "NYSE", "ARCA", "NSE", "BSE", "NFO", "BFO", "MCX", "CDS", "CRYPTO", "FX", "INDEX")
+
+
+class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One instrument as one provider knows it; one row of `provider_instrument_mappings`, joined.
+
+    `instrument` is the instrument key `EXCHANGE:SYMBOL`. `priority` orders the providers of an
+    exchange, smallest first, the primary before all others. `tick_size` is in the currency of the
+    price, None where the exchange has none.
+    """
+
+    mapping_id: int
+    instrument: str
+    exchange: str
+    symbol: str
+    name: str
+    asset_class: AssetClass
+    currency: str
+    provider_code: str
+    search_code: str
+    segment: str | None = None
+    security_id: str | None = None
+    tick_size: float | None = None
+    lot_size: int | None = None
+    is_primary: bool = False
+    priority: int = 100
+
+    @property
+    def provider_symbol(self) -> str:
+        """The name handed to `subscribe_symbols`: `NSE_EQ:2885` where there are segments, else `AAPL`."""
+        if self.segment and self.security_id:
+            return f"{self.segment}:{self.security_id}"
+        return self.search_code
+
+
+class ProviderEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One active row of `providers`. `rate_limit` is in requests per second, None where there is none."""
+
+    code: str
+    name: str
+    rate_limit: float | None = None
+    is_active: bool = True
+
+
+class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the tables say at one moment: active providers, and active mappings of active exchanges.
+
+    `version` grows by one with every snapshot of a running daemon; `loaded_ms` is UTC epoch ms.
+    `from_cache` says that PostgreSQL was down and the last good copy on disk was used.
+    """
+
+    version: int
+    loaded_ms: int
+    providers: tuple[ProviderEntry, ...]
+    mappings: tuple[InstrumentMapping, ...]
+    from_cache: bool = False

@@ -1,0 +1,382 @@
+"""From what a provider said to a tick that can be trusted, or a counted rejection.
+
+One normaliser per provider stands between its decoded messages and the router. It knows the
+instrument behind each provider symbol, cleans the price, finds the event time, turns cumulative
+volume into traded quantity, and refuses what is damaged, stale or repeated. Pure: no I/O, no tasks.
+
+    records in = accepted + merged + sum(rejected)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+import structlog
+
+from services.market_data.instruments import InstrumentMapping
+from services.market_data.pricing import PriceGrid, reference_price
+from services.market_data.quality import (
+    EARLIEST_EVENT_MS,
+    FAR_FUTURE_MS,
+    FUTURE_TOLERANCE_MS,
+    STALE_AFTER_MS,
+    SUSPECTS_BEFORE_ACCEPTED,
+    allows_negative,
+    band_ratio,
+    has_volume,
+    refusal_of_price,
+)
+from services.market_data.records import (
+    FLAG_LATE,
+    FLAG_SKEWED,
+    FLAG_SNAPSHOT,
+    FLAG_SUSPECT,
+    DataIngestionFormat,
+    ProviderTick,
+)
+
+_log = structlog.get_logger(__name__)
+
+_SECOND_MS = 1_000
+IST_OFFSET_MS = 19_800_000
+"""How far India's clocks are ahead of UTC."""
+_ZONE_TOLERANCE_MS = 60_000
+ZONE_ALARM_AFTER = 100
+"""So many ticks in a row that are ahead by that much are no coincidence."""
+_REMEMBERED_SECONDS = 8
+
+
+class NormaliserCounters(msgspec.Struct):
+    """What became of the records of one provider. `merged` are reference updates without a price.
+
+    `noted` counts remarks on accepted ticks (`off_tick`, `skewed`, `volume_rebased`, `suspect`, `late`).
+    """
+
+    records: int = 0
+    accepted: int = 0
+    merged: int = 0
+    rejected: dict[str, int] = msgspec.field(default_factory=dict)
+    noted: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def reject(self, reason: str) -> None:
+        """Count one refused record."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def note(self, remark: str) -> None:
+        """Count one remark on an accepted tick."""
+        self.noted[remark] = self.noted.get(remark, 0) + 1
+
+
+class _InstrumentState:
+    """What must be remembered of one instrument at one provider."""
+
+    __slots__ = (
+        "band",
+        "baseline",
+        "day_open",
+        "grid",
+        "last_ask",
+        "last_ask_size",
+        "last_bid",
+        "last_bid_size",
+        "last_event_ms",
+        "last_price",
+        "last_raw_event_ms",
+        "last_volume",
+        "late_slots",
+        "mapping",
+        "negative_allowed",
+        "oi",
+        "previous_close",
+        "recent",
+        "reference",
+        "seeded_ms",
+        "suspects",
+        "volume_means_trades",
+    )
+
+    def __init__(self, mapping: InstrumentMapping) -> None:
+        self.use(mapping)
+        self.baseline: int | None = None
+        self.last_raw_event_ms = 0
+        self.last_event_ms = 0
+        self.seeded_ms = 0
+        self.last_price = 0.0
+        self.last_volume: int | None = None
+        self.last_bid: float | None = None
+        self.last_ask: float | None = None
+        self.last_bid_size: int | None = None
+        self.last_ask_size: int | None = None
+        self.oi: int | None = None
+        self.previous_close: float | None = None
+        self.reference = 0.0
+        self.suspects = 0
+        self.late_slots: dict[int, int] = {}
+        self.recent: deque[tuple[int, float, int | None]] = deque(maxlen=_REMEMBERED_SECONDS)
+
+    def use(self, mapping: InstrumentMapping) -> None:
+        self.mapping = mapping
+        self.grid = PriceGrid(mapping.tick_size)
+        self.negative_allowed = allows_negative(mapping)
+        self.volume_means_trades = has_volume(mapping)
+        self.band = band_ratio(mapping.asset_class)
+
+
+class Normaliser:
+    """Normalises the ticks of one provider.
+
+    `accept` returns the tick to pass on, or None after counting why not. A snapshot too old to be a
+    tick is kept in `reference_quote` for whoever wants to show the last known price.
+    """
+
+    def __init__(self, provider_code: str) -> None:
+        self.provider_code = provider_code
+        self.counters = NormaliserCounters()
+        self.reference_quote: DataIngestionFormat | None = None
+        self._zone_suspects = 0
+        self._states: dict[str, _InstrumentState] = {}
+
+    def load(self, mappings: Iterable[InstrumentMapping]) -> None:
+        """Replace the set of instruments; those that stay keep their memory."""
+        states: dict[str, _InstrumentState] = {}
+        for mapping in mappings:
+            state = self._states.get(mapping.provider_symbol)
+            if state is None or state.mapping.instrument != mapping.instrument:
+                state = _InstrumentState(mapping)
+            else:
+                state.use(mapping)
+            states[mapping.provider_symbol] = state
+        self._states = states
+
+    def seed(self, provider_symbol: str, newest: DataIngestionFormat) -> None:
+        """Recall the newest stored tick, so that a restart does not store the same one again."""
+        state = self._states.get(provider_symbol)
+        if state is None or newest.timestamp <= state.last_event_ms:
+            return
+        # The stored time may lie anywhere in the source's second; the source itself said the second's start.
+        state.last_raw_event_ms = newest.timestamp - newest.timestamp % _SECOND_MS
+        state.seeded_ms = state.last_event_ms = newest.timestamp
+        state.last_price = state.reference = newest.price
+        state.last_volume = newest.cumulative_volume
+        state.last_bid, state.last_ask = newest.bid, newest.ask
+        state.last_bid_size, state.last_ask_size = newest.bid_size, newest.ask_size
+
+    def rebase(self, provider_symbols: Iterable[str]) -> None:
+        """Forget the volume baselines of these symbols: what was traded in between is unknown."""
+        for symbol in provider_symbols:
+            state = self._states.get(symbol)
+            if state is not None:
+                state.baseline = None
+
+    def accept(self, tick: ProviderTick, received_ms: int) -> DataIngestionFormat | None:
+        """Return the normalised tick, or None when it was merged or refused (counted by reason)."""
+        counters = self.counters
+        counters.records += 1
+        state = self._states.get(tick.provider_symbol)
+        if state is None:
+            counters.reject("unmapped")
+            return None
+        if tick.oi is not None:
+            state.oi = tick.oi
+        if tick.previous_close is not None:
+            state.previous_close = reference_price(state.grid, tick.previous_close, tick.price_decimals)
+        price = tick.price
+        if price is None:
+            counters.merged += 1
+            return None
+        refusal = refusal_of_price(price, negative_allowed=state.negative_allowed)
+        if refusal is not None:
+            counters.reject(refusal)
+            return None
+
+        event_ms = received_ms if tick.event_ms is None else tick.event_ms
+        flags = tick.flags
+        if event_ms < EARLIEST_EVENT_MS:
+            counters.reject("no_time")
+            return None
+        resolution_ms = tick.event_resolution_ms
+        raw_event_ms = event_ms
+        if event_ms > received_ms + FUTURE_TOLERANCE_MS:
+            if event_ms > received_ms + FAR_FUTURE_MS:
+                counters.reject("far_future")
+                return None
+            flags |= FLAG_SKEWED
+            counters.note("skewed")
+            self._watch_zone(event_ms - received_ms)
+            event_ms, resolution_ms = received_ms, 1
+
+        clean_price, on_grid = state.grid.clean(price, tick.price_decimals)
+        stale = event_ms < received_ms - STALE_AFTER_MS
+        volume = tick.cumulative_volume if state.volume_means_trades else None
+        bid = reference_price(state.grid, tick.bid, tick.price_decimals)
+        ask = reference_price(state.grid, tick.ask, tick.price_decimals)
+        if self._is_repeat(state, tick, raw_event_ms, clean_price, volume, bid, ask):
+            counters.reject("duplicate")
+            return None
+        if stale:
+            counters.reject("stale")
+            if flags & FLAG_SNAPSHOT:
+                self.reference_quote = self._record(
+                    state, tick, clean_price, None, event_ms, received_ms, flags, volume, bid, ask
+                )
+            return None
+        if not on_grid:
+            counters.note("off_tick")
+
+        late = raw_event_ms < state.last_raw_event_ms and not flags & FLAG_SKEWED
+        if late:
+            flags |= FLAG_LATE
+            counters.note("late")
+            event_ms = self._late_time(state, event_ms, resolution_ms)
+            quantity = None
+        else:
+            event_ms = _time_in_order(state.last_event_ms, event_ms, resolution_ms, received_ms, flags)
+            quantity = self._traded(state, volume)
+            if state.band and self._outside_band(state, clean_price):
+                flags |= FLAG_SUSPECT
+                counters.note("suspect")
+            state.last_event_ms = event_ms
+            state.last_raw_event_ms = raw_event_ms if not flags & FLAG_SKEWED else state.last_raw_event_ms
+            state.last_price = clean_price
+            if volume is not None:
+                state.last_volume = volume
+            state.last_bid = bid
+            state.last_ask = ask
+            state.last_bid_size = tick.bid_size
+            state.last_ask_size = tick.ask_size
+        state.recent.append((raw_event_ms, clean_price, volume))
+        counters.accepted += 1
+        return self._record(
+            state, tick, clean_price, quantity, event_ms, received_ms, flags, volume, bid, ask
+        )
+
+    def _watch_zone(self, ahead_ms: int) -> None:
+        """Raise one alarm when times are ahead by India's offset from UTC, tick after tick."""
+        if abs(ahead_ms - IST_OFFSET_MS) > _ZONE_TOLERANCE_MS:
+            self._zone_suspects = 0
+            return
+        self._zone_suspects += 1
+        if self._zone_suspects == ZONE_ALARM_AFTER:
+            _log.error(
+                "provider_time_zone_wrong",
+                provider=self.provider_code,
+                ahead_ms=ahead_ms,
+                ticks=ZONE_ALARM_AFTER,
+                remedy="times look like Indian time taken for UTC; the receive time is used instead",
+            )
+
+    def _record(
+        self,
+        state: _InstrumentState,
+        tick: ProviderTick,
+        price: float,
+        quantity: int | None,
+        event_ms: int,
+        received_ms: int,
+        flags: int,
+        cumulative_volume: int | None,
+        bid: float | None,
+        ask: float | None,
+    ) -> DataIngestionFormat:
+        grid, decimals = state.grid, tick.price_decimals
+        return DataIngestionFormat(
+            state.mapping.instrument,
+            price,
+            quantity,
+            event_ms,
+            self.provider_code,
+            tick.provider_symbol,
+            received_ms,
+            cumulative_volume,
+            bid,
+            ask,
+            tick.bid_size,
+            tick.ask_size,
+            state.oi,
+            reference_price(grid, tick.day_open, decimals),
+            reference_price(grid, tick.day_high, decimals),
+            reference_price(grid, tick.day_low, decimals),
+            state.previous_close,
+            flags,
+            state.mapping.exchange,
+        )
+
+    @staticmethod
+    def _is_repeat(
+        state: _InstrumentState,
+        tick: ProviderTick,
+        raw_event_ms: int,
+        price: float,
+        volume: int | None,
+        bid: float | None,
+        ask: float | None,
+    ) -> bool:
+        """Tell whether the tick says nothing that was not said before."""
+        if raw_event_ms in (state.last_raw_event_ms, state.seeded_ms):
+            return (
+                price == state.last_price
+                and (volume is None or volume == state.last_volume)
+                and (bid is None or bid == state.last_bid)
+                and (ask is None or ask == state.last_ask)
+                and (tick.bid_size is None or tick.bid_size == state.last_bid_size)
+                and (tick.ask_size is None or tick.ask_size == state.last_ask_size)
+            )
+        return raw_event_ms < state.last_raw_event_ms and (raw_event_ms, price, volume) in state.recent
+
+    def _traded(self, state: _InstrumentState, volume: int | None) -> int | None:
+        """Return the quantity since the previous tick, None at a new baseline or where unknown."""
+        if volume is None:
+            return None
+        baseline, state.baseline = state.baseline, volume
+        if baseline is None:
+            return None
+        if volume < baseline:
+            self.counters.note("volume_rebased")
+            return None
+        return volume - baseline
+
+    @staticmethod
+    def _outside_band(state: _InstrumentState, price: float) -> bool:
+        reference = state.reference or state.previous_close or 0.0
+        if reference <= 0.0 or reference / state.band <= price <= reference * state.band:
+            state.reference, state.suspects = price, 0
+            return False
+        state.suspects += 1
+        if state.suspects > SUSPECTS_BEFORE_ACCEPTED:
+            state.reference, state.suspects = price, 0
+            return False
+        return True
+
+    @staticmethod
+    def _late_time(state: _InstrumentState, event_ms: int, resolution_ms: int) -> int:
+        """Return the stored time of a late tick: in its own second, counted down from the second's end.
+
+        Ticks in order count up from the second's start, so the two do not overwrite each other.
+        """
+        if resolution_ms < _SECOND_MS:
+            return event_ms
+        second = event_ms - event_ms % _SECOND_MS
+        slot = max(0, state.late_slots.get(second, _SECOND_MS) - 1)
+        if second not in state.late_slots and len(state.late_slots) >= _REMEMBERED_SECONDS:
+            del state.late_slots[min(state.late_slots)]
+        state.late_slots[second] = slot
+        return second + slot
+
+
+def _time_in_order(last_ms: int, event_ms: int, resolution_ms: int, received_ms: int, flags: int) -> int:
+    """Return the event time to store for a tick that is not late.
+
+    A whole-second source gets the receive time when that lies in the same second, else the next free
+    millisecond after the last tick, never leaving the second (there the ticks collapse).
+    """
+    if flags & FLAG_SKEWED:
+        return event_ms if event_ms > last_ms or last_ms - event_ms > _SECOND_MS else last_ms + 1
+    if resolution_ms < _SECOND_MS:
+        return event_ms
+    second = event_ms - event_ms % _SECOND_MS
+    stored = received_ms if second <= received_ms < second + _SECOND_MS else second
+    if last_ms >= stored:
+        stored = last_ms + 1
+    return min(stored, second + _SECOND_MS - 1)

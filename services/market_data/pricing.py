@@ -1,0 +1,67 @@
+"""Turns the float32 prices of the wire into the decimal prices that were meant.
+
+307.2 travels as 307.20001220703125. The instrument's tick size says which decimal it was; a price
+that does not lie on the tick grid is kept as the shortest decimal that the float32 stands for,
+never moved to a tick the market did not trade at.
+"""
+
+from __future__ import annotations
+
+from math import floor, isfinite
+
+_TOLERANCE = 1.001 * 2.0**-24
+"""Largest relative distance between a decimal and its nearest float32."""
+
+
+class PriceGrid:
+    """Rounds prices of one instrument. `tick_size` in price units, None where there is no grid."""
+
+    __slots__ = ("_per_unit", "_tick")
+
+    def __init__(self, tick_size: float | None) -> None:
+        self._tick = tick_size if tick_size and tick_size > 0 else None
+        per_unit = 1.0 / self._tick if self._tick else 0.0
+        # Dividing by a whole number gives the double nearest to the decimal; multiplying by 0.05 does not.
+        self._per_unit = (
+            float(round(per_unit)) if per_unit and abs(per_unit - round(per_unit)) < 1e-6 else 0.0
+        )
+
+    def clean(self, price: float, decimals: int | None = None) -> tuple[float, bool]:
+        """Return the decimal price and whether it lies on the grid (True where there is no grid).
+
+        `decimals` is the precision the source states, used where there is no tick size.
+        `price` must be finite.
+        """
+        tolerance = abs(price) * _TOLERANCE
+        if self._per_unit:
+            candidate = floor(price * self._per_unit + 0.5) / self._per_unit
+            if abs(candidate - price) <= tolerance:
+                return candidate, True
+            return shortest_decimal(price, tolerance), False
+        if self._tick:
+            candidate = floor(price / self._tick + 0.5) * self._tick
+            candidate = round(candidate, 9)
+            if abs(candidate - price) <= tolerance:
+                return candidate, True
+            return shortest_decimal(price, tolerance), False
+        if decimals is not None:
+            candidate = round(price, decimals)
+            if abs(candidate - price) <= tolerance:
+                return candidate, True
+        return shortest_decimal(price, tolerance), True
+
+
+def shortest_decimal(price: float, tolerance: float) -> float:
+    """Return the decimal with the fewest digits within `tolerance` of `price`."""
+    for digits in (6, 7, 8):
+        candidate = float(f"{price:.{digits}g}")
+        if abs(candidate - price) <= tolerance:
+            return candidate
+    return price
+
+
+def reference_price(grid: PriceGrid, price: float | None, decimals: int | None) -> float | None:
+    """Return a cleaned bid, ask or day price; None for absent, zero, NaN and infinite ones."""
+    if not price or not isfinite(price):
+        return None
+    return grid.clean(price, decimals)[0]
