@@ -1,0 +1,97 @@
+"""The contract of a sink: where sequenced records go (time series, stream, latest value, clients).
+
+The bus hands every record to every sink by a plain call, on the event loop, per tick. A sink
+therefore only queues in `offer`; the work is done by its own supervised `run`.
+A sink never pushes back, never raises into the bus, and accounts for every record it was offered.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+
+import msgspec
+
+from services.market_data.records import Record
+
+
+class SinkState(str, Enum):
+    """Whether a sink can do its work."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNAVAILABLE = "unavailable"
+    PARKED = "parked"
+    CLOSED = "closed"
+
+
+class SinkCounters(msgspec.Struct):
+    """What became of the records a sink was offered.
+
+    At any moment `offered = written + collapsed + sum(dropped) + sum(rejected) + queued + spooled`, where
+    queued includes what is in flight and `spooled` is what waits on disk. `already_written` counts replayed
+    records that the store had (they are part of `written`), `recovered` those that an earlier run left on
+    disk (they are part of `offered`), `repaired` series that had to be mended before they took samples
+    again; `batches` and `errors` are for rates only.
+    """
+
+    offered: int = 0
+    written: int = 0
+    collapsed: int = 0
+    spooled: int = 0
+    recovered: int = 0
+    already_written: int = 0
+    repaired: int = 0
+    batches: int = 0
+    errors: int = 0
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    rejected: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count `count` records that were given up on, for example `queue_full`."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def reject(self, reason: str, count: int = 1) -> None:
+        """Count `count` records that the store will never accept."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + count
+
+    def imbalance(self, queued: int) -> int:
+        """Return how many records are unaccounted for; anything but 0 is a bug."""
+        settled = self.written + self.collapsed + sum(self.dropped.values()) + sum(self.rejected.values())
+        return self.offered - settled - queued - self.spooled
+
+
+class Sink(ABC):
+    """One destination of the bus: own bounded queue, own task, own policy, own counters."""
+
+    name: str
+    counters: SinkCounters
+    state: SinkState
+    reason: str
+    """Why the state is not READY, in words for an operator; empty otherwise."""
+    probe_ms: int
+    """`position_ms` of the newest health-probe record that was delivered; 0 before the first."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counters = SinkCounters()
+        self.state = SinkState.STARTING
+        self.reason = ""
+        self.probe_ms = 0
+
+    @property
+    @abstractmethod
+    def queued(self) -> int:
+        """Records that were offered and are not settled yet."""
+
+    @abstractmethod
+    def offer(self, record: Record) -> None:
+        """Take one record. Called on the event loop for every tick: never blocks, never raises."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Do the sink's work until cancelled. The supervisor restarts it after an exception."""
+
+    @abstractmethod
+    async def drain(self, deadline_s: float) -> int:
+        """Write out what is queued, for at most `deadline_s` seconds; return how many records remain."""

@@ -1,0 +1,1 @@
+"""Redis: connections, the writers behind the bus, and what a starting daemon reads back."""

@@ -1,0 +1,64 @@
+"""A run of records on its way to Redis, kept whole until every one of them is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.market_data.records import Record
+from services.storage.resp import to_bytes
+
+
+class Batch:
+    """Commands for some records, in order, sent again byte for byte after an unknown outcome.
+
+    `body` writes the records and causes `body_replies` replies. `prelude` holds commands (one reply
+    each) that go before it, such as the creation of series. `merged` names the places in `records`
+    whose sample replaces one that was counted before. `probe_ms` is the position of the health probe
+    among the records, 0 without one. `maybe_stored` says that an earlier attempt may have been
+    carried out.
+    """
+
+    __slots__ = (
+        "body",
+        "body_replies",
+        "maybe_stored",
+        "merged",
+        "prelude",
+        "probe_ms",
+        "records",
+        "refusals",
+        "repairs",
+        "spool_mark",
+        "spooled_until",
+    )
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        pieces: Sequence[str],
+        *,
+        body_replies: int,
+        prelude: list[str] | None = None,
+        merged: frozenset[int] = frozenset(),
+        probe_ms: int = 0,
+    ) -> None:
+        self.records = records
+        self.body = to_bytes(pieces)
+        self.body_replies = body_replies
+        self.prelude = prelude or []
+        self.merged = merged
+        self.probe_ms = probe_ms
+        self.maybe_stored = False
+        self.refusals = 0
+        self.repairs = 0
+        self.spooled_until = 0
+        self.spool_mark = 0
+
+    @property
+    def replies(self) -> int:
+        """How many replies the whole batch causes."""
+        return len(self.prelude) + self.body_replies
+
+    def payload(self) -> bytes:
+        """Return the bytes to send."""
+        return to_bytes(self.prelude) + self.body if self.prelude else self.body

@@ -1,0 +1,160 @@
+"""redis-py for everything that does not run once per tick, and the check of the server at start.
+
+Stands beside the writers, for start-up, status and reads. No retries of the library's own: by default
+it repeats a command whose answer was late, which stores an entry twice and hides a stall for a minute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
+from services.storage.address import parse_address
+from services.storage.failures import server_refusal
+
+CONNECT_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 2.0
+_MOST_CONNECTIONS = 8
+_PREFIX_OF: tuple[tuple[type[RedisError], str], ...] = (
+    (BusyLoadingError, "LOADING"),
+    (OutOfMemoryError, "OOM"),
+    (ReadOnlyError, "READONLY"),
+    (NoPermissionError, "NOPERM"),
+    (MasterDownError, "MASTERDOWN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+    (MovedError, "MOVED"),
+    (TryAgainError, "TRYAGAIN"),
+)
+"""redis-py turns the first word of an error reply into a class; this turns it back."""
+
+
+class RedisFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server says of itself.
+
+    `role` is `master` or `slave`; `timeseries_version` is `1.12.2`; `maxmemory_policy` is empty where
+    the server does not tell. `run_id` changes with every start of the server.
+    """
+
+    version: str
+    role: str
+    aof_enabled: bool
+    timeseries_version: str
+    maxmemory_policy: str
+    run_id: str
+
+
+def make_client(
+    url: str,
+    *,
+    name: str = "marketd:client",
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    reply_timeout_s: float = REPLY_TIMEOUT_S,
+) -> Redis:
+    """Return a client that decodes text, waits a bounded time and never repeats a command by itself.
+
+    Connects on first use. Raises `StorageMisconfigured` for a URL that is none of Redis.
+    """
+    parse_address(url)
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_MOST_CONNECTIONS,
+        timeout=reply_timeout_s,
+        decode_responses=True,
+        encoding_errors="replace",
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=connect_timeout_s,
+        socket_timeout=reply_timeout_s,
+        health_check_interval=0,
+        client_name=name,
+        protocol=2,
+    )
+    return Redis.from_pool(pool)
+
+
+async def check_server(client: Redis) -> RedisFacts:
+    """Ask the server what it is, and refuse one that cannot keep market data.
+
+    Raises `StorageUnavailable` when it does not answer or is loading, `StorageMisconfigured` with the
+    remedy when the password is wrong, it is a replica, or it has no TimeSeries.
+    """
+    try:
+        info: dict[str, Any] = await client.info()
+        if info.get("loading"):
+            raise StorageUnavailable("Redis is loading its data: try again in a moment")
+        if info.get("role") != "master":
+            raise StorageMisconfigured(
+                "this Redis is a read-only replica: point REDIS_URL at the master "
+                f"({info.get('master_host', 'unknown')}:{info.get('master_port', '')})"
+            )
+        timeseries_version = await _timeseries_version(client, info)
+    except RedisError as error:
+        raise storage_error(error) from error
+    except OSError as error:
+        raise StorageUnavailable(f"Redis cannot be reached: {error}") from error
+    return RedisFacts(
+        version=str(info.get("redis_version", "")),
+        role="master",
+        aof_enabled=bool(info.get("aof_enabled")),
+        timeseries_version=timeseries_version,
+        maxmemory_policy=str(info.get("maxmemory_policy", "")),
+        run_id=str(info.get("run_id", "")),
+    )
+
+
+def storage_error(error: RedisError) -> StorageError:
+    """Return what an exception of redis-py means for us, in words for an operator."""
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return server_refusal(str(error)) or StorageMisconfigured(
+            "Redis refuses the user name or password: correct REDIS_URL"
+        )
+    if isinstance(error, RedisTimeoutError):
+        return StorageUnavailable("Redis did not answer in time")
+    if isinstance(error, RedisConnectionError) and not isinstance(error, BusyLoadingError):
+        text = str(error)
+        if "certificate" in text.lower() or "ssl" in text.lower():
+            return StorageMisconfigured(f"TLS with Redis failed: {text}")
+        return server_refusal(text) or StorageUnavailable(f"Redis cannot be reached: {text}")
+    for kind, prefix in _PREFIX_OF:
+        if isinstance(error, kind):
+            refusal = server_refusal(f"{prefix} {error}")
+            if refusal is not None:
+                return refusal
+    return server_refusal(str(error)) or StorageUnavailable(f"Redis refuses: {error}")
+
+
+async def _timeseries_version(client: Redis, info: dict[str, Any]) -> str:
+    """Return the version of the TimeSeries module. Raises `StorageMisconfigured` where there is none."""
+    modules = info.get("modules") or []
+    for module in modules if isinstance(modules, list) else [modules]:
+        if module.get("name") == "timeseries":
+            number = int(module.get("ver", 0))
+            return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+    try:
+        # A server that does not list its modules may have it all the same.
+        await client.execute_command("TS.INFO", "md:absent")  # type: ignore[no-untyped-call]
+    except ResponseError as error:
+        refusal = server_refusal(str(error))
+        if refusal is not None:
+            raise refusal from error
+    return str(info.get("redis_version", ""))

@@ -1,0 +1,53 @@
+"""The names of everything the daemon keeps in Redis.
+
+The one place where a key is spelled. All keys of one instrument share a Redis Cluster slot through
+the hash tag `{EXCHANGE:SYMBOL}`. Instrument keys are taken as they are (`NSE:M&M`, `INDEX:^GSPC`,
+`CRYPTO:BTC-USD`, `NSE:BAJAJ-AUTO`): Redis keys are binary-safe and so is the protocol we write.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PREFIX = "md:"
+INTEREST = "md:interest"
+"""Sorted set: member = instrument key, score = lease expiry in UTC epoch ms."""
+EPOCH = "md:epoch"
+"""Random text made with an empty key space; another value means that the history was lost."""
+
+TickField = Literal["price", "volume", "bid", "ask", "oi"]
+TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")
+"""The fields of a tick that are kept as series, in the order they are written."""
+
+BarField = Literal["open", "high", "low", "close", "volume"]
+
+
+def tick_series(instrument: str, field: TickField) -> str:
+    """Return the key of one series of single ticks, `md:ts:{NSE:RELIANCE}:price`."""
+    return f"md:ts:{{{instrument}}}:{field}"
+
+
+def bar_series(instrument: str, interval: str, field: BarField) -> str:
+    """Return the key of one series of bars, `md:ts:{NSE:RELIANCE}:1m:open`."""
+    return f"md:ts:{{{instrument}}}:{interval}:{field}"
+
+
+def last_tick(instrument: str) -> str:
+    """Return the key of the hash with the newest tick, `md:last:{NSE:RELIANCE}`."""
+    return f"md:last:{{{instrument}}}"
+
+
+def tick_stream(exchange: str) -> str:
+    """Return the key of an exchange's stream, `md:ticks:NSE`."""
+    return f"md:ticks:{exchange}"
+
+
+def tick_labels(instrument: str, exchange: str, field: TickField, kind: str = "tick") -> dict[str, str]:
+    """Return the labels of a series of single ticks, in the order they are stored."""
+    return {
+        "instrument": instrument,
+        "exchange": exchange,
+        "symbol": instrument.partition(":")[2] or instrument,
+        "field": field,
+        "kind": kind,
+    }

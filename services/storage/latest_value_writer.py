@@ -1,0 +1,136 @@
+"""Keeps the newest tick of every instrument in a hash, for whoever wants one value and no history.
+
+Stands behind the bus; `md:last:{instrument}` has the fields of a stream entry. Only the newest tick of
+an instrument waits here, so a busy instrument costs no more than a quiet one; the others are counted
+as collapsed, as are late ticks. A field that is no longer known is deleted just before the new values
+are set, in the same breath: a reader may miss a field for a moment, but never sees an outdated one.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from services.market_data.records import (
+    FLAG_LATE,
+    PROBE_INSTRUMENT,
+    DataIngestionFormat,
+    Record,
+)
+from services.storage.batch import Batch
+from services.storage.connection import Reply, ReplyError
+from services.storage.entry import (
+    ALL_FIELDS,
+    ARGUMENTS,
+    OPTIONAL_FIELDS,
+    EntryEncoder,
+    without_bad_numbers,
+)
+from services.storage.failures import Reason, item_reason, server_refusal
+from services.storage.keys import last_tick
+from services.storage.redis_sink import RedisSink
+from services.storage.resp import bulk, command
+
+_BATCH_RECORDS = 500
+_BUSY_BATCH_RECORDS = 2_000
+
+
+class _Hash:
+    """One instrument's hash: the prepared start of its command, and which fields it may hold."""
+
+    __slots__ = ("head", "mask")
+
+    def __init__(self, instrument: str) -> None:
+        self.head = bulk("HSET") + bulk(last_tick(instrument))
+        # An earlier run may have left any field.
+        self.mask = ALL_FIELDS
+
+
+class LatestValueWriter(RedisSink):
+    """The sink behind `md:last:{instrument}`; control records are not offered to it."""
+
+    def __init__(self, redis_url: str, *, encoder: EntryEncoder | None = None, **options: Any) -> None:
+        """Prepare a writer; `encoder` may be shared with the stream's, `options` are `RedisSink`'s."""
+        # One batch at a time: while it is on its way, further ticks of an instrument replace each other.
+        super().__init__("latest_value", redis_url, in_flight=1, **options)
+        self._encoder = encoder or EntryEncoder()
+        self._pending: dict[str, DataIngestionFormat] = {}
+        self._hashes: dict[str, _Hash] = {}
+
+    def offer(self, record: Record) -> None:
+        """Queue one tick in place of an older one of its instrument. Control records are not counted."""
+        if type(record) is not DataIngestionFormat:
+            return
+        counters = self.counters
+        counters.offered += 1
+        if record.flags & FLAG_LATE:
+            counters.collapsed += 1
+            return
+        pending = self._pending
+        symbol = record.symbol
+        if symbol in pending:
+            counters.collapsed += 1
+        elif len(pending) >= self._queue_limit:
+            self._overflow()
+        pending[symbol] = record
+        if self._waiter is not None:
+            self._wake()
+
+    @property
+    def _pending_count(self) -> int:
+        return len(self._pending)
+
+    def _discard_oldest(self) -> None:
+        del self._pending[next(iter(self._pending))]
+
+    def _encode(self) -> Batch | None:
+        pending = self._pending
+        encode_tick = self._encoder.tick
+        records: list[DataIngestionFormat] = []
+        pieces: list[str] = []
+        prelude: list[str] = []
+        probe_ms = 0
+        waiting = len(pending)
+        count = _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS
+        for symbol in list(islice(pending, count)):
+            record = pending.pop(symbol)
+            try:
+                encoded = encode_tick(record)
+            except ValueError:
+                finite = without_bad_numbers(record)
+                if finite is None:
+                    self._reject(Reason.NOT_FINITE, symbol)
+                    continue
+                encoded = encode_tick(finite)
+            target = self._hashes.get(symbol)
+            if target is None:
+                target = self._hashes[symbol] = _Hash(symbol)
+            mask = encoded.mask
+            if gone := target.mask & ~mask:
+                names = [name for bit, name in enumerate(OPTIONAL_FIELDS) if gone >> bit & 1]
+                prelude.append(command("HDEL", last_tick(symbol), *names))
+            target.mask = mask
+            pieces.append(f"*{2 + ARGUMENTS[mask]}\r\n{target.head}{encoded.text}")
+            records.append(record)
+            if symbol == PROBE_INSTRUMENT:
+                probe_ms = record.position_ms
+        if not records:
+            return None
+        return Batch(records, pieces, body_replies=len(records), prelude=prelude, probe_ms=probe_ms)
+
+    def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
+        if set(map(type, replies)) == {int}:
+            self._all_written(batch)
+            return True
+        answers = replies[len(batch.prelude) :]
+        errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+        for error in errors:
+            refusal = server_refusal(error)
+            if refusal is not None:
+                # Setting the same fields once more is harmless, so the whole batch goes again.
+                raise refusal
+        self._settle_by_record(
+            batch,
+            [item_reason(str(answer)) if isinstance(answer, ReplyError) else None for answer in answers],
+        )
+        return True

@@ -1,0 +1,362 @@
+"""What the three Redis writers have in common: queue, batches, replay, states and the account of records.
+
+A writer stands behind the bus on a connection of its own. Batches leave at the end of each turn of the
+event loop while few are in flight (natural batching: an idle system is quick, a busy one efficient).
+When a batch is refused by the server as a whole, or its outcome is unknown, it and everything sent
+behind it goes back in order and is replayed byte for byte; the commands are such that this is harmless.
+While Redis takes nothing, records wait in the queue; beyond its bound the oldest is dropped and counted
+(`_overflow` is the one place where a record leaves without having been tried). `spooled_sink` puts a
+disk behind the queue.
+
+    pending records --encode--> batch in flight --settle--> written | collapsed | rejected
+                                      ^  |
+                                 replay, in order
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
+from services.market_data.records import PROBE_INSTRUMENT
+from services.pipeline.backoff import Backoff
+from services.pipeline.sink import Sink, SinkState
+from services.storage.address import RedisAddress, parse_address
+from services.storage.batch import Batch
+from services.storage.connection import RedisConnection, Reply, ReplyError, open_connection
+from services.storage.failures import Reason, server_refusal
+
+_log = structlog.get_logger(__name__)
+
+QUEUE_LIMIT = 100_000
+IN_FLIGHT = 4
+_BUSY_QUEUE = 2_000
+PARKED_RETRY_S = 60.0
+_UNKNOWN_REFUSALS = 5
+_LOG_REJECTIONS_EVERY_S = 60.0
+
+Connect = Callable[[RedisAddress, str], Awaitable[RedisConnection]]
+
+
+class RedisSink(Sink):
+    """The common part of a writer. A subclass queues in `offer`, encodes batches and settles them."""
+
+    def __init__(
+        self,
+        name: str,
+        redis_url: str,
+        *,
+        queue_limit: int = QUEUE_LIMIT,
+        in_flight: int = IN_FLIGHT,
+        busy_in_flight: int | None = None,
+        connect: Connect = open_connection,
+        backoff: Backoff | None = None,
+        parked_retry_s: float = PARKED_RETRY_S,
+    ) -> None:
+        super().__init__(name)
+        self._address = parse_address(redis_url)
+        self._queue_limit = queue_limit
+        self._usual_window = in_flight
+        self._busy_window = busy_in_flight or in_flight
+        self._connect = connect
+        self._backoff = backoff or Backoff(base_s=0.1, cap_s=5.0, floor_s=0.02, reset_after_s=1.0)
+        self._parked_retry_s = parked_retry_s
+        self._connection: RedisConnection | None = None
+        self._window = 1
+        self._in_flight: deque[Batch] = deque()
+        self._returned: list[Batch] = []
+        self._replay: deque[Batch] = deque()
+        self._batched = 0
+        self._turn: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._retry = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._accepted_s: float | None = None
+        self._lost_s: float | None = None
+        self._closing = False
+        self._rejection_logged_s: dict[str, float] = {}
+
+    # ---- what a writer adds ---------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _pending_count(self) -> int:
+        """Records that are queued and in no batch yet."""
+
+    @abstractmethod
+    def _encode(self) -> Batch | None:
+        """Take the oldest pending records into a batch; None when none of them can be sent."""
+
+    @abstractmethod
+    def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
+        """Account for every record of an answered batch, or for none and return False to send it again.
+
+        Raises `StorageError` when the server takes nothing just now.
+        """
+
+    # ---- the sink's contract --------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Records that were offered and are not settled yet."""
+        return self._pending_count + self._batched
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether anything waits that a fresh connection can be tried with."""
+        return self.queued > 0
+
+    async def run(self) -> None:
+        """Keep connected and write until cancelled."""
+        loop = asyncio.get_running_loop()
+        self.state = SinkState.STARTING
+        try:
+            while True:
+                self._accepted_s = None
+                try:
+                    connection = await self._connect(self._address, f"marketd:{self.name}")
+                    loss = await self._serve(connection)
+                except StorageError as error:
+                    loss = error
+                if self._accepted_s is not None:
+                    self._backoff.succeeded(loop.time() - self._accepted_s)
+                self._unavailable(loss)
+                await self._pause(loss)
+        finally:
+            self.state = SinkState.CLOSED
+            self.reason = ""
+
+    async def drain(self, deadline_s: float) -> int:
+        """Wait until all is settled, at most `deadline_s` seconds; return how many records remain."""
+        self.retry_now()
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self.queued:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            return self.queued
+        return 0
+
+    def retry_now(self) -> None:
+        """Try to connect at once instead of at the end of the wait, as after a changed password."""
+        self._retry.set()
+
+    # ---- one connection's life ------------------------------------------------------------------
+
+    async def _serve(self, connection: RedisConnection) -> StorageError:
+        """Write over one connection until it is lost; return why."""
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        connection.on_closed = self._wake
+        if self._has_work:
+            # One batch alone shows whether Redis really takes writes again.
+            self._window = 1
+        else:
+            self._accepted()
+        try:
+            while connection.closed_by is None:
+                self._turn = loop.create_future()
+                self._fill()
+                if connection.closed_by is None:
+                    await self._turn
+        finally:
+            self._waiter = self._turn = None
+            connection.abort(StorageUnavailable("the writer was stopped"))
+            self._connection = None
+            self._take_back()
+        if isinstance(connection.closed_by, StorageError):
+            return connection.closed_by
+        raise connection.closed_by
+
+    def _fill(self) -> None:
+        """Send batches while few enough are in flight; then sleep until a record or a reply comes."""
+        connection = self._connection
+        self._waiter = None
+        if connection is None or self._returned or self._closing:
+            return
+        in_flight = self._in_flight
+        window = self._window
+        if window > 1 and self._pending_count > _BUSY_QUEUE:
+            # A far or slow server: more batches on the way make up for the time each of them takes.
+            window = self._busy_window
+        while len(in_flight) < window:
+            if not connection.writable or connection.closed_by is not None:
+                return
+            batch = self._replay.popleft() if self._replay else self._next_batch()
+            if batch is None:
+                self._waiter = self._turn
+                return
+            in_flight.append(batch)
+            connection.send(batch.payload(), batch.replies, self._answered)
+
+    def _next_batch(self) -> Batch | None:
+        """Return the batch to send next, None when there is nothing to send just now."""
+        while self._pending_count:
+            batch = self._encode()
+            if batch is not None:
+                self._batched += len(batch.records)
+                return batch
+            self._note_settled()
+        return None
+
+    def _answered(self, replies: list[Reply]) -> None:
+        """Settle the oldest batch in flight by its replies, and send what can be sent now."""
+        batch = self._in_flight.popleft()
+        if self._returned:
+            # A batch before this one goes again, so this one goes again behind it: order is kept.
+            batch.maybe_stored = True
+            self._returned.append(batch)
+        else:
+            try:
+                settled = self._settle(batch, replies)
+            except StorageError as refusal:
+                self._returned.append(batch)
+                if self._connection is not None:
+                    self._connection.abort(refusal)
+                return
+            if settled:
+                self.counters.batches += 1
+                if self._accepted_s is None:
+                    self._accepted()
+                self._note_settled()
+            else:
+                self._returned.append(batch)
+        if self._returned and not self._in_flight:
+            self._take_back()
+        self._fill()
+
+    def _take_back(self) -> None:
+        """Put every batch without a result back in front, in its order."""
+        for batch in self._in_flight:
+            batch.maybe_stored = True
+        self._replay.extendleft(reversed((*self._returned, *self._in_flight)))
+        self._returned.clear()
+        self._in_flight.clear()
+
+    def _wake(self) -> None:
+        self._waiter = None
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    # ---- accounts -------------------------------------------------------------------------------
+
+    def _overflow(self) -> None:
+        """Give up the oldest pending record: the queue is full."""
+        self._discard_oldest()
+        self.counters.drop("queue_full")
+
+    @abstractmethod
+    def _discard_oldest(self) -> None:
+        """Remove the oldest pending record."""
+
+    def _all_written(self, batch: Batch) -> None:
+        """Account for a batch in which nothing was refused."""
+        counters = self.counters
+        counters.written += len(batch.records) - len(batch.merged)
+        counters.collapsed += len(batch.merged)
+        if batch.probe_ms:
+            self.probe_ms = batch.probe_ms
+        self._release(batch)
+
+    def _release(self, batch: Batch) -> None:
+        """Let go of a batch whose records are all accounted for."""
+        self._batched -= len(batch.records)
+
+    def _settle_by_record(self, batch: Batch, outcomes: list[Reason | None]) -> None:
+        """Account for a batch of which some records (those with a reason) were refused for good."""
+        counters = self.counters
+        for index, (record, reason) in enumerate(zip(batch.records, outcomes, strict=True)):
+            if reason is not None:
+                self._reject(reason, record.symbol)
+            elif index in batch.merged:
+                counters.collapsed += 1
+            else:
+                counters.written += 1
+            if reason is None and record.symbol == PROBE_INSTRUMENT:
+                self.probe_ms = record.position_ms
+        self._release(batch)
+
+    def _unknown_refusal(self, batch: Batch, message: str) -> None:
+        """Deal with a command refused as a whole for a reason we do not know.
+
+        Raises `StorageUnavailable` a few times, so that the batch is tried again; then its records
+        are rejected, lest one batch stops the writer for ever.
+        """
+        batch.refusals += 1
+        if batch.refusals < _UNKNOWN_REFUSALS:
+            raise server_refusal(message) or StorageUnavailable(f"Redis refuses a batch: {message[:120]}")
+        self._settle_by_record(batch, [Reason.REFUSED] * len(batch.records))
+
+    def _reject(self, reason: Reason, what: str, detail: str = "") -> None:
+        """Count one record that will never be stored; say so once a minute and reason."""
+        self.counters.errors += 1
+        self.counters.reject(reason.value)
+        now_s = asyncio.get_running_loop().time()
+        logged_s = self._rejection_logged_s.get(reason.value)
+        if logged_s is None or now_s - logged_s >= _LOG_REJECTIONS_EVERY_S:
+            self._rejection_logged_s[reason.value] = now_s
+            count = self.counters.rejected[reason.value]
+            _log.warning(
+                "record_rejected", sink=self.name, reason=reason.value, of=what, detail=detail, count=count
+            )
+
+    def _note_settled(self) -> None:
+        if not self.queued:
+            self._settled.set()
+
+    # ---- states ---------------------------------------------------------------------------------
+
+    def _accepted(self) -> None:
+        """Redis takes our writes: use the whole window, and say so if it was not so before."""
+        loop = asyncio.get_running_loop()
+        self._window = self._usual_window
+        if self._accepted_s is None:
+            self._accepted_s = loop.time()
+        if self.state is SinkState.READY:
+            return
+        self.state = SinkState.READY
+        self.reason = ""
+        if self._lost_s is not None:
+            _log.info(
+                "sink_recovered",
+                sink=self.name,
+                down_s=round(loop.time() - self._lost_s, 1),
+                queued=self.queued,
+            )
+            self._lost_s = None
+
+    def _unavailable(self, loss: StorageError) -> None:
+        """Redis takes no writes: remember since when and why, and say so once."""
+        self.counters.errors += 1
+        state = SinkState.PARKED if isinstance(loss, StorageMisconfigured) else SinkState.UNAVAILABLE
+        self.reason = str(loss)
+        if self._lost_s is None:
+            self._lost_s = asyncio.get_running_loop().time()
+        if state is not self.state:
+            self.state = state
+            _log.warning("sink_" + state.value, sink=self.name, reason=self.reason, queued=self.queued)
+
+    async def _pause(self, loss: StorageError) -> None:
+        wait_s = (
+            self._parked_retry_s if isinstance(loss, StorageMisconfigured) else self._backoff.next_wait_s()
+        )
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._retry.wait()
+        except TimeoutError:
+            return
+        self._retry.clear()
+
+
+def first_error(replies: list[Reply]) -> str | None:
+    """Return the text of the first error among `replies`, None when there is none."""
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            return str(reply)
+    return None

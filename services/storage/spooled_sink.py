@@ -1,0 +1,319 @@
+"""A Redis writer with a disk behind its queue: nothing is dropped for want of memory, or by a stop.
+
+    pending --(Redis away, or too much)--> spool --(Redis is back)--> batch in flight
+
+Records leave the queue oldest first, so all on disk are older than all in the queue. A writer whose
+order matters to Redis (the stream) sends nothing from the queue before the disk is empty; the others
+give the disk one place in flight and keep the rest for live data. Records go to disk in their final
+form: what belongs to one millisecond is merged before, so replaying any of them again changes nothing.
+Without a spool this is a plain `RedisSink`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from functools import partial
+from typing import Any, ClassVar
+
+import structlog
+
+from services.errors import StorageUnavailable
+from services.market_data.records import PROBE_INSTRUMENT, Record
+from services.pipeline.sink import SinkState
+from services.storage.batch import Batch
+from services.storage.redis_sink import RedisSink
+from services.storage.spool import SpoolChannel
+from services.storage.spool_format import MERGED, TRIED
+from services.storage.spool_log import Appended, ReadOut
+
+_log = structlog.get_logger(__name__)
+
+SPILL_ABOVE = 20_000
+SPILL_AFTER_S = 1.0
+_LOOK_EVERY_S = 0.1
+_CHUNK = 2_000
+_READ_AHEAD = 1_000
+_BEHIND_BACKLOG = 2_000
+_HOLD_ABOVE = 20_000
+_STOP_GRACE_S = 1.0
+_SPILL_RESERVE_S = 2.0
+
+
+class SpooledSink(RedisSink):
+    """The part of a writer that deals with the disk. A subclass puts records into their final form."""
+
+    in_order: ClassVar[bool]
+    """Whether Redis refuses a record after a newer one, so that the disk must be emptied first."""
+
+    def __init__(
+        self,
+        name: str,
+        redis_url: str,
+        *,
+        spool: SpoolChannel | None = None,
+        spill_above: int = SPILL_ABOVE,
+        spill_after_s: float = SPILL_AFTER_S,
+        **options: Any,
+    ) -> None:
+        """Prepare a writer; `options` as for `RedisSink`.
+
+        While Redis takes nothing, all goes to disk once that lasts `spill_after_s` seconds, and before
+        that when more than `spill_above` records wait.
+        """
+        super().__init__(name, redis_url, **options)
+        self._spool = spool
+        self._spill_above = min(spill_above, self._queue_limit // 2)
+        self._spill_after_s = spill_after_s
+        self._final: deque[tuple[Record, int]] = deque()
+        self._handed = 0
+        self._handing = 0
+        self._read: deque[tuple[Record, int]] = deque()
+        self._read_numbers: deque[int] = deque()
+        self._reading = False
+        self._spooled_out = 0
+        self._look = asyncio.Event()
+        self._spilling = asyncio.Lock()
+        self._adopted = False
+
+    # ---- what a writer adds ---------------------------------------------------------------------
+
+    @abstractmethod
+    def _finish(self, count: int) -> list[tuple[Record, int]]:
+        """Take the `count` oldest pending records and return them in final form, with `MERGED` or 0."""
+
+    @abstractmethod
+    def _encode_final(self, source: deque[tuple[Record, int]]) -> Batch | None:
+        """Take records in final form from the front of `source` into a batch; None when none can be sent."""
+
+    def _forget(self, batch: Batch) -> None:
+        """Undo what the writer assumed when it made a batch that is given up for the disk."""
+
+    # ---- the sink's contract --------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Records in memory that are not settled yet."""
+        return super().queued + len(self._final) + self._handing
+
+    async def run(self) -> None:
+        """Keep connected, write, spill and replay until cancelled."""
+        if self._spool is None:
+            await super().run()
+            return
+        if not self._adopted:
+            self._adopted = True
+            self.counters.recovered = self._spool.pending
+            self.counters.offered += self._spool.pending
+            self.counters.spooled += self._spool.pending
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(super().run(), name=f"{self.name}:connection")
+                group.create_task(self._keep_spool(self._spool), name=f"{self.name}:spool")
+        except BaseExceptionGroup as failures:
+            # One of the two ended the other; the supervisor wants to see the one that failed.
+            raise failures.exceptions[0] from None
+
+    async def drain(self, deadline_s: float) -> int:
+        """Write out what is in memory, and what Redis does not take within `deadline_s` seconds to disk.
+
+        Returns how many records remain in memory: those that the disk did not take either.
+        """
+        if self._spool is None:
+            return await super().drain(deadline_s)
+        self.retry_now()
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        while self.queued:
+            waited_s = loop.time() - started_s
+            if waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
+                break
+            if waited_s >= min(_STOP_GRACE_S, deadline_s) and (
+                self.state is not SinkState.READY or (self.in_order and self._backlog)
+            ):
+                break
+            self._settled.clear()
+            try:
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._settled.wait()
+            except TimeoutError:
+                continue
+        if self.queued:
+            await self._give_to_disk(self._spool)
+        await self._spool.sync(now=True)
+        return self.queued
+
+    async def _give_to_disk(self, spool: SpoolChannel) -> None:
+        """Stop writing to Redis for good, and put all that is in memory on disk."""
+        self._closing = True
+        if self._connection is not None:
+            self._connection.abort(StorageUnavailable("the writer is stopping"))
+        self._take_back()
+        await self._spill(spool)
+        _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
+
+    # ---- from the queue to the disk ---------------------------------------------------------------
+
+    @property
+    def _backlog(self) -> bool:
+        """Whether anything is on its way over the disk that was not taken into a batch yet."""
+        return bool(
+            self._handing or self._read or self._reading or (self._spool is not None and self._spool.unread)
+        )
+
+    @property
+    def _has_work(self) -> bool:
+        return self.queued > 0 or self.counters.spooled > 0
+
+    @property
+    def _down(self) -> bool:
+        """Whether Redis has taken nothing for so long that no record should be in memory only."""
+        if self._closing:
+            return True
+        if self.state is SinkState.READY or self._lost_s is None:
+            return False
+        return asyncio.get_running_loop().time() - self._lost_s >= self._spill_after_s
+
+    def _most_pending(self) -> int:
+        """Return how many records may wait in memory just now."""
+        if self._down:
+            return 0
+        if self.state is not SinkState.READY:
+            return self._spill_above
+        if self.in_order and self._backlog:
+            return _BEHIND_BACKLOG
+        return self._queue_limit // 2
+
+    async def _keep_spool(self, spool: SpoolChannel) -> None:
+        while True:
+            self._look.clear()
+            await self._spill(spool)
+            await self._read_ahead(spool)
+            await spool.sync()
+            try:
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._look.wait()
+            except TimeoutError:
+                continue
+
+    async def _spill(self, spool: SpoolChannel) -> None:
+        """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
+        async with self._spilling:
+            if self._down:
+                self._batches_to_final()
+            # Only what is here now: what comes meanwhile is for the next look.
+            left = self._pending_count if self._pending_count > self._most_pending() else 0
+            while (left or (self._final and (self._down or self._backlog))) and spool.usable:
+                take = min(left, _CHUNK - len(self._final), self._pending_count)
+                if take > 0:
+                    self._final += self._finish(take)
+                    left = min(left - take, self._pending_count)
+                chunk = [self._final.popleft() for _ in range(min(_CHUNK, len(self._final)))]
+                if not chunk:
+                    self._note_settled()
+                    continue
+                self._handed += len(chunk)
+                self._handing += len(chunk)
+                await spool.append(chunk, partial(self._appended, chunk))
+
+    def _appended(self, chunk: list[tuple[Record, int]], done: Appended) -> None:
+        counters = self.counters
+        self._handing -= len(chunk)
+        counters.spooled += done.taken - done.dropped
+        if done.dropped:
+            counters.drop("spool_full", done.dropped)
+        if done.too_large:
+            counters.drop("spool_record_too_large", done.too_large)
+        self._final.extendleft(reversed(chunk[done.taken + done.too_large :]))
+        self._note_settled()
+        self._wake()
+
+    def _batches_to_final(self) -> None:
+        """Take back the records of batches that were made but not settled, unless newer ones are on disk."""
+        if self._connection is not None or self._in_flight or self._returned:
+            return
+        live = [batch for batch in self._replay if not batch.spooled_until]
+        if not live or any(batch.spool_mark != self._handed for batch in live):
+            return
+        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        rows: list[tuple[Record, int]] = []
+        for batch in live:
+            self._forget(batch)
+            self._batched -= len(batch.records)
+            for index, record in enumerate(batch.records):
+                if record.symbol == PROBE_INSTRUMENT:
+                    self.counters.collapsed += 1
+                else:
+                    rows.append((record, TRIED | (MERGED if index in batch.merged else 0)))
+        self._final.extendleft(reversed(rows))
+
+    # ---- from the disk to Redis ---------------------------------------------------------------------
+
+    async def _read_ahead(self, spool: SpoolChannel) -> None:
+        if self._connection is None or self._closing or len(self._read) >= _READ_AHEAD or not spool.unread:
+            return
+        self._reading = True
+        await spool.read(_CHUNK, self._have_read)
+
+    def _have_read(self, out: ReadOut) -> None:
+        self._reading = False
+        if out.damaged:
+            self.counters.spooled -= out.damaged
+            self.counters.drop("spool_damaged", out.damaged)
+        self._read.extend((frame.record, frame.flags) for frame in out.frames)
+        self._read_numbers.extend(frame.number for frame in out.frames)
+        self._wake()
+
+    def _next_batch(self) -> Batch | None:
+        spool = self._spool
+        if spool is None:
+            return super()._next_batch()
+        while self._read and not self._spooled_out:
+            batch = self._next_spooled(spool)
+            if batch is not None:
+                return batch
+        if len(self._read) < _READ_AHEAD and spool.unread:
+            self._look.set()
+        if not self._backlog:
+            while self._final:
+                batch = self._live(self._encode_final(self._final))
+                if batch is not None:
+                    return batch
+        elif self.in_order:
+            return None
+        if self._final and (self.in_order or len(self._final) > _HOLD_ABOVE):
+            return None
+        return self._live(super()._next_batch(), counted=True)
+
+    def _live(self, batch: Batch | None, *, counted: bool = False) -> Batch | None:
+        if batch is not None:
+            batch.spool_mark = self._handed
+            if not counted:
+                self._batched += len(batch.records)
+        self._note_settled()
+        return batch
+
+    def _next_spooled(self, spool: SpoolChannel) -> Batch | None:
+        before = len(self._read)
+        batch = self._encode_final(self._read)
+        taken = before - len(self._read)
+        until = 0
+        for _ in range(taken):
+            until = self._read_numbers.popleft() + 1
+        sent = 0 if batch is None else len(batch.records)
+        self.counters.spooled -= taken - sent
+        if batch is None:
+            spool.ack(until)
+        else:
+            batch.spooled_until = until
+            self._spooled_out += 1
+        return batch
+
+    def _release(self, batch: Batch) -> None:
+        if batch.spooled_until and self._spool is not None:
+            self.counters.spooled -= len(batch.records)
+            self._spooled_out -= 1
+            self._spool.ack(batch.spooled_until)
+        else:
+            super()._release(batch)

@@ -1,0 +1,184 @@
+"""Writes every tick and control record of an exchange into its stream, in order, exactly once.
+
+Stands behind the bus; `md:ticks:{exchange}` is what consumers follow. The id of an entry is the
+position the sequencer gave the record, so a replay is harmless: Redis refuses an id it has.
+
+That refusal also makes an entry that was overtaken impossible to add. So each batch is one transaction
+(all of it is stored or nothing), and the next one leaves only when it is settled: a server that refuses
+one batch and takes the following, as it does around its memory limit, costs no entry.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+from services.errors import StorageError
+from services.market_data.records import (
+    PROBE_EXCHANGE,
+    ControlRecord,
+    DataIngestionFormat,
+    Record,
+)
+from services.storage.batch import Batch
+from services.storage.connection import Reply, ReplyError
+from services.storage.entry import ARGUMENTS, EntryEncoder, control_fields, without_bad_numbers
+from services.storage.failures import Reason, item_reason, server_refusal
+from services.storage.keys import tick_stream
+from services.storage.redis_sink import first_error
+from services.storage.resp import BULK_HEAD, bulk, command
+from services.storage.spool_format import TRIED
+from services.storage.spooled_sink import SpooledSink
+
+STREAM_MAX_ENTRIES = 250_000
+_BATCH_RECORDS = 500
+_BUSY_BATCH_RECORDS = 2_000
+_PROBE_ENTRIES = 10
+_MULTI, _EXEC = command("MULTI"), command("EXEC")
+
+
+class _Stream:
+    """The constant part of the commands of one stream, by the number of arguments that follow the id."""
+
+    __slots__ = ("heads", "is_probe", "middle")
+
+    def __init__(self, exchange: str, max_entries: int) -> None:
+        # Exact trimming is dear, and only the probe's stream is short enough to need it.
+        self.is_probe = exchange == PROBE_EXCHANGE
+        trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
+        self.middle = "".join(map(bulk, ("XADD", tick_stream(exchange), *trim)))
+        self.heads: dict[int, str] = {}
+
+    def head(self, arguments: int) -> str:
+        """Return the command up to the id, for an entry of so many names and values."""
+        head = self.heads[arguments] = f"*{6 + arguments}\r\n{self.middle}"
+        return head
+
+
+class StreamWriter(SpooledSink):
+    """The sink behind `md:ticks:{exchange}`; takes ticks and control records."""
+
+    in_order = True
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        max_entries: int = STREAM_MAX_ENTRIES,
+        encoder: EntryEncoder | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepare a writer that keeps about `max_entries` per stream; `options` as for `SpooledSink`."""
+        super().__init__("stream", redis_url, in_flight=1, **options)
+        self._max_entries = max_entries
+        self._encoder = encoder or EntryEncoder()
+        self._pending: deque[Record] = deque()
+        self._streams: dict[str, _Stream] = {}
+
+    def offer(self, record: Record) -> None:
+        """Queue one record, already carrying its position."""
+        self.counters.offered += 1
+        pending = self._pending
+        if len(pending) >= self._queue_limit:
+            self._overflow()
+        pending.append(record)
+        if self._waiter is not None:
+            self._wake()
+
+    @property
+    def _pending_count(self) -> int:
+        return len(self._pending)
+
+    def _discard_oldest(self) -> None:
+        self._pending.popleft()
+
+    def _encode(self) -> Batch | None:
+        pending = self._pending
+        waiting = len(pending)
+        count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS)
+        return self._transaction([pending.popleft() for _ in range(count)])
+
+    def _finish(self, count: int) -> list[tuple[Record, int]]:
+        taken = [self._pending.popleft() for _ in range(count)]
+        # A probe proves the present; it is of no use later.
+        final = [(record, 0) for record in taken if record.exchange != PROBE_EXCHANGE]
+        self.counters.collapsed += count - len(final)
+        return final
+
+    def _encode_final(self, source: deque[tuple[Record, int]]) -> Batch | None:
+        taken = [source.popleft() for _ in range(min(len(source), _BATCH_RECORDS))]
+        batch = self._transaction([record for record, _ in taken])
+        if batch is not None:
+            batch.maybe_stored = any(flags & TRIED for _, flags in taken)
+        return batch
+
+    def _transaction(self, taken: Sequence[Record]) -> Batch | None:
+        """Return the entries of `taken` as one transaction, None when there are none to send."""
+        streams = self._streams
+        encode_tick = self._encoder.tick
+        records: list[Record] = []
+        pieces = [_MULTI]
+        probe_ms = 0
+        newest_ms, newest_ms_text = -1, ""
+        for record in taken:
+            if type(record) is DataIngestionFormat:
+                try:
+                    encoded = encode_tick(record)
+                except ValueError:
+                    finite = without_bad_numbers(record)
+                    if finite is None:
+                        self._reject(Reason.NOT_FINITE, record.symbol)
+                        continue
+                    encoded = encode_tick(finite)
+                arguments, text = ARGUMENTS[encoded.mask], encoded.text
+            else:
+                arguments, text = control_fields(cast(ControlRecord, record))
+            stream = streams.get(record.exchange)
+            if stream is None:
+                stream = streams[record.exchange] = _Stream(record.exchange, self._max_entries)
+            if stream.is_probe:
+                probe_ms = record.position_ms
+            if record.position_ms != newest_ms:
+                newest_ms = record.position_ms
+                newest_ms_text = str(newest_ms)
+            position = f"{newest_ms_text}-{record.position_seq}"
+            head = stream.heads.get(arguments) or stream.head(arguments)
+            pieces += (head, BULK_HEAD[len(position)], position, "\r\n", text)
+            records.append(record)
+        if not records:
+            return None
+        pieces.append(_EXEC)
+        return Batch(records, pieces, body_replies=len(records) + 2, probe_ms=probe_ms)
+
+    def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
+        stored = replies[-1]
+        if isinstance(stored, list):
+            # An entry that was stored is answered by its id, which was ours to choose.
+            if ReplyError in set(map(type, stored)):
+                self._settle_entries(batch, stored)
+            else:
+                self._all_written(batch)
+        else:
+            self._refuse(batch, replies)
+        return True
+
+    def _settle_entries(self, batch: Batch, stored: list[Reply]) -> None:
+        outcomes: list[Reason | None] = []
+        for reply in stored:
+            reason = item_reason(str(reply)) if isinstance(reply, ReplyError) else None
+            if reason is Reason.BEHIND_STREAM_TOP and batch.maybe_stored:
+                # The first attempt was carried out after all; only its answer was lost.
+                self.counters.already_written += 1
+                reason = None
+            outcomes.append(reason)
+        self._settle_by_record(batch, outcomes)
+
+    def _refuse(self, batch: Batch, replies: list[Reply]) -> None:
+        """Deal with a transaction that was discarded. Raises `StorageError` when it is to be tried again."""
+        # The reply of EXEC only says that it was discarded; the command that caused it says why.
+        causes = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+        refusals: list[StorageError] = [error for cause in causes if (error := server_refusal(cause))]
+        if refusals:
+            raise refusals[0]
+        self._unknown_refusal(batch, first_error(replies) or f"transaction answered {replies[-1]!r:.80}")
