@@ -1,0 +1,513 @@
+"""THE provider contract: what a source of market data implements, and what it is given.
+
+Stands between a provider's socket and the normaliser. A provider decodes its vendor's messages
+into `ProviderTick`s and hands them to `emit`; it never sees instrument keys, Redis or clients.
+
+A complete provider can be as small as this; connecting again, back-off, subscribing anew, gaps,
+counting and parking without credentials are done by the base class:
+
+    class AcmeProvider(BaseMarketDataProvider):
+        code = "ACME"
+        credential_names = ("ACME_KEY",)
+
+        async def connect_websocket(self) -> None:
+            key = self.setting("ACME_KEY")
+            self._ws = await websockets.connect("wss://acme.example", additional_headers={"key": key})
+            self.spawn(self._read(), "reader")
+
+        async def _read(self) -> None:
+            async for raw in self._ws:
+                self.handle(raw)
+
+        async def disconnect_websocket(self) -> None:
+            await self._ws.close()
+
+        async def subscribe_symbols(self, symbols: Iterable[str]) -> None:
+            await self._ws.send(json.dumps({"subscribe": list(symbols)}))
+
+        async def unsubscribe_symbols(self, symbols: Iterable[str]) -> None:
+            await self._ws.send(json.dumps({"unsubscribe": list(symbols)}))
+
+        def message_handler(self, raw: str | bytes) -> None:
+            quote = json.loads(raw)
+            self.emit(ProviderTick(provider_symbol=quote["s"], price=quote["p"], event_ms=quote["t"]))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+import msgspec
+import structlog
+
+from services.errors import ProviderError, ProviderUnavailable
+from services.market_data.clock import Clock
+from services.market_data.records import FLAG_SNAPSHOT, ProviderTick
+from services.on_demand_provider import (
+    Candle,
+    HistoricalDataProvider,
+    OpenInterest,
+    OptionChain,
+    OptionRow,
+    OptionsDataProvider,
+)
+from services.pipeline.backoff import Backoff
+from services.provider_frames import DamageMeter, FrameIntake, ProviderCounters
+from services.provider_lifecycle import CredentialGate, RetryPolicy, keep_trying
+from services.provider_session import ProviderSession
+
+__all__ = [
+    "BaseMarketDataProvider",
+    "Candle",
+    "Capabilities",
+    "Delivery",
+    "HistoricalDataProvider",
+    "OpenInterest",
+    "OptionChain",
+    "OptionRow",
+    "OptionsDataProvider",
+    "ProviderContext",
+    "ProviderCounters",
+    "ProviderState",
+    "ProviderStatus",
+    "credential_expiry_ms",
+]
+
+_log = structlog.get_logger(__name__)
+
+HandlerResult = (
+    None | ProviderTick | Iterable[ProviderTick] | Awaitable["HandlerResult"] | AsyncIterable[ProviderTick]
+)
+"""What `message_handler` may return: nothing (it called `emit`), or ticks for the base class to emit."""
+
+
+class ProviderState(str, Enum):
+    """Where a provider stands; the words appear as they are in `/api/providers/status`."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    AUTHENTICATING = "authenticating"
+    SUBSCRIBING = "subscribing"
+    STREAMING = "streaming"
+    STALE = "stale"
+    BACKING_OFF = "backing_off"
+    PARKED = "parked"
+    CLOSED = "closed"
+
+
+_WORTH_LOGGING = frozenset(
+    {
+        ProviderState.STREAMING,
+        ProviderState.STALE,
+        ProviderState.BACKING_OFF,
+        ProviderState.PARKED,
+        ProviderState.CLOSED,
+    }
+)
+"""The states on the way to these change at every attempt; a repeated attempt is counted, not logged."""
+
+
+class Delivery(str, Enum):
+    """How fresh what a provider delivers is promised to be."""
+
+    REAL_TIME = "real_time"
+    DELAYED = "delayed"
+    END_OF_DAY = "end_of_day"
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider can do. `delivery` is what its streaming data promises, not what it achieves."""
+
+    stream: bool = True
+    history: bool = False
+    options: bool = False
+    news: bool = False
+    depth: bool = False
+    delivery: Delivery = Delivery.REAL_TIME
+
+
+class ProviderContext(msgspec.Struct, kw_only=True):
+    """What the manager gives a provider.
+
+    `deliver(tick, received_ms)` takes one decoded tick. `settings()` returns the provider's settings,
+    read anew from environment and `.env` at every call, keyed by name without the provider prefix for
+    providers found at run time and in full for all (`DHAN_ACCESS_TOKEN`); secrets are in there, so it
+    is never logged. `spawn(coroutine, name)` starts a supervised task. `connection_lost(symbols,
+    since_ms, reason)` and `connection_restored(symbols, at_ms)` bracket a time without data: lost is
+    called when a connection that carried the symbols ends, with the time of the last frame that came
+    over it; restored when their data begins or begins again, also after the very first subscription,
+    before the first tick is delivered. A symbol that is unwanted meanwhile is not reported restored.
+    `backoff()` makes the series of waits of one connection, `poll_s` is how often a parked provider
+    looks whether its settings changed, in seconds.
+    """
+
+    clock: Clock
+    deliver: Callable[[ProviderTick, int], None]
+    settings: Callable[[], Mapping[str, str]]
+    spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+    connection_lost: Callable[[Iterable[str], int, str], None]
+    connection_restored: Callable[[Iterable[str], int], None]
+    backoff: Callable[[], Backoff] = Backoff
+    poll_s: float = 3.0
+
+
+class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider knows about itself. Times are UTC epoch ms, None where unknown; no secrets.
+
+    `subscribed` counts symbols asked for on open connections, `unanswered` those of them for which
+    nothing has come since. `last_error` is empty while nothing went wrong.
+    """
+
+    code: str
+    name: str
+    state: ProviderState
+    reason: str
+    since_ms: int
+    connections: int
+    subscribed: int
+    unanswered: int
+    reconnects: int
+    last_error: str
+    credential_expires_ms: int | None
+    last_frame_ms: int | None
+
+
+class BaseMarketDataProvider(ABC):
+    """A streaming source of market data.
+
+    | method | required | called |
+    |---|---|---|
+    | `connect_websocket` | yes | to open the session; returns when messages can be sent |
+    | `disconnect_websocket` | yes | to end it; harmless when there is none |
+    | `subscribe_symbols` | yes | with provider symbols, after every connect and whenever more are wanted |
+    | `unsubscribe_symbols` | yes | with provider symbols that nobody wants any more |
+    | `message_handler` | yes | with each raw message; decodes it and calls `emit` |
+
+    and what the base class offers to them:
+
+    | helper | does |
+    |---|---|
+    | `spawn(coroutine, name)` | starts the reader; when it ends or raises, the session has ended |
+    | `handle(raw)` | gives one raw message to `message_handler`, stamps and counts it |
+    | `emit(tick)` | hands one tick on, with the receive time of its message |
+    | `setting(name)` | reads one setting anew; call it in `connect_websocket` at every attempt |
+
+    The daemon calls `run` and says by `want` and `unwant` which symbols it needs; the base class keeps
+    the set and replays it after every reconnect. Errors steer what happens next by their verdict:
+    raise `ProviderUnavailable` (or let any exception of your library out) to try again after a
+    back-off, `ProviderRateLimited` to wait longer, `CredentialsRejected` to be parked until one of
+    `credential_names` or `setting_names` has another value, `SubscriptionRefused` until other symbols
+    are wanted. Raise `WireFormatError` for a damaged message: it is counted, the session goes on.
+    """
+
+    code: ClassVar[str]
+    """Provider code, upper case, as in the `providers` table."""
+    name: ClassVar[str] = ""
+    """What people call it; the code where empty."""
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    credential_names: ClassVar[tuple[str, ...]] = ()
+    """Settings without which the provider stays parked, as in `("DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN")`."""
+    setting_names: ClassVar[tuple[str, ...]] = ()
+    """Further settings whose change is worth a new attempt while parked."""
+    snapshot_first: ClassVar[bool] = False
+    """Whether the vendor answers a subscription with the last known value, which may be old."""
+    connect_timeout_s: float = 30.0
+    request_timeout_s: float = 30.0
+    close_timeout_s: float = 1.5
+
+    def __init__(self, context: ProviderContext) -> None:
+        self.context = context
+        self.counters = ProviderCounters()
+        self.state = ProviderState.IDLE
+        self.reason = ""
+        self.since_ms = context.clock.now_ms()
+        self.last_error = ""
+        self._logged_state = (self.state, self.reason)
+        self._deliver = context.deliver
+        self._wanted: dict[str, None] = {}
+        self._something_wanted = asyncio.Event()
+        self._fresh: set[str] = set()
+        self._dark: set[str] = set()
+        self._gate = CredentialGate(
+            context.settings,
+            code=self.code,
+            credential_names=self.credential_names,
+            setting_names=self.setting_names,
+            poll_s=context.poll_s,
+        )
+        self._policy = RetryPolicy(context.backoff())
+        self._session = ProviderSession(self, clock=context.clock, gate=self._gate, spawn=context.spawn)
+        self._damage = DamageMeter()
+        self._intake = FrameIntake(
+            code=self.code,
+            clock=context.clock,
+            counters=self.counters,
+            handler=self.message_handler,
+            emit=self.emit,
+            damaged=self._frame_damaged,
+            spawn=self.spawn,
+            secrets=self._gate.secrets,
+        )
+
+    # ---- what a provider implements -----------------------------------------------------------------
+
+    @abstractmethod
+    async def connect_websocket(self) -> None:
+        """Open the session with the provider. Raises a `ProviderError` when that fails."""
+
+    @abstractmethod
+    async def disconnect_websocket(self) -> None:
+        """Close the session. Harmless when there is none, never raises for a dead peer."""
+
+    @abstractmethod
+    async def subscribe_symbols(self, symbols: Iterable[str]) -> None:
+        """Ask for `symbols` (provider symbols) on the open session. Repeats are harmless."""
+
+    @abstractmethod
+    async def unsubscribe_symbols(self, symbols: Iterable[str]) -> None:
+        """Stop asking for `symbols`. Unknown ones are ignored."""
+
+    @abstractmethod
+    def message_handler(self, raw: str | bytes) -> HandlerResult:
+        """Decode one raw message and `emit` what it carries, or return the ticks.
+
+        May be `async def`, messages are then still handled one after another. Raises
+        `WireFormatError` for a damaged message, a `ProviderError` when the message says that the
+        session is over.
+        """
+
+    @property
+    def credential_expires_ms(self) -> int | None:
+        """When the credentials in use expire, UTC epoch ms; None where that is unknown."""
+        return None
+
+    # ---- what the daemon calls ----------------------------------------------------------------------
+
+    async def want(self, symbols: Iterable[str]) -> None:
+        """Add `symbols` (provider symbols) to what is to be streamed, now and after every reconnect."""
+        new = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self._wanted]
+        if new:
+            self._wanted.update(dict.fromkeys(new))
+            self._something_wanted.set()
+            self._gate.plan_changed()
+            await self._session.wanted_changed(new, ())
+
+    async def unwant(self, symbols: Iterable[str]) -> None:
+        """Take `symbols` out of what is to be streamed. Unknown ones are ignored."""
+        gone = [symbol for symbol in dict.fromkeys(symbols) if symbol in self._wanted]
+        if gone:
+            for symbol in gone:
+                del self._wanted[symbol]
+            self._fresh.difference_update(gone)
+            self._dark.difference_update(gone)
+            if not self._wanted:
+                self._something_wanted.clear()
+            self._gate.plan_changed()
+            await self._session.wanted_changed((), gone)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The symbols to be streamed, in the order they were asked for."""
+        return tuple(self._wanted)
+
+    def credentials_changed(self) -> None:
+        """Look at the settings at once, as after SIGHUP; a parked provider goes on if they changed."""
+        self._gate.poke()
+
+    async def run(self) -> None:
+        """Keep a session open and everything wanted subscribed, until cancelled.
+
+        Connects, subscribes, waits until the session ends, waits for as long as the error calls
+        for, and begins again. Never returns by itself.
+        """
+        try:
+            await keep_trying(
+                self._session.attempt,
+                gate=self._gate,
+                policy=self._policy,
+                show=self._show_wait,
+                ready=self._has_work,
+            )
+        finally:
+            self._set_state(ProviderState.CLOSED, "stopped")
+
+    def status(self) -> ProviderStatus:
+        """Return what the provider knows about itself."""
+        return ProviderStatus(
+            code=self.code,
+            name=self.name or self.code,
+            state=self.state,
+            reason=self.reason,
+            since_ms=self.since_ms,
+            connections=self.connections,
+            subscribed=self.subscribed,
+            unanswered=len(self._fresh),
+            reconnects=self.counters.reconnects,
+            last_error=self.last_error,
+            credential_expires_ms=self.credential_expires_ms,
+            last_frame_ms=self._intake.last_frame_ms or None,
+        )
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return int(self._session.up)
+
+    @property
+    def subscribed(self) -> int:
+        """How many symbols have been asked for on open connections."""
+        return len(self._session.subscribed)
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """The symbols asked for without a price since: quiet, unknown to the vendor, or forgotten by it."""
+        return tuple(sorted(self._fresh))
+
+    # ---- what a provider calls ----------------------------------------------------------------------
+
+    def setting(self, name: str, default: str = "") -> str:
+        """Return one setting as it is now, without surrounding blanks; `default` where it is empty."""
+        return self._gate.read().get(name, "").strip() or default
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task of this session, such as the reader. When it ends or raises, so has the session."""
+        return self._session.spawn(work, name)
+
+    def handle(self, raw: str | bytes) -> bool:
+        """Give one raw message to `message_handler`; returns False when it was damaged.
+
+        Stamps the receive time, counts the frame, counts damaged ones by reason and goes on.
+        A `ProviderError` raised by the handler goes through: it ends the session.
+        """
+        return self._intake.handle(raw) > 0
+
+    def emit(self, tick: ProviderTick, received_ms: int | None = None) -> None:
+        """Hand one decoded tick to the normaliser.
+
+        `received_ms` is when its bytes arrived, UTC epoch ms; by default that of the message being handled.
+        """
+        if received_ms is None:
+            received_ms = self._intake.current_ms or self._intake.received_ms
+        if self._fresh and tick.provider_symbol in self._fresh:
+            self._first_of_symbol(tick, received_ms)
+        self.counters.ticks += 1
+        self._deliver(tick, received_ms)
+
+    # ---- what the session calls ---------------------------------------------------------------------
+
+    @property
+    def messages_seen(self) -> int:
+        """How many messages and ticks there have been; adapters may emit without `handle`."""
+        return self.counters.frames + self.counters.ticks
+
+    def session_opening(self) -> None:
+        """Take note that an attempt begins."""
+        self._set_state(ProviderState.CONNECTING)
+
+    def session_opened(self) -> None:
+        """Take note that the connection is open."""
+        self.counters.connects += 1
+        self.counters.reconnects = self.counters.connects - 1
+        self._set_state(ProviderState.SUBSCRIBING)
+
+    def session_asking(self, symbols: Iterable[str]) -> None:
+        """Take note that data of `symbols` is to begin now."""
+        self._expect(symbols)
+
+    def session_asked(self, symbols: Iterable[str]) -> None:
+        """Take note that `symbols` have been asked for."""
+        self._confirm(symbols)
+
+    def session_streaming(self) -> None:
+        """Take note that everything wanted has been asked for."""
+        self._set_state(ProviderState.STREAMING)
+
+    def session_lost(self, symbols: Iterable[str], began_ms: int, reason: str) -> None:
+        """Say that the connection that carried `symbols` since `began_ms` has ended."""
+        self._intake.close()
+        self._report_lost(symbols, max(began_ms, self._intake.last_frame_ms), reason)
+
+    # ---- inner --------------------------------------------------------------------------------------
+
+    async def _has_work(self) -> bool:
+        if self._wanted:
+            return True
+        self._set_state(ProviderState.IDLE, "no symbols are wanted")
+        await self._something_wanted.wait()
+        return False
+
+    def _expect(self, symbols: Iterable[str]) -> None:
+        symbols = list(symbols)
+        self._fresh.update(symbols)
+        self._dark.update(symbols)
+
+    def _confirm(self, symbols: Iterable[str]) -> None:
+        """Say that data of those `symbols` flows of which no tick has said so yet."""
+        back = [symbol for symbol in symbols if symbol in self._dark]
+        if back:
+            self._dark.difference_update(back)
+            self.context.connection_restored(back, self.context.clock.now_ms())
+
+    def _first_of_symbol(self, tick: ProviderTick, received_ms: int) -> None:
+        symbol = tick.provider_symbol
+        if symbol in self._dark:
+            self._dark.discard(symbol)
+            self.context.connection_restored([symbol], received_ms)
+        if tick.price is not None:
+            self._fresh.discard(symbol)
+            if self.snapshot_first:
+                tick.flags |= FLAG_SNAPSHOT
+
+    def _report_lost(self, symbols: Iterable[str], since_ms: int, reason: str) -> None:
+        lost = [symbol for symbol in symbols if symbol in self._wanted]
+        self._fresh.difference_update(lost)
+        if lost:
+            self._dark.update(lost)
+            self.context.connection_lost(lost, since_ms, reason)
+
+    def _frame_damaged(self) -> None:
+        if self._damage.add(self.context.clock.monotonic_s()):
+            self._session.end(
+                ProviderUnavailable("the connection brings only damaged data", reason="garbage")
+            )
+
+    def _set_state(self, state: ProviderState, reason: str = "") -> None:
+        if state is not self.state:
+            self.since_ms = self.context.clock.now_ms()
+        self.state, self.reason = state, reason
+        well = state in (ProviderState.STREAMING, ProviderState.CLOSED)
+        said = (state, "" if well else reason)
+        if state in _WORTH_LOGGING and said != self._logged_state:
+            self._logged_state = said
+            getattr(_log, "info" if well else "warning")(
+                "provider_state_changed", provider=self.code, state=state.value, reason=reason
+            )
+
+    def _show_wait(self, parked: bool, error: ProviderError) -> None:
+        self.last_error = str(error)
+        self._set_state(ProviderState.PARKED if parked else ProviderState.BACKING_OFF, str(error))
+
+
+def credential_expiry_ms(token: str) -> int | None:
+    """Return when a JWT expires (its claim `exp`) in UTC epoch ms, None for any other kind of token.
+
+    Reads the claim only; the signature is the vendor's business.
+    """
+    parts = token.strip().split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = msgspec.json.decode(payload)
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        return None
+    expires_s = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(expires_s, bool) or not isinstance(expires_s, (int, float)) or not 0 < expires_s < 1e11:
+        return None
+    return int(expires_s * 1000)

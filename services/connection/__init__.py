@@ -1,0 +1,1 @@
+"""One runner for every provider socket: connect, authenticate, subscribe, watch, back off, repeat."""

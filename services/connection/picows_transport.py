@@ -1,0 +1,246 @@
+"""WebSocket connections by picows: the only module that knows the library.
+
+Stands under the connection runner. TLS with the system's certificates, no compression, no redirects,
+messages bounded, pings answered at once. Never logs: the library would log addresses with tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from urllib.parse import urlsplit
+
+import aiohappyeyeballs
+import picows
+
+from services.connection.failures import handshake_error
+from services.connection.resolver import AddressInfo, Resolver
+from services.connection.transport import (
+    CloseInfo,
+    Endpoint,
+    Transport,
+    TransportLimits,
+    TransportListener,
+)
+from services.errors import ProviderError, ProviderUnavailable, SettingsUnusable
+from services.pipeline.bounded import finishes_within
+from services.provider_lifecycle import as_provider_error
+
+_silent = logging.getLogger("picows.silent")
+_silent.setLevel(logging.CRITICAL + 1)
+
+_BINARY = picows.WSMsgType.BINARY
+_TEXT = picows.WSMsgType.TEXT
+_CONTINUATION = picows.WSMsgType.CONTINUATION
+_PING = picows.WSMsgType.PING
+_PONG = picows.WSMsgType.PONG
+_HAPPY_EYEBALLS_DELAY_S = 0.25
+
+
+class PicowsConnector:
+    """Opens connections; keeps one TLS context, because reading the certificates takes milliseconds."""
+
+    def __init__(self) -> None:
+        self._tls: ssl.SSLContext | None = None
+        self._resolver = Resolver()
+
+    async def open(
+        self,
+        endpoint: Endpoint,
+        listener: TransportListener,
+        limits: TransportLimits,
+        *,
+        has_credentials: bool,
+    ) -> Transport:
+        """Open a connection within `open_timeout_s`. Raises a `ProviderError` that holds no secret."""
+        dialler = _Dialler(self._resolver, limits.receive_buffer_bytes)
+        frames = _Frames(listener, limits.max_message_bytes)
+        error: ProviderError | None = None
+        transport: picows.WSTransport | None = None
+        try:
+            async with asyncio.timeout(limits.open_timeout_s):
+                transport, _ = await picows.ws_connect(
+                    lambda: frames,
+                    endpoint.url,
+                    ssl_context=self._tls_context(endpoint.url),
+                    websocket_handshake_timeout=None,
+                    logger_name=_silent,
+                    enable_auto_pong=False,
+                    max_frame_size=limits.max_message_bytes,
+                    extra_headers=endpoint.headers,
+                    max_redirects=0,
+                    socket_factory=dialler.dial,
+                )
+        except picows.WSHandshakeError as refusal:
+            error = _refusal(refusal, has_credentials=has_credentials)
+        except TimeoutError:
+            error = ProviderUnavailable(
+                f"no WebSocket within {limits.open_timeout_s:g} s of trying", reason="open_timeout"
+            )
+        except OSError as failure:
+            # Before ValueError, because an error of a certificate is both.
+            error = as_provider_error(failure)
+        except (picows.WSInvalidURL, ValueError):
+            error = SettingsUnusable("the address of the feed is not a WebSocket address", reason="bad_url")
+        finally:
+            if transport is None:
+                dialler.hang_up()
+        # Raised out here, so that no library exception with the address in it hangs on as context.
+        if error is not None:
+            raise error
+        if transport is None or frames.transport is None:
+            raise ProviderUnavailable(
+                "the server dropped the connection during the handshake", reason="handshake_dropped"
+            )
+        return _PicowsTransport(transport)
+
+    def _tls_context(self, url: str) -> ssl.SSLContext | None:
+        if urlsplit(url).scheme != "wss":
+            return None
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+
+class _Dialler:
+    """Makes the TCP connection, and ends it when the attempt is given up half-way."""
+
+    def __init__(self, resolver: Resolver, receive_buffer_bytes: int) -> None:
+        self._resolver = resolver
+        self._receive_buffer_bytes = receive_buffer_bytes
+        self._socket: socket.socket | None = None
+
+    async def dial(self, url: picows.WSParsedURL) -> socket.socket:
+        addresses = await self._resolver.resolve(url.host, url.port)
+        self._socket = await aiohappyeyeballs.start_connection(
+            addresses,
+            happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_S,
+            interleave=1,
+            socket_factory=self._make_socket,
+        )
+        return self._socket
+
+    def hang_up(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _make_socket(self, address: AddressInfo) -> socket.socket:
+        made = socket.socket(address[0], address[1], address[2])
+        # Before connecting, because the window is agreed upon then.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer_bytes)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return made
+
+
+class _Frames(picows.WSListener):
+    """Turns picows frames into whole messages for the listener."""
+
+    def __init__(self, listener: TransportListener, max_message_bytes: int) -> None:
+        super().__init__()
+        self.transport: picows.WSTransport | None = None
+        self._listener = listener
+        self._on_frame = listener.on_frame
+        self._max_message_bytes = max_message_bytes
+        self._parts = bytearray()
+        self._parts_are_text = False
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        self.transport = transport
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        kind = frame.msg_type
+        if kind is _BINARY and frame.fin:
+            self._on_frame(frame.get_payload_as_bytes())
+        elif kind is _TEXT and frame.fin:
+            self._on_frame(_text(frame.get_payload_as_bytes()))
+        elif kind is _PING:
+            transport.send_pong(frame.get_payload_as_bytes())
+            self._listener.on_sign_of_life()
+        elif kind is _PONG:
+            self._listener.on_pong()
+        elif kind in (_BINARY, _TEXT, _CONTINUATION):
+            self._collect(frame)
+        else:
+            transport.send_close(picows.WSCloseCode.OK)
+            transport.disconnect()
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:  # noqa: ARG002 - the library's signature
+        self._listener.on_closed()
+
+    def pause_writing(self) -> None:
+        """Requests are few and small; the liveness check finds a peer that stopped reading."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
+
+    def _collect(self, frame: picows.WSFrame) -> None:
+        if frame.msg_type is not _CONTINUATION:
+            self._parts.clear()
+            self._parts_are_text = frame.msg_type is _TEXT
+        if len(self._parts) + frame.payload_size > self._max_message_bytes:
+            raise picows.WSProtocolError(picows.WSCloseCode.MESSAGE_TOO_BIG, "fragmented message too big")
+        self._parts += frame.get_payload_as_memoryview()
+        if frame.fin:
+            whole = bytes(self._parts)
+            self._parts.clear()
+            self._on_frame(_text(whole) if self._parts_are_text else whole)
+
+
+class _PicowsTransport(Transport):
+    def __init__(self, transport: picows.WSTransport) -> None:
+        self._transport = transport
+
+    def send(self, payload: str | bytes) -> None:
+        self._transport.send(_TEXT if isinstance(payload, str) else _BINARY, payload)
+
+    def ping(self) -> None:
+        self._transport.send_ping(b"")
+
+    def abort(self) -> None:
+        self._transport.disconnect(graceful=False)
+
+    async def close(self, within_s: float) -> None:
+        if not self._transport.is_disconnected:
+            self._transport.send_close(picows.WSCloseCode.OK)
+        if not await finishes_within(self.wait_closed(), within_s):
+            self.abort()
+            await self.wait_closed()
+
+    async def wait_closed(self) -> CloseInfo:
+        (failure,) = await asyncio.gather(self._transport.wait_disconnected(), return_exceptions=True)
+        handshake = self._transport.close_handshake
+        received = handshake.recv if handshake is not None else None
+        if received is None:
+            return CloseInfo(failure=failure)
+        return CloseInfo(
+            close_frame=True,
+            code=_number(received.code) or None,
+            reason=received.reason or "",
+            failure=failure,
+        )
+
+
+def _refusal(refusal: picows.WSHandshakeError, *, has_credentials: bool) -> ProviderError:
+    response = refusal.response
+    if response is None:
+        return ProviderUnavailable("the server did not answer in HTTP", reason="not_http")
+    if int(response.status) == 101:
+        return ProviderUnavailable("the server's handshake is not valid", reason="bad_handshake")
+    return handshake_error(int(response.status), response.headers, has_credentials=has_credentials)
+
+
+def _number(code: int | picows.WSCloseCode) -> int:
+    """Codes that the library has no name for come as plain numbers."""
+    return int(code) if isinstance(code, int) else int(code.value)
+
+
+def _text(payload: bytes) -> str | bytes:
+    """Text that is not UTF-8 is handed on as it came; the decoder counts it as damaged."""
+    try:
+        return payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return payload

@@ -1,0 +1,359 @@
+"""DhanProvider: DhanHQ's live market feed, version 2, as a provider.
+
+Stands between the connection runner and the Dhan codec: the address with its token, the requests, and
+from wire records to `ProviderTick`s. Never does I/O itself; prices stay as the wire has them, the
+normaliser puts them on the instrument's tick grid.
+Source: DhanHQ v2 live market feed documentation and annexure, unless a line says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import structlog
+
+from services.base_provider import Capabilities, Delivery, ProviderContext, credential_expiry_ms
+from services.connection.failures import close_error
+from services.connection.rules import ConnectionEnd, ConnectionRules, Request
+from services.connection.transport import Connector, Endpoint
+from services.connection.websocket_provider import WebSocketProvider
+from services.errors import (
+    ConnectionLimitReached,
+    CredentialsRejected,
+    ProviderError,
+    ProviderUnavailable,
+    SettingsUnusable,
+    SubscriptionRefused,
+    TooManySymbols,
+    UnexpectedAnswer,
+)
+from services.market_data.records import ProviderTick
+from services.wire import dhan
+from services.wire.dhan import DISCONNECT_REASONS, FeedMode, Segment, utc_ms
+
+_log = structlog.get_logger(__name__)
+
+DEFAULT_FEED_URL = "wss://api-feed.dhan.co"
+INSTRUMENTS_PER_MESSAGE = 100
+SUSPECT_TOKEN_AFTER = 3
+"""So many bare drops right after the handshake make the token suspect. Source: reports of the SDK's users."""
+SUSPECT_TOKEN_WAIT_S = 60.0
+_RIGHT_AFTER_S = 5.0
+
+_DERIVATIVES = frozenset(
+    {Segment.NSE_FNO, Segment.NSE_CURRENCY, Segment.MCX_COMM, Segment.BSE_CURRENCY, Segment.BSE_FNO}
+)
+_CREDENTIAL_REASONS = frozenset({806, 807, 808, 809, 810, 820, 821})
+_PLAN_REASONS = frozenset({813, 814})
+_TOO_MANY_INSTRUMENTS = 804
+_TOO_MANY_CONNECTIONS = 805
+
+
+class DhanProvider(WebSocketProvider):
+    """Dhan's stream of NSE, BSE and MCX instruments. Provider symbols are `SEGMENT:SECURITY_ID`.
+
+    At most 5 connections of 5 000 instruments each, 100 instruments in a message.
+    """
+
+    code: ClassVar[str] = "DHAN"
+    name: ClassVar[str] = "Dhan"
+    capabilities: ClassVar[Capabilities] = Capabilities(stream=True, depth=True, delivery=Delivery.REAL_TIME)
+    credential_names: ClassVar[tuple[str, ...]] = ("DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN")
+    setting_names: ClassVar[tuple[str, ...]] = ("DHAN_FEED_URL", "DHAN_FEED_MODE")
+    snapshot_first: ClassVar[bool] = True
+    default_rules: ClassVar[ConnectionRules] = ConnectionRules(
+        symbols_per_connection=5_000, max_connections=5, pace_s=0.02, stagger_s=0.5
+    )
+
+    def __init__(
+        self,
+        context: ProviderContext,
+        *,
+        rules: ConnectionRules | None = None,
+        connector: Connector | None = None,
+    ) -> None:
+        super().__init__(context, rules=rules, connector=connector)
+        self._mode = FeedMode.FULL
+        self._expires_ms: int | None = None
+        self._bare_drops = 0
+        self._symbols: dict[tuple[int, int], str] = {}
+        self._open_interest: dict[str, int] = {}
+        self._unknown_codes: set[int] = set()
+        self._readers: dict[type, Callable[[Any], None]] = {
+            dhan.Full: self._full,
+            dhan.Quote: self._quote,
+            dhan.Ticker: self._ticker,
+            dhan.OpenInterest: self._oi,
+            dhan.PreviousClose: self._previous_close,
+            dhan.MarketDepthV1: self._depth_v1,
+            dhan.MarketStatus: self._market_status,
+            dhan.Heartbeat: self._heartbeat,
+            dhan.Unknown: self._unknown,
+            dhan.Disconnect: self._disconnect,
+        }
+
+    # ---- connecting ---------------------------------------------------------------------------------
+
+    async def connect_websocket(self) -> None:
+        """Open the first connection, in the feed mode that is set now. Raises a `ProviderError`."""
+        self._mode = self._feed_mode()
+        await super().connect_websocket()
+
+    def endpoint(self) -> Endpoint:
+        """Return the address with client id and token; an expired token is not tried at all."""
+        token = self.setting("DHAN_ACCESS_TOKEN")
+        self._expires_ms = credential_expiry_ms(token)
+        if self._expires_ms is not None and self._expires_ms <= self.context.clock.now_ms():
+            raise CredentialsRejected(
+                "the Dhan access token has expired: put a new DHAN_ACCESS_TOKEN in .env",
+                reason="token_expired",
+            )
+        parts = urlsplit(self.setting("DHAN_FEED_URL", DEFAULT_FEED_URL))
+        query = {
+            **dict(parse_qsl(parts.query)),
+            "version": "2",
+            "token": token,
+            "clientId": self.setting("DHAN_CLIENT_ID"),
+            "authType": "2",
+        }
+        address = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
+        return Endpoint(address)
+
+    @property
+    def credential_expires_ms(self) -> int | None:
+        """When the access token in use expires, UTC epoch ms; None for a token that does not say."""
+        return self._expires_ms
+
+    def subscribe_requests(self, symbols: Sequence[str]) -> list[Request]:
+        """Return the subscribe messages, at most 100 instruments of one mode in each."""
+        return [
+            Request(message, chunk)
+            for mode, chunk in self._chunks(symbols)
+            for message in dhan.subscribe_messages(mode, [_pair(symbol) for symbol in chunk])
+        ]
+
+    def unsubscribe_requests(self, symbols: Sequence[str]) -> list[str | bytes]:
+        """Return the unsubscribe messages, at most 100 instruments of one mode in each."""
+        return [
+            message
+            for mode, chunk in self._chunks(symbols)
+            for message in dhan.unsubscribe_messages(mode, [_pair(symbol) for symbol in chunk])
+        ]
+
+    def farewell(self) -> list[str | bytes]:
+        """Return the message that ends the session."""
+        return [dhan.disconnect_message()]
+
+    def check_symbol(self, symbol: str) -> str | None:
+        """Return why `symbol` cannot be asked for, None when it can; remember what its packets will say."""
+        segment, _, security_id = symbol.partition(":")
+        if segment not in Segment.__members__ or not (security_id.isascii() and security_id.isdigit()):
+            return "not a Dhan symbol: SEGMENT:SECURITY_ID is expected, as in NSE_EQ:2885"
+        self._symbols[Segment[segment].value, int(security_id)] = symbol
+        return None
+
+    def explain_end(self, end: ConnectionEnd) -> ProviderError:
+        """Return why Dhan may have ended a connection.
+
+        A bad token is often answered by a bare drop right after the handshake, without any packet.
+        """
+        bare = not end.info.close_frame and end.info.failure is None
+        if bare and not end.frames and end.uptime_s < _RIGHT_AFTER_S:
+            self._bare_drops += 1
+            if self._bare_drops >= SUSPECT_TOKEN_AFTER:
+                return ProviderUnavailable(
+                    f"Dhan dropped {self._bare_drops} connections right after the handshake, without data: "
+                    "check DHAN_ACCESS_TOKEN and DHAN_CLIENT_ID",
+                    reason="suspect_token",
+                    retry_after_s=SUSPECT_TOKEN_WAIT_S,
+                )
+        else:
+            self._bare_drops = 0
+        return close_error(end.info)
+
+    def _feed_mode(self) -> FeedMode:
+        text = self.setting("DHAN_FEED_MODE", FeedMode.FULL.value).lower()
+        try:
+            return FeedMode(text)
+        except ValueError:
+            raise SettingsUnusable(
+                f"DHAN_FEED_MODE is {text!r}: set it to full, quote or ticker", reason="bad_setting"
+            ) from None
+
+    def _chunks(self, symbols: Sequence[str]) -> list[tuple[FeedMode, tuple[str, ...]]]:
+        by_mode: dict[FeedMode, list[str]] = {}
+        for symbol in symbols:
+            by_mode.setdefault(self._mode_of(symbol), []).append(symbol)
+        size = INSTRUMENTS_PER_MESSAGE
+        return [
+            (mode, tuple(group[start : start + size]))
+            for mode, group in by_mode.items()
+            for start in range(0, len(group), size)
+        ]
+
+    def _mode_of(self, symbol: str) -> FeedMode:
+        """Indices have no depth. Source: quote mode measured on NIFTY; full mode is not documented."""
+        if self._mode is FeedMode.FULL and symbol.startswith("IDX_I:"):
+            return FeedMode.QUOTE
+        return self._mode
+
+    # ---- messages -----------------------------------------------------------------------------------
+
+    def message_handler(self, raw: str | bytes) -> None:
+        """Decode one binary message, which may hold several packets, and emit what they carry.
+
+        Raises `WireFormatError` when the message is damaged, after emitting what came before the
+        damage; a `ProviderError` when Dhan says that the connection is over.
+        """
+        records, error = dhan.decode_frame(raw if isinstance(raw, bytes) else raw.encode())
+        self.counters.records += len(records)
+        readers = self._readers
+        for record in records:
+            readers[type(record)](record)
+        if error is not None:
+            raise error
+
+    def _full(self, record: dhan.Full) -> None:
+        segment = record.segment
+        best = record.depth[0]
+        event_ms = utc_ms(record.ltt)
+        price: float | None = record.ltp
+        if not price and event_ms is None:
+            price = self._none_yet()
+        self.emit(
+            ProviderTick(
+                provider_symbol=self._symbols.get((segment, record.security_id)) or _symbol(record),
+                price=price,
+                event_ms=event_ms,
+                event_resolution_ms=1000,
+                cumulative_volume=record.volume if segment else None,
+                bid=best.bid_px or None,
+                ask=best.ask_px or None,
+                bid_size=best.bid_qty if best.bid_px else None,
+                ask_size=best.ask_qty if best.ask_px else None,
+                oi=record.oi if segment in _DERIVATIVES else None,
+                day_open=record.day_open or None,
+                day_high=record.day_high or None,
+                day_low=record.day_low or None,
+                previous_close=record.day_close or None,
+            )
+        )
+
+    def _quote(self, record: dhan.Quote) -> None:
+        segment = record.segment
+        symbol = self._symbols.get((segment, record.security_id)) or _symbol(record)
+        event_ms = utc_ms(record.ltt)
+        price: float | None = record.ltp
+        if not price and event_ms is None:
+            price = self._none_yet()
+        self.emit(
+            ProviderTick(
+                provider_symbol=symbol,
+                price=price,
+                event_ms=event_ms,
+                event_resolution_ms=1000,
+                cumulative_volume=record.volume if segment else None,
+                oi=self._open_interest.get(symbol) if segment in _DERIVATIVES else None,
+                day_open=record.day_open or None,
+                day_high=record.day_high or None,
+                day_low=record.day_low or None,
+                previous_close=record.day_close or None,
+            )
+        )
+
+    def _ticker(self, record: dhan.Ticker) -> None:
+        event_ms = utc_ms(record.ltt)
+        price: float | None = record.ltp
+        if not price and event_ms is None:
+            price = self._none_yet()
+        self.emit(
+            ProviderTick(
+                provider_symbol=self._symbol_of(record),
+                price=price,
+                event_ms=event_ms,
+                event_resolution_ms=1000,
+            )
+        )
+
+    def _oi(self, record: dhan.OpenInterest) -> None:
+        if record.segment not in _DERIVATIVES:
+            self.counters.ignore("oi_of_no_derivative")
+            return
+        symbol = self._symbol_of(record)
+        self._open_interest[symbol] = record.oi
+        self.emit(ProviderTick(provider_symbol=symbol, oi=record.oi))
+
+    def _previous_close(self, record: dhan.PreviousClose) -> None:
+        self.emit(
+            ProviderTick(provider_symbol=self._symbol_of(record), previous_close=record.prev_close or None)
+        )
+
+    def _depth_v1(self, record: dhan.MarketDepthV1) -> None:
+        best = record.depth[0]
+        self.emit(
+            ProviderTick(
+                provider_symbol=self._symbol_of(record),
+                price=record.ltp or self._none_yet(),
+                bid=best.bid_px or None,
+                ask=best.ask_px or None,
+                bid_size=best.bid_qty if best.bid_px else None,
+                ask_size=best.ask_qty if best.ask_px else None,
+            )
+        )
+
+    def _market_status(self, record: dhan.MarketStatus) -> None:  # noqa: ARG002
+        self.counters.ignore("market_status")
+
+    def _heartbeat(self, record: dhan.Heartbeat) -> None:  # noqa: ARG002
+        self.counters.ignore("heartbeat")
+
+    def _unknown(self, record: dhan.Unknown) -> None:
+        self.counters.ignore(f"code_{record.code}")
+        if record.code not in self._unknown_codes:
+            self._unknown_codes.add(record.code)
+            _log.warning("packet_unknown", provider=self.code, code=record.code, size_bytes=record.length)
+
+    def _disconnect(self, record: dhan.Disconnect) -> None:
+        raise disconnect_error(record.reason)
+
+    def _none_yet(self) -> float | None:
+        """Count a packet of an instrument that never traded, whose price is no price."""
+        self.counters.ignore("never_traded")
+        return None
+
+    def _symbol_of(self, record: dhan.DhanRecord) -> str:
+        return self._symbols.get((record.segment, record.security_id)) or _symbol(record)
+
+
+def disconnect_error(reason: int) -> ProviderError:
+    """Return the error for the reason in a disconnect packet; its verdict says what happens next."""
+    text = DISCONNECT_REASONS.get(reason, "a reason that Dhan does not document")
+    message = f"Dhan ended the connection: {text} ({reason})"
+    word = f"disconnect_{reason}"
+    if reason in _CREDENTIAL_REASONS:
+        return CredentialsRejected(
+            f"{message}; correct DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN in .env", reason=word
+        )
+    if reason == _TOO_MANY_INSTRUMENTS:
+        return TooManySymbols(message, reason=word)
+    if reason == _TOO_MANY_CONNECTIONS:
+        return ConnectionLimitReached(f"{message}; does another program use this account?", reason=word)
+    if reason in _PLAN_REASONS:
+        return SubscriptionRefused(message, reason=word)
+    return UnexpectedAnswer(message, reason=word)
+
+
+def _pair(symbol: str) -> tuple[str, str]:
+    segment, _, security_id = symbol.partition(":")
+    return segment, security_id
+
+
+def _symbol(record: dhan.DhanRecord) -> str:
+    """The name of an instrument that we did not ask for, or whose segment we do not know."""
+    try:
+        segment = Segment(record.segment).name
+    except ValueError:
+        segment = f"SEGMENT_{record.segment}"
+    return f"{segment}:{record.security_id}"
