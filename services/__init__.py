@@ -1,0 +1,1 @@
+"""The daemon's working parts; `live_data_ingestion` wires them together."""

@@ -1,0 +1,1 @@
+"""The mapping tables as immutable snapshots: loading, validation, the last good copy on disk."""

@@ -1,0 +1,191 @@
+"""The catalogue: what is mapped to what, read from PostgreSQL into an immutable snapshot.
+
+Stands beside the providers, beneath the daemon's composition. Never writes a table and never
+migrates; while PostgreSQL is away the last good snapshot on disk stands in for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
+from services.catalogue.connection import (
+    DATABASE_ERRORS,
+    SETUP_COMMAND,
+    database_error,
+    make_engine,
+    sqlstate,
+)
+from services.catalogue.last_good import LastGoodUnusable, read_last_good, write_last_good
+from services.catalogue.queries import read_revisions, read_tables
+from services.database_url import shown_url
+from services.errors import ConfigurationError, TemporaryError
+from services.market_data.clock import Clock
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+COMMAND_TIMEOUT_S = 2.0
+ATTEMPT_TIMEOUT_S = 30.0
+"""All of one attempt, in seconds. Single steps have the shorter limits; this one bounds a long table."""
+
+REWRITE_AFTER_MS = 3_600_000
+"""A last good copy of the same content is written again after this time, so that its age stays true."""
+
+_STALE_STATEMENT = ("0A000", "26000", "XX000")
+
+
+class Catalogue:
+    """Reads snapshots from one database. `close` it when done; it connects at the first call."""
+
+    def __init__(self, database_url: str, cache_path: Path, clock: Clock) -> None:
+        self._database_url = database_url
+        self._cache_path = cache_path
+        self._clock = clock
+        self._engine: AsyncEngine | None = None
+        self._version = 0
+        self._reachable = True
+        self._written: tuple[object, int] | None = None
+
+    async def check_schema(self) -> None:
+        """Check that the database is at the revision this program was written for.
+
+        Raises `ConfigurationError` with the command to run when it is not. A server that cannot be
+        reached is not an error here: `load` then decides whether the last good copy will do.
+        """
+        try:
+            revisions = await self._try_twice(lambda engine: read_revisions(engine, COMMAND_TIMEOUT_S))
+        except TemporaryError as error:
+            self._note_unreachable(error)
+            return
+        if revisions == [SCHEMA_REVISION]:
+            return
+        server = shown_url(self._database_url)
+        if not revisions:
+            raise ConfigurationError(f"{server} has no schema yet: run {SETUP_COMMAND}")
+        found = ", ".join(revisions)
+        if all(revision in SCHEMA_REVISIONS for revision in revisions):
+            raise ConfigurationError(
+                f"{server} is at schema revision {found}, this program needs {SCHEMA_REVISION}: "
+                f"run {SETUP_COMMAND}"
+            )
+        raise ConfigurationError(
+            f"{server} is at schema revision {found}, which this program does not know "
+            f"(it needs {SCHEMA_REVISION}): update this installation, or point DATABASE_URL elsewhere"
+        )
+
+    async def load(self) -> MappingSnapshot:
+        """Return what the tables say now, or the last good copy while PostgreSQL cannot be reached.
+
+        Raises `TemporaryError` when there is neither, `ConfigurationError` when the login or the schema
+        is wrong.
+        """
+        now_ms = self._clock.now_ms()
+        try:
+            providers, mappings = await self._try_twice(
+                lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S)
+            )
+        except TemporaryError as error:
+            self._note_unreachable(error)
+            return await self._last_good(error)
+        if not self._reachable:
+            self._reachable = True
+            _log.info("catalogue_back", server=shown_url(self._database_url))
+        self._version += 1
+        snapshot = MappingSnapshot(
+            version=self._version, loaded_ms=now_ms, providers=providers, mappings=mappings
+        )
+        await self._keep(snapshot, (providers, mappings))
+        return snapshot
+
+    async def close(self) -> None:
+        """Close the connection; harmless when there is none."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def _try_twice(self, work: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
+        """Do the work; once more at once when only the kept connection was stale.
+
+        After a change of a table the server refuses the statements prepared before it, and after a
+        restart the kept connection is dead. A fresh one knows neither trouble.
+        """
+        if self._engine is None:
+            self._engine = make_engine(
+                self._database_url,
+                application_name="marketd",
+                command_timeout_s=COMMAND_TIMEOUT_S,
+                pooled=True,
+            )
+        try:
+            return await self._attempt(work, self._engine)
+        except DATABASE_ERRORS as error:
+            if not _is_stale(error):
+                raise database_error(error, self._database_url) from error
+        await self._engine.dispose()
+        try:
+            return await self._attempt(work, self._engine)
+        except DATABASE_ERRORS as error:
+            raise database_error(error, self._database_url) from error
+
+    async def _attempt(self, work: Callable[[AsyncEngine], Awaitable[_T]], engine: AsyncEngine) -> _T:
+        async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
+            return await work(engine)
+
+    async def _last_good(self, error: TemporaryError) -> MappingSnapshot:
+        try:
+            snapshot = await asyncio.to_thread(
+                read_last_good,
+                self._cache_path,
+                schema_revision=SCHEMA_REVISION,
+                now_ms=self._clock.now_ms(),
+            )
+        except LastGoodUnusable as reason:
+            raise TemporaryError(f"{error} The last good mappings cannot stand in: {reason}.") from error
+        self._version += 1
+        _log.warning("last_good_mappings_used", age_s=(self._clock.now_ms() - snapshot.loaded_ms) // 1000)
+        return MappingSnapshot(
+            version=self._version,
+            loaded_ms=snapshot.loaded_ms,
+            providers=snapshot.providers,
+            mappings=snapshot.mappings,
+            from_cache=True,
+        )
+
+    async def _keep(
+        self,
+        snapshot: MappingSnapshot,
+        content: tuple[tuple[ProviderEntry, ...], tuple[InstrumentMapping, ...]],
+    ) -> None:
+        now_ms = self._clock.now_ms()
+        if self._written is not None:
+            written, written_ms = self._written
+            if written == content and abs(now_ms - written_ms) < REWRITE_AFTER_MS:
+                return
+        try:
+            await asyncio.to_thread(
+                write_last_good, self._cache_path, snapshot, schema_revision=SCHEMA_REVISION, now_ms=now_ms
+            )
+        except OSError as error:
+            _log.warning("last_good_mappings_not_written", path=str(self._cache_path), error=str(error))
+        else:
+            self._written = (content, now_ms)
+
+    def _note_unreachable(self, error: TemporaryError) -> None:
+        if self._reachable:
+            self._reachable = False
+            _log.warning("catalogue_unreachable", error=str(error))
+
+
+def _is_stale(error: Exception) -> bool:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return sqlstate(error) in _STALE_STATEMENT

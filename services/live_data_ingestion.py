@@ -1,0 +1,354 @@
+"""LiveDataIngestion: wires the stages together, in the order they start and the order they stop.
+
+    providers -> normaliser -> router (ProviderManager) -> sequencer -> bus
+        -> time series, stream, latest value, broadcast -> gateway -> clients
+
+It owns the supervisor and therefore every task. It decides nothing about data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from redis.exceptions import RedisError
+
+from services.catalogue.acceptance import refusal, same_content
+from services.catalogue.loader import Catalogue
+from services.catalogue.watch import MappingWatch
+from services.data_broadcast import DataBroadcast
+from services.errors import MarketdError
+from services.gateway.backend import InstrumentView, Readiness
+from services.gateway.server import Gateway, GatewayConfig
+from services.market_data.clock import Clock, SystemClock
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot
+from services.market_data.records import PROBE_EXCHANGE, Record
+from services.operations.health_probe import HealthProbe
+from services.pipeline.bus import Bus
+from services.pipeline.interest import Interest, expand
+from services.pipeline.sequencer import Sequencer
+from services.pipeline.sink import Sink
+from services.pipeline.supervisor import Supervisor
+from services.provider_manager import ProviderFactory, ProviderManager
+from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks
+from services.storage.client import check_server, make_client
+from services.storage.entry import EntryEncoder
+from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.leases import leased_instruments
+from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
+from services.storage.stream_writer import StreamWriter
+from services.storage.time_series_writer import TimeSeriesWriter
+
+_log = structlog.get_logger(__name__)
+
+DRAIN_DEADLINE_S = 10.0
+INTEREST_POLL_S = 1.0
+
+
+class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon needs to know; made from the settings by `main.py`.
+
+    `dynamic_subscriptions`: subscribe only what a client watches or a lease in Redis asks for.
+    `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
+    entries an exchange's stream keeps, `spool_limit_bytes` how much disk the records may take that wait
+    for Redis. `api_tokens` maps name to secret, empty for none.
+    """
+
+    database_url: str
+    redis_url: str
+    state_dir: Path
+    demo: bool = False
+    api_host: str = "127.0.0.1"
+    api_port: int = 8080
+    api_port_fallback: bool = False
+    api_tokens: Mapping[str, str] = {}
+    api_allowed_origins: tuple[str, ...] = ()
+    dynamic_subscriptions: bool = False
+    tick_retention_ms: int = 48 * 3_600_000
+    stream_max_entries: int = 250_000
+    spool_limit_bytes: int = LIMIT_BYTES
+
+
+class LiveDataIngestion:
+    """The running daemon. `start`, then `stop`; both may be called once."""
+
+    def __init__(
+        self,
+        config: IngestionConfig,
+        *,
+        provider_settings: Callable[[], Mapping[str, str]],
+        clock: Clock | None = None,
+        factories: Mapping[str, ProviderFactory] | None = None,
+    ) -> None:
+        self.config = config
+        self.clock: Clock = clock or SystemClock()
+        self.demo = config.demo
+        self.epoch = ""
+        self.api_url = ""
+        self.supervisor = Supervisor()
+        self.sequencer = Sequencer(self.clock)
+        self.broadcast = DataBroadcast(self.clock)
+        self._catalogue = Catalogue(config.database_url, config.state_dir / "mappings.json", self.clock)
+        encoder = EntryEncoder()
+        self._spool = Spool(config.state_dir / FOLDER, limit_bytes=config.spool_limit_bytes)
+        channels = self._spool.channels
+        self._sinks: tuple[Sink, ...] = (
+            TimeSeriesWriter(
+                config.redis_url,
+                clock=self.clock,
+                retention_ms=config.tick_retention_ms,
+                spool=channels["time_series"],
+            ),
+            StreamWriter(
+                config.redis_url,
+                max_entries=config.stream_max_entries,
+                encoder=encoder,
+                spool=channels["stream"],
+            ),
+            LatestValueWriter(config.redis_url, encoder=encoder),
+            self.broadcast,
+        )
+        self.bus = Bus(self._sinks)
+        self.providers = ProviderManager(
+            clock=self.clock,
+            settings=provider_settings,
+            publish=self.publish,
+            supervisor=self.supervisor,
+            show_reference=lambda record: self.broadcast.seed([record]),
+            factories=factories,
+        )
+        self._probe = HealthProbe(self.clock, self.publish, self._sinks)
+        self._gateway = Gateway(
+            self,
+            self.broadcast,
+            GatewayConfig(
+                host=config.api_host,
+                port=config.api_port,
+                port_fallback=config.api_port_fallback,
+                tokens=dict(config.api_tokens),
+                allowed_origins=config.api_allowed_origins,
+            ),
+        )
+        self._snapshot: MappingSnapshot | None = None
+        self._instruments: dict[str, InstrumentMapping] = {}
+        self._mappings_refused = ""
+        self._phase = "starting"
+        self._started_ms = self.clock.now_ms()
+
+    # ---- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring everything up. Raises `ConfigurationError` or `TemporaryError` with the remedy."""
+        await self._catalogue.check_schema()
+        snapshot = await self._catalogue.load()
+        self._note(snapshot)
+        self.providers.load(snapshot)
+        await self._spool.open()
+        await self._recall(snapshot)
+        self.supervisor.keep("event_loop_lag", self._measure_lag)
+        for sink in self._sinks:
+            self.supervisor.keep(f"sink:{sink.name}", sink.run)
+        self.api_url = await self._gateway.start()
+        self.supervisor.keep("gateway", self._gateway.run)
+        self.supervisor.keep("health_probe", self._probe.run)
+        if self.config.dynamic_subscriptions:
+            await self.providers.set_interest(frozenset())
+            self.supervisor.keep("interest", self._follow_interest)
+        await self.providers.start()
+        self.supervisor.keep("mappings", self._follow_mappings)
+        self._phase = "running"
+        # What was built until here lives as long as the process: keep the collector from walking it.
+        gc.collect()
+        gc.freeze()
+        _log.info(
+            "daemon_started",
+            url=self.api_url,
+            instruments=len(self._instruments),
+            providers=[entry.code for entry in snapshot.providers],
+            demo=self.demo,
+        )
+
+    async def stop(self, deadline_s: float = DRAIN_DEADLINE_S) -> dict[str, int]:
+        """Stop in order: providers, sinks, clients. Returns the records each sink could not settle."""
+        if self._phase == "stopped":
+            return {}
+        was_running, self._phase = self._phase == "running", "stopping"
+        if was_running:
+            _log.info("daemon_stopping", deadline_s=deadline_s)
+        await self.providers.stop()
+        remaining = await asyncio.gather(*(sink.drain(deadline_s) for sink in self._sinks))
+        unsettled = {sink.name: count for sink, count in zip(self._sinks, remaining, strict=True) if count}
+        await self._gateway.stop()
+        pending = await self.supervisor.stop()
+        await self._spool.close()
+        await self._catalogue.close()
+        self._phase = "stopped"
+        if was_running or pending:
+            _log.info("daemon_stopped", unsettled=unsettled, pending_tasks=pending)
+        return unsettled
+
+    def publish(self, record: Record) -> None:
+        """Give a record its position and hand it to every sink."""
+        self.sequencer.stamp(record)
+        self.bus.publish(record)
+
+    async def _recall(self, snapshot: MappingSnapshot) -> None:
+        """Read from Redis where the last run stopped: positions, newest ticks, the epoch."""
+        client = make_client(self.config.redis_url)
+        try:
+            await check_server(client)
+            exchanges = sorted({mapping.exchange for mapping in snapshot.mappings})
+            positions = await last_positions(client, [*exchanges, PROBE_EXCHANGE])
+            for exchange, position in positions.items():
+                self.sequencer.resume_after(exchange, position)
+            # What still waits on disk must come before anything new in its stream.
+            for exchange, position in self._spool.positions().items():
+                self.sequencer.resume_after(exchange, position)
+            self.broadcast.seed_positions({exchange: positions[exchange] for exchange in exchanges})
+            newest = await last_ticks(client, sorted(self._instruments))
+            self.providers.seed(newest.values())
+            self.broadcast.seed(newest.values())
+            self.epoch, _ = await ensure_epoch(client)
+        finally:
+            await client.aclose()
+
+    async def _follow_mappings(self) -> None:
+        """Take over every committed change of the mapping tables; refuse one that would empty them."""
+        async for _reason in MappingWatch(self.config.database_url).changes():
+            try:
+                proposed = await self._catalogue.load()
+            except MarketdError as error:
+                _log.warning("mappings_not_read", error=str(error))
+                continue
+            current = self._snapshot
+            if current is None or proposed.from_cache or same_content(current, proposed):
+                self._mappings_refused = "" if not proposed.from_cache else self._mappings_refused
+                continue
+            why = refusal(current, proposed)
+            if why is not None:
+                if why != self._mappings_refused:
+                    _log.error("mappings_refused", reason=why)
+                self._mappings_refused = why
+                continue
+            self._mappings_refused = ""
+            self._note(proposed)
+            await self.providers.apply(proposed)
+            self._gateway.catalogue_changed()
+            _log.info("mappings_changed", version=proposed.version, instruments=len(self._instruments))
+
+    def _note(self, snapshot: MappingSnapshot) -> None:
+        self._snapshot = snapshot
+        self._instruments = {}
+        for mapping in snapshot.mappings:
+            known = self._instruments.get(mapping.instrument)
+            if known is None or _rank(mapping) < _rank(known):
+                self._instruments[mapping.instrument] = mapping
+
+    # ---- what the gateway shows -----------------------------------------------------------------
+
+    def provider_status(self) -> list[dict[str, Any]]:
+        """Return the status of every provider, in the order of their codes."""
+        return list(self.providers.get_provider_status().values())
+
+    def instruments(self) -> list[InstrumentView]:
+        """Return every instrument that is mapped and active."""
+        return [
+            InstrumentView(
+                key=mapping.instrument,
+                exchange=mapping.exchange,
+                symbol=mapping.symbol,
+                name=mapping.name,
+                asset_class=mapping.asset_class.value,
+                currency=mapping.currency,
+                tick_size=mapping.tick_size,
+                provider=self.providers.active_provider(mapping.instrument),
+            )
+            for mapping in self._instruments.values()
+        ]
+
+    def is_known(self, instrument: str) -> bool:
+        """Tell whether an instrument key is mapped and active."""
+        return instrument in self._instruments
+
+    def readiness(self) -> Readiness:
+        """Say whether data can flow, and if not what stands in the way."""
+        reasons = list(self._probe.problems())
+        if self._phase != "running":
+            reasons.insert(0, f"the daemon is {self._phase}")
+        if self._snapshot is not None and not self._instruments:
+            reasons.append(
+                "no instruments are mapped: run python data_migration/populate_instrument_mappings.py"
+            )
+        return Readiness(ready=not reasons, reasons=reasons)
+
+    def pipeline_status(self) -> dict[str, Any]:
+        """Return the state of sinks, tasks and mappings, and the account of every record."""
+        snapshot = self._snapshot
+        return {
+            "phase": self._phase,
+            "started_ms": self._started_ms,
+            "published": self.bus.published,
+            "loop_lag_ms": self._loop_lag_ms,
+            "mappings": {
+                "version": snapshot.version if snapshot else 0,
+                "loaded_ms": snapshot.loaded_ms if snapshot else None,
+                "from_cache": bool(snapshot and snapshot.from_cache),
+                "instruments": len(self._instruments),
+                "refused": self._mappings_refused,
+            },
+            "sinks": [
+                {
+                    "name": sink.name,
+                    "state": sink.state.value,
+                    "reason": sink.reason,
+                    "queued": sink.queued,
+                    "imbalance": sink.counters.imbalance(sink.queued),
+                    **msgspec.to_builtins(sink.counters),
+                }
+                for sink in self._sinks
+            ],
+            "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
+            "ledger": self.providers.ledger(),
+            "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
+        }
+
+    def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:
+        """Do nothing: in static mode all is subscribed, in dynamic mode a task looks by itself."""
+
+    async def _follow_interest(self) -> None:
+        """Keep the upstream subscriptions at what clients watch and leases ask for, looking once a second."""
+        interest = Interest()
+        client = make_client(self.config.redis_url)
+        leased: set[str] = set()
+        try:
+            while True:
+                # While Redis is away its leases stand as they were last seen.
+                with contextlib.suppress(RedisError, OSError):
+                    leased = await leased_instruments(client, self.clock.now_ms())
+                wanted = expand(leased | self.broadcast.watched(), self._instruments)
+                await self.providers.set_interest(interest.update(wanted, self.clock.monotonic_s()))
+                await asyncio.sleep(INTEREST_POLL_S)
+        finally:
+            await client.aclose()
+
+    _loop_lag_ms = 0.0
+
+    async def _measure_lag(self) -> None:
+        """Sample how late the event loop runs its timers, in ms; the worst of the last second is shown."""
+        loop = asyncio.get_running_loop()
+        worst: list[float] = []
+        while True:
+            due_s = loop.time() + 0.1
+            await asyncio.sleep(0.1)
+            worst = [*worst[-9:], max(0.0, (loop.time() - due_s) * 1000)]
+            self._loop_lag_ms = round(max(worst), 1)
+
+
+def _rank(mapping: InstrumentMapping) -> tuple[bool, int, str]:
+    return (not mapping.is_primary, mapping.priority, mapping.provider_code)
