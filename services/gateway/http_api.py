@@ -1,0 +1,162 @@
+"""The HTTP interface: health, status, instruments, quotes, metrics, the dashboard's files.
+
+Reads from the backend and the broadcast's memory; never from Redis or PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from services.data_broadcast import DataBroadcast
+from services.gateway.backend import GatewayBackend
+from services.gateway.directory import InstrumentDirectory
+from services.gateway.encoding import raw_tick, to_json
+from services.gateway.errors import HttpError
+from services.gateway.metrics import MetricsPage
+from services.gateway.openapi import openapi_document
+from services.gateway.protocol import is_well_formed
+
+DEFAULT_INSTRUMENTS = 100
+MAX_INSTRUMENTS = 10_000
+MAX_QUOTES = 1_000
+
+
+class HttpApi:
+    """The handlers of everything but `/ws`. `clients()` returns the figures of the WebSocket side."""
+
+    def __init__(
+        self,
+        backend: GatewayBackend,
+        broadcast: DataBroadcast,
+        directory: InstrumentDirectory,
+        clients: Callable[[], dict[str, Any]],
+        metrics: MetricsPage,
+        web_root: Path,
+    ) -> None:
+        self._backend = backend
+        self._broadcast = broadcast
+        self._directory = directory
+        self._clients = clients
+        self._metrics = metrics
+        self._web_root = web_root
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Register every address."""
+        router.add_get("/", self.dashboard)
+        router.add_get("/healthz", self.healthz)
+        router.add_get("/readyz", self.readyz)
+        router.add_get("/metrics", self.metrics)
+        router.add_get("/openapi.json", self.openapi)
+        router.add_get("/api/providers/status", self.providers_status)
+        router.add_get("/api/instruments", self.instruments)
+        router.add_get("/api/quotes", self.quotes)
+        router.add_get("/static/{name:.+}", self.static_file)
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Say that the process answers."""
+        return _json({"status": "ok", "demo": self._backend.demo})
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Say whether data can flow: 200, or 503 with the reasons."""
+        readiness = self._backend.readiness()
+        answer = {"ready": readiness.ready, "reasons": list(readiness.reasons), "demo": self._backend.demo}
+        return _json(answer, 200 if readiness.ready else 503)
+
+    async def providers_status(self, _request: web.Request) -> web.Response:
+        """Return the state of every provider, of the pipeline and of the clients."""
+        return _json(
+            {
+                "demo": self._backend.demo,
+                "time_ms": self._broadcast.clock.now_ms(),
+                "providers": self._backend.provider_status(),
+                "pipeline": self._backend.pipeline_status(),
+                "clients": self._clients(),
+            }
+        )
+
+    async def instruments(self, request: web.Request) -> web.Response:
+        """Return the instruments of an exchange, or those whose key or name holds the words asked for."""
+        _known_parameters(request, "exchange", "q", "limit")
+        limit = _whole_number(request, "limit", DEFAULT_INSTRUMENTS, 1, MAX_INSTRUMENTS)
+        found, total = self._directory.search(
+            request.query.get("exchange", "").strip().upper(), request.query.get("q", ""), limit
+        )
+        return _json({"instruments": found, "total": total})
+
+    async def quotes(self, request: web.Request) -> web.Response:
+        """Return the newest values of the instruments asked for; 404 when none of them is known."""
+        _known_parameters(request, "instruments")
+        asked = ",".join(request.query.getall("instruments", [])).split(",")
+        keys = [key for key in dict.fromkeys(part.strip() for part in asked) if key]
+        if not keys:
+            raise HttpError(
+                400, "bad_parameter", "instruments must name at least one, as in NSE:TCS,NSE:INFY"
+            )
+        if len(keys) > MAX_QUOTES:
+            raise HttpError(400, "bad_parameter", f"at most {MAX_QUOTES} instruments at a time")
+        quotes: dict[str, Any] = {}
+        unknown: list[str] = []
+        no_data: list[str] = []
+        for key in keys:
+            if not is_well_formed(key) or not self._backend.is_known(key):
+                unknown.append(key)
+            elif (newest := self._broadcast.latest(key)) is None:
+                no_data.append(key)
+            else:
+                quotes[key] = raw_tick(newest)
+        if len(unknown) == len(keys):
+            raise HttpError(404, "unknown_instrument", f"not known: {', '.join(unknown[:10])}")
+        return _json(
+            {
+                "demo": self._backend.demo,
+                "time_ms": self._broadcast.clock.now_ms(),
+                "quotes": quotes,
+                "no_data": no_data,
+                "unknown": unknown,
+            }
+        )
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Return the metrics in Prometheus text format."""
+        body, content_type = self._metrics.render()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def openapi(self, _request: web.Request) -> web.Response:
+        """Return the description of this interface."""
+        return _json(openapi_document())
+
+    async def static_file(self, request: web.Request) -> web.FileResponse:
+        """Return one of the dashboard's files."""
+        root = self._web_root.resolve()
+        path = (root / request.match_info["name"]).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise HttpError(404, "not_found", "there is nothing at this address")
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    async def dashboard(self, _request: web.Request) -> web.FileResponse:
+        """Return the dashboard's page."""
+        return web.FileResponse(self._web_root / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=to_json(value), content_type="application/json")
+
+
+def _known_parameters(request: web.Request, *names: str) -> None:
+    for name in request.query:
+        if name not in names:
+            allowed = f"; there are {', '.join(names)}" if names else ""
+            raise HttpError(400, "unknown_parameter", f"{name[:40]!r} is no parameter here{allowed}")
+
+
+def _whole_number(request: web.Request, name: str, default: int, smallest: int, largest: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and smallest <= int(text) <= largest):
+        raise HttpError(400, "bad_parameter", f"{name} must be a whole number from {smallest} to {largest}")
+    return int(text)

@@ -1,0 +1,202 @@
+"""The description of the HTTP interface as an OpenAPI 3.1 document, served at `/openapi.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.base_provider import ProviderState
+from services.market_data.instruments import AssetClass
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        }
+    },
+}
+_MS = {"type": "integer", "description": "UTC epoch milliseconds"}
+_MS_OR_NULL = {"type": ["integer", "null"], "description": "UTC epoch milliseconds"}
+_KEY = {"type": "string", "examples": ["NSE:RELIANCE"]}
+_NUMBER = {"type": "number"}
+_COUNT = {"type": "integer"}
+_TEXT = {"type": "string"}
+_FLAG = {"type": "boolean"}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _map(values: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": values}
+
+
+_QUOTE = _object(
+    ["last_price", "ts_ms"],
+    last_price=_NUMBER,
+    ltq={"type": "integer", "description": "quantity traded since the previous tick"},
+    ts_ms=_MS,
+    bid=_NUMBER,
+    ask=_NUMBER,
+    cumulative_volume=_COUNT,
+    oi={"type": "integer", "description": "open interest"},
+    open=_NUMBER,
+    high=_NUMBER,
+    low=_NUMBER,
+    previous_close=_NUMBER,
+    src={"type": "string", "description": "provider code"},
+    flags=_list({"enum": ["snapshot", "suspect", "late", "delayed", "skewed"]}),
+)
+_INSTRUMENT = _object(
+    ["key", "exchange", "symbol", "name", "asset_class", "currency", "tick_size", "provider"],
+    key=_KEY,
+    exchange=_TEXT,
+    symbol=_TEXT,
+    name=_TEXT,
+    asset_class={"enum": [kind.value for kind in AssetClass]},
+    currency=_TEXT,
+    tick_size={"type": ["number", "null"]},
+    provider={"type": ["string", "null"], "description": "code of the provider that serves it now"},
+)
+_STATES = [state.value for state in ProviderState]
+_PROVIDER = _object(
+    ["code", "name", "state", "reason", "since_ms"],
+    code=_TEXT,
+    name=_TEXT,
+    state={"enum": _STATES},
+    reason={"type": ["string", "null"]},
+    since_ms=_MS_OR_NULL,
+    connections=_COUNT,
+    subscribed=_COUNT,
+    instruments_live=_COUNT,
+    ticks_per_s=_NUMBER,
+    last_tick_ms=_MS_OR_NULL,
+    latency_ms=_object(["p50", "p99"], p50={"type": ["number", "null"]}, p99={"type": ["number", "null"]}),
+    reconnects=_COUNT,
+    last_error={"type": ["string", "null"]},
+    credential_expires_ms=_MS_OR_NULL,
+)
+_STATUS = _object(
+    ["demo", "time_ms", "providers", "pipeline", "clients"],
+    demo={"type": "boolean", "description": "whether all data is made by the simulators"},
+    time_ms=_MS,
+    providers=_list(_PROVIDER),
+    pipeline={"type": "object", "description": "sinks, ledger, tasks and mappings"},
+    clients={"type": "object", "description": "WebSocket clients of this gateway"},
+)
+_QUOTES = _object(
+    ["demo", "time_ms", "quotes", "no_data", "unknown"],
+    demo=_FLAG,
+    time_ms=_MS,
+    quotes=_map(_QUOTE),
+    no_data={**_list(_KEY), "description": "known, but without a tick so far"},
+    unknown={**_list(_KEY), "description": "asked for and not known"},
+)
+_READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
+
+
+def _answer(
+    description: str, schema: dict[str, Any] | None, kind: str = "application/json"
+) -> dict[str, Any]:
+    return {"description": description, "content": {kind: {"schema": schema or {"type": "string"}}}}
+
+
+def _operation(
+    operation_id: str,
+    summary: str,
+    answer: dict[str, Any],
+    *,
+    parameters: list[dict[str, Any]] | None = None,
+    free: bool = False,
+    **others: dict[str, Any],
+) -> dict[str, Any]:
+    responses = {"200": answer, **{status.lstrip("_"): value for status, value in others.items()}}
+    responses["default"] = _answer("refused", {"$ref": "#/components/schemas/Error"})
+    operation: dict[str, Any] = {"operationId": operation_id, "summary": summary, "responses": responses}
+    if parameters:
+        operation["parameters"] = parameters
+    operation["security"] = [{}] if free else [{}, {"bearer": []}]
+    return {"get": operation}
+
+
+def _query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema, "required": required}
+
+
+def openapi_document() -> dict[str, Any]:
+    """Return the document. A test holds it against the server's routes and answers."""
+    json_of = _answer
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "marketd",
+            "version": "1",
+            "description": "Live market data. Ticks come over the WebSocket `/ws`; see the consumers' guide. "
+            "A token goes into `Authorization: Bearer SECRET` where tokens are set, never into the URL.",
+        },
+        "paths": {
+            "/healthz": _operation(
+                "healthz",
+                "The process is alive",
+                json_of("alive", _object(["status", "demo"], status={"const": "ok"}, demo=_FLAG)),
+            ),
+            "/readyz": _operation(
+                "readyz",
+                "Data can flow",
+                json_of("data can flow", _READINESS),
+                _503=json_of("it cannot; the reasons say why", _READINESS),
+            ),
+            "/metrics": _operation(
+                "metrics", "Prometheus metrics", _answer("text format", None, "text/plain")
+            ),
+            "/openapi.json": _operation(
+                "openapi", "This document", json_of("OpenAPI 3.1", {"type": "object"}), free=True
+            ),
+            "/api/providers/status": _operation(
+                "providersStatus", "Providers, pipeline and clients", json_of("status", _STATUS)
+            ),
+            "/api/instruments": _operation(
+                "instruments",
+                "Known instruments",
+                json_of(
+                    "those found, ordered by key, and how many there are in all",
+                    _object(["instruments", "total"], instruments=_list(_INSTRUMENT), total=_COUNT),
+                ),
+                parameters=[
+                    _query("exchange", "only of this exchange", {**_TEXT, "examples": ["NSE"]}),
+                    _query("q", "words that stand in the key or the name", _TEXT),
+                    _query(
+                        "limit",
+                        "at most so many",
+                        {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 100},
+                    ),
+                ],
+            ),
+            "/api/quotes": _operation(
+                "quotes",
+                "Newest values",
+                json_of("by instrument; 404 when none of them is known", _QUOTES),
+                parameters=[
+                    _query(
+                        "instruments",
+                        "instrument keys, separated by commas, at most 1000",
+                        {**_TEXT, "minLength": 1, "examples": ["NSE:RELIANCE,NASDAQ:AAPL"]},
+                        required=True,
+                    )
+                ],
+            ),
+            "/": _operation("dashboard", "The dashboard", _answer("a page", None, "text/html"), free=True),
+        },
+        "components": {
+            "schemas": {"Error": _ERROR},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }

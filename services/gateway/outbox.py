@@ -1,0 +1,229 @@
+"""What waits for one client: a queue of everything in order, and the newest tick per conflated instrument.
+
+Pure: no I/O, no clock. `take` and `take_control` are called on the hot path and only queue. The rules:
+
+* `all`: every tick, in order. Beyond the byte cap the oldest ticks go; `skipped` stands in their place.
+* `latest`: a `Pace` keeps one tick per instrument, the newest; it leaves when the pace is due.
+* A control record leaves in its place in the queue, behind the instrument's last tick before it.
+* The queue always leaves before a pace, so no older value of an instrument follows a newer one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from operator import is_
+
+from services.data_broadcast import Pending, Publication, is_exchange_wide
+from services.gateway.encoding import (
+    MAX_TICKS_PER_FRAME,
+    fragment,
+    single_frame,
+    skipped_message,
+    text_frame,
+    tick_frame,
+    to_json,
+)
+from services.market_data.records import DataIngestionFormat, Record
+
+
+class SharedFrames:
+    """Makes frames of several ticks; clients served in a row with the same ticks get the same bytes."""
+
+    def __init__(self) -> None:
+        self._batch: list[Publication] = []
+        self._frame = b""
+
+    def frame_of(self, batch: list[Publication]) -> bytes:
+        """Return the frame of a batch of ticks of different instruments."""
+        # Equal means the same objects here, so a batch that differs is told from the last one at once.
+        if len(batch) != len(self._batch) or not all(map(is_, batch, self._batch)):
+            self._batch, self._frame = batch, _build_frame(batch)
+        return self._frame
+
+
+class Pace:
+    """The conflated instruments of one client that are served every `every_ms` milliseconds."""
+
+    __slots__ = ("due_s", "every_ms", "every_s", "pending")
+
+    def __init__(self, every_ms: int, due_s: float) -> None:
+        self.every_ms = every_ms
+        self.every_s = every_ms / 1000
+        self.due_s = due_s
+        self.pending: Pending = {}
+
+
+class Outbox:
+    """The outbox of one client. `wake` is called when the queue was empty and something was put into it."""
+
+    def __init__(self, limit_bytes: int, wake: Callable[[], None], frames: SharedFrames) -> None:
+        self._frames = frames
+        self._limit_bytes = limit_bytes
+        self._wake = wake
+        self._queue: deque[Publication | bytes] = deque()
+        self._skipped: dict[str, int] = {}
+        self.paces: dict[int, Pace] = {}
+        self.queued_bytes = 0
+        self.skipped_total = 0
+        self.overfull = False
+        """Set for good when answers and control records alone exceed the cap: this client must go."""
+
+    # ---- filling --------------------------------------------------------------------------------
+
+    def take(self, publication: Publication) -> None:
+        """Queue one tick for delivery `all`."""
+        if self.overfull:
+            return
+        made = publication.fragment
+        self.queued_bytes += len(fragment(publication) if made is None else made)
+        queue = self._queue
+        queue.append(publication)
+        if len(queue) == 1:
+            self._wake()
+        elif self.queued_bytes > self._limit_bytes:
+            self._shed()
+
+    def take_control(self, publication: Publication) -> None:
+        """Queue one control record behind the pending ticks it concerns."""
+        record = publication.record
+        for pace in self.paces.values():
+            if is_exchange_wide(record):
+                for before in [
+                    item for item in pace.pending.values() if item.record.exchange == record.exchange
+                ]:
+                    del pace.pending[before.record.symbol]
+                    self.take(before)
+            else:
+                before_one = pace.pending.pop(record.symbol, None)
+                if before_one is not None:
+                    self.take(before_one)
+        self.take(publication)
+
+    def put(self, frame: bytes) -> None:
+        """Queue one complete frame, such as an answer; it is never skipped."""
+        self.queued_bytes += len(frame)
+        self._queue.append(frame)
+        if len(self._queue) == 1:
+            self._wake()
+        elif self.queued_bytes > self._limit_bytes:
+            self._shed()
+
+    def forget(self, instrument: str) -> None:
+        """Drop the pending tick of an instrument that is no longer conflated here."""
+        for pace in self.paces.values():
+            pace.pending.pop(instrument, None)
+
+    # ---- emptying -------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something stands in the queue (pending ticks of a pace do not count)."""
+        return bool(self._queue or self._skipped)
+
+    def pop_queue(self, budget_bytes: int) -> list[bytes]:
+        """Take complete frames from the queue, in order, until about `budget_bytes` are reached."""
+        queue = self._queue
+        if len(queue) == 1 and not self._skipped:
+            return [self._pop_one(queue.popleft())]
+        frames: list[bytes] = []
+        if self._skipped:
+            frames.append(text_frame(to_json(skipped_message(self._skipped))))
+            self._skipped = {}
+        size = 0
+        while queue and size < budget_bytes:
+            head = queue.popleft()
+            if queue and isinstance(head, Publication) and isinstance(head.record, DataIngestionFormat):
+                frame = self._gather(head)
+            else:
+                frame = self._pop_one(head)
+            frames.append(frame)
+            size += len(frame)
+        return frames
+
+    def pop_pace(self, pace: Pace, budget_bytes: int) -> list[bytes]:
+        """Take frames of the pace's pending ticks until about `budget_bytes` are reached."""
+        pending = pace.pending
+        frames: list[bytes] = []
+        size = 0
+        while pending and size < budget_bytes:
+            alone = len(pending) == 1
+            frame = single_frame(pending.popitem()[1]) if alone else self._frames.frame_of(_take(pending))
+            frames.append(frame)
+            size += len(frame)
+        return frames
+
+    def _pop_one(self, item: Publication | bytes) -> bytes:
+        if isinstance(item, bytes):
+            self.queued_bytes -= len(item)
+            return item
+        self.queued_bytes -= len(item.fragment or fragment(item))
+        return item.frame or single_frame(item)
+
+    def _gather(self, head: Publication) -> bytes:
+        """Take consecutive ticks of different instruments into one frame."""
+        queue = self._queue
+        seen = {head.record.symbol}
+        if not _may_follow(queue[0], seen):
+            return self._pop_one(head)
+        batch = [head]
+        while queue and len(batch) < MAX_TICKS_PER_FRAME:
+            item = queue[0]
+            if not isinstance(item, Publication) or not _may_follow(item, seen):
+                break
+            queue.popleft()
+            batch.append(item)
+            seen.add(item.record.symbol)
+        self.queued_bytes -= sum(len(fragment(item)) for item in batch)
+        return self._frames.frame_of(batch)
+
+    def _shed(self) -> None:
+        """Drop the oldest ticks until half the cap is left; answers and control records stay."""
+        kept: list[Publication | bytes] = []
+        queue, skipped = self._queue, self._skipped
+        while queue and self.queued_bytes > self._limit_bytes // 2:
+            item = queue.popleft()
+            if isinstance(item, bytes) or not isinstance(item.record, DataIngestionFormat):
+                kept.append(item)
+                continue
+            self.queued_bytes -= len(fragment(item))
+            symbol = item.record.symbol
+            skipped[symbol] = skipped.get(symbol, 0) + 1
+            self.skipped_total += 1
+        queue.extendleft(reversed(kept))
+        self.overfull = self.queued_bytes > self._limit_bytes
+
+
+def _take(pending: Pending) -> list[Publication]:
+    if len(pending) <= MAX_TICKS_PER_FRAME:
+        batch = list(pending.values())
+        pending.clear()
+        return batch
+    return [pending.pop(symbol) for symbol in list(islice(pending, MAX_TICKS_PER_FRAME))]
+
+
+def _build_frame(batch: list[Publication]) -> bytes:
+    newest: dict[str, Record] = {}
+    exchange, top_ms, top_seq = "", 0, 0
+    # The hottest loop of a busy gateway: per client, slot and tick. Pending ticks are not in the order
+    # of their positions, so the newest of each exchange is looked for.
+    for publication in batch:
+        record = publication.record
+        if record.exchange != exchange:
+            exchange = record.exchange
+            known = newest.get(exchange)
+            top_ms, top_seq = (known.position_ms, known.position_seq) if known is not None else (-1, 0)
+        position_ms = record.position_ms
+        if position_ms > top_ms or (position_ms == top_ms and record.position_seq > top_seq):
+            newest[exchange] = record
+            top_ms, top_seq = position_ms, record.position_seq
+    return tick_frame([item.fragment or fragment(item) for item in batch], newest)
+
+
+def _may_follow(item: Publication | bytes, seen: set[str]) -> bool:
+    return (
+        isinstance(item, Publication)
+        and isinstance(item.record, DataIngestionFormat)
+        and item.record.symbol not in seen
+    )

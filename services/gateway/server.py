@@ -1,0 +1,250 @@
+"""The gateway: one aiohttp server for HTTP, WebSocket and the dashboard, and its life from bind to close.
+
+Stands at the end of the flow. Shows what the broadcast holds and what the backend says; commands nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from services.data_broadcast import DataBroadcast
+from services.errors import ConfigurationError
+from services.gateway.authentication import Authenticator
+from services.gateway.backend import GatewayBackend
+from services.gateway.directory import InstrumentDirectory
+from services.gateway.flow import FlowLimits
+from services.gateway.guard import Guard, JsonRequestHandler
+from services.gateway.http_api import HttpApi
+from services.gateway.limits import ClientLimits, is_loopback
+from services.gateway.metrics import MetricsPage
+from services.gateway.origin import OriginPolicy
+from services.gateway.outbox import SharedFrames
+from services.gateway.pacer import Pacer
+from services.gateway.protocol import MAX_MESSAGE_BYTES
+from services.gateway.session import SessionContext
+from services.gateway.subscriptions import SubscriptionContext
+from services.gateway.websocket import WebSocketEndpoint
+
+_log = structlog.get_logger(__name__)
+
+WEB_ROOT = Path(__file__).resolve().parents[2] / "web"
+IDLE_CONNECTION_S = 15.0
+"""A connection that has sent no (or half a) request for so long is closed."""
+RESERVED_DESCRIPTORS = 256
+"""File descriptors left to everything but clients: providers, stores, files."""
+BACKLOG = 2_048
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and for whom the gateway listens.
+
+    `port` 0 takes any free port; `port_fallback` does the same when `port` is taken. `tokens` maps
+    name to secret; none are needed on loopback. `allowed_origins` are browser origins besides the
+    dashboard's own.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    port_fallback: bool = False
+    tokens: Mapping[str, str] = {}
+    allowed_origins: tuple[str, ...] = ()
+    limits: ClientLimits = ClientLimits()
+    flow: FlowLimits = FlowLimits()
+    web_root: Path = WEB_ROOT
+
+
+class Gateway:
+    """Serves clients. `start`, keep `run` running, `stop`; `stop` is harmless when repeated."""
+
+    def __init__(self, backend: GatewayBackend, broadcast: DataBroadcast, config: GatewayConfig) -> None:
+        self.config = config
+        self._backend = backend
+        self._broadcast = broadcast
+        self._limits = config.limits
+        authenticator = Authenticator(config.tokens)
+        self._authenticator = authenticator
+        self._directory = InstrumentDirectory(backend, broadcast.clock)
+        self._pacer = Pacer(broadcast.clock)
+        self._guard = Guard(authenticator)
+        self._sockets = WebSocketEndpoint(
+            SessionContext(
+                subscriptions=SubscriptionContext(
+                    backend, self._directory, broadcast, config.limits, self._pacer.spread
+                ),
+                clock=broadcast.clock,
+                authenticator=authenticator,
+                limits=config.limits,
+                flow=config.flow,
+                frames=SharedFrames(),
+                ready=self._pacer.ready,
+                paced=self._pacer.paced,
+            ),
+            authenticator,
+            config.limits,
+            self._pacer,
+        )
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._open_connections = 0
+        self._refused_connections = 0
+        self.url = ""
+
+    async def start(self) -> str:
+        """Listen, and return the base URL with the real port.
+
+        Raises `ConfigurationError` when the port is taken, the address is not ours, or it can be
+        reached from other machines and no token is set.
+        """
+        config = self.config
+        if not self._authenticator.required and not is_loopback(config.host):
+            raise ConfigurationError(
+                f"API_HOST={config.host} is reachable from other machines: "
+                "set API_TOKENS=name:secret, or API_HOST=127.0.0.1"
+            )
+        self._limit_connections()
+        app = web.Application(middlewares=[self._guard.middleware], client_max_size=MAX_MESSAGE_BYTES)
+        HttpApi(
+            self._backend,
+            self._broadcast,
+            self._directory,
+            self.client_figures,
+            MetricsPage(self._backend, self.client_figures),
+            config.web_root,
+        ).add_routes(app.router)
+        app.router.add_get("/ws", self._sockets.handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            self._server = await self._listen(runner)
+        except ConfigurationError:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        port = self._server.sockets[0].getsockname()[1]
+        self._guard.policy = OriginPolicy(
+            config.host, port, config.allowed_origins, open_to_all=not self._authenticator.required
+        )
+        self._broadcast.on_interest = self._backend.interest_changed
+        self.url = f"http://{_reachable(config.host)}:{port}"
+        _log.info("gateway_listening", url=self.url, tokens=len(config.tokens))
+        return self.url
+
+    async def run(self) -> None:
+        """Serve the clients' paces, pings and deadlines until cancelled."""
+        await self._pacer.run()
+
+    async def stop(self) -> None:
+        """Refuse new clients, tell those connected to come back (1012), and close, within about 4 s."""
+        server, self._server = self._server, None
+        runner, self._runner = self._runner, None
+        if server is not None:
+            server.close()
+        await self._sockets.close_all(self._limits.closing_s)
+        if runner is not None:
+            await runner.cleanup()
+            _log.info("gateway_closed")
+
+    def catalogue_changed(self) -> None:
+        """Bring directory and subscriptions into line with the instruments there are now."""
+        self._directory.forget()
+        for session in list(self._sockets.sessions):
+            session.catalogue_changed()
+
+    def client_figures(self) -> dict[str, Any]:
+        """Return the figures of the WebSocket side: clients, what they watch, what was sent and skipped."""
+        return self._sockets.figures() | {
+            "http_refused": dict(self._guard.refused),
+            "connections": self._open_connections,
+            "connections_refused": self._refused_connections,
+        }
+
+    def _limit_connections(self) -> None:
+        """Take what the operating system allows; a server without descriptors can accept and do nothing."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = self.config.limits.connections + RESERVED_DESCRIPTORS
+        if soft < wanted:
+            soft = min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self._connections = min(self.config.limits.connections, max(16, soft - RESERVED_DESCRIPTORS))
+        if self._connections < self.config.limits.connections:
+            _log.warning(
+                "connections_limited",
+                connections=self._connections,
+                descriptors=soft,
+                remedy="raise the limit of open files (ulimit -n, LimitNOFILE)",
+            )
+
+    def _connection_gone(self) -> None:
+        self._open_connections -= 1
+
+    async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        manager = cast(web.Server, runner.server)
+
+        def accept() -> asyncio.BaseProtocol:
+            # Counted here, not when they are made: several may be accepted before the first is.
+            if self._open_connections >= self._connections:
+                self._refused_connections += 1
+                return _Refusal()
+            self._open_connections += 1
+            return JsonRequestHandler(
+                manager,
+                self._connection_gone,
+                loop=loop,
+                keepalive_timeout=IDLE_CONNECTION_S,
+                access_log=_aiohttp_log,
+                logger=_aiohttp_log,
+            )
+
+        config = self.config
+        try:
+            return await loop.create_server(accept, config.host, config.port, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not config.port_fallback:
+                raise _bind_refused(config, error) from error
+        try:
+            return await loop.create_server(accept, config.host, 0, backlog=BACKLOG)
+        except OSError as error:
+            raise _bind_refused(config, error) from error
+
+
+class _Refusal(asyncio.Protocol):
+    """Cuts a connection that would be one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+
+def _bind_refused(config: GatewayConfig, error: OSError) -> ConfigurationError:
+    if isinstance(error, socket.gaierror):
+        return ConfigurationError(f"API_HOST={config.host} is no address of this machine: {error}")
+    if error.errno == errno.EADDRINUSE:
+        return ConfigurationError(
+            f"API_PORT={config.port} is taken on {config.host}: stop what uses it, set another API_PORT, "
+            "or API_PORT=0 for any free port"
+        )
+    if error.errno == errno.EACCES:
+        return ConfigurationError(f"API_PORT={config.port} needs privileges: set a port of 1024 or more")
+    return ConfigurationError(f"cannot listen on API_HOST={config.host} API_PORT={config.port}: {error}")
+
+
+def _reachable(host: str) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"[{host}]" if ":" in host else host
+
+
+# Malformed requests are answered and counted; aiohttp would log a trace, and every request a line.
+_aiohttp_log = logging.getLogger("marketd.http")
+_aiohttp_log.setLevel(logging.CRITICAL)

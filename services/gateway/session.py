@@ -1,0 +1,324 @@
+"""One WebSocket client: what it watches, what it is answered, and when bytes go to its socket.
+
+Stands between the broadcast, which fills the outbox, and the client's transport. Everything here is a
+plain call on the event loop; nothing waits for the client, so a client cannot hold up anything.
+
+Close codes tell the client what to do: 4000-4499 connect again, 4500-4999 do not.
+
+| code | because |
+|---|---|
+| 1012 | the daemon stops; connect again |
+| 4008 | nothing was read for too long (the connection is cut; the code stands in the log) |
+| 4401 | no token came within the time allowed |
+| 4413 | too many messages |
+| 4500 | the token is wrong |
+| 4501 | too many messages that we cannot accept |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from services.data_broadcast import Publication
+from services.gateway.authentication import Authenticator, Principal
+from services.gateway.encoding import close_frame, ping_frame, pong_frame, text_frame, to_json
+from services.gateway.flow import FlowLimits, FlowWindow
+from services.gateway.limits import ClientLimits, ErrorBudget, TokenBucket
+from services.gateway.outbox import Outbox, SharedFrames
+from services.gateway.protocol import (
+    Authenticate,
+    ClientMessage,
+    ClientMessageError,
+    MessageId,
+    Ping,
+    Subscribe,
+    Unsubscribe,
+    parse_client_message,
+)
+from services.gateway.subscriptions import SubscriptionContext, Subscriptions
+from services.market_data.clock import Clock
+from services.market_data.records import ControlRecord
+
+CLOSE_RESTARTING = 1012
+CLOSE_NOT_READING = 4008
+CLOSE_AUTHENTICATION_LATE = 4401
+CLOSE_TOO_MANY_MESSAGES = 4413
+CLOSE_TOKEN_WRONG = 4500
+CLOSE_TOO_MANY_ERRORS = 4501
+
+_RESET = struct.pack("ii", 1, 0)
+WRITE_AHEAD_BYTES = 64 * 1024
+"""No more is handed to a transport while this much already waits in it."""
+
+
+class SessionCounters(msgspec.Struct):
+    """What one session has sent and heard; `skipped` messages were lost to its own slowness."""
+
+    messages_in: int = 0
+    errors: int = 0
+    frames_out: int = 0
+    bytes_out: int = 0
+
+
+class SessionContext(msgspec.Struct, frozen=True):
+    """What all sessions of a gateway share. `ready` asks for a flush of the session's queue soon."""
+
+    subscriptions: SubscriptionContext
+    clock: Clock
+    authenticator: Authenticator
+    limits: ClientLimits
+    flow: FlowLimits
+    frames: SharedFrames
+    ready: Callable[[ClientSession], None]
+    paced: Callable[[ClientSession], None]
+
+
+class ClientSession:
+    """One connected client. An `Outlet` of the broadcast."""
+
+    def __init__(
+        self,
+        context: SessionContext,
+        transport: asyncio.Transport,
+        *,
+        address: str,
+        principal: Principal | None,
+    ) -> None:
+        self._context = context
+        self._clock = context.clock
+        self._transport = transport
+        self.address = address
+        self.principal = principal
+        self.counters = SessionCounters()
+        self.opened_s = now_s = self._clock.monotonic_s()
+        self.awaits_flush = False
+        """Whether the pacer has this session on its list; the pacer's own mark."""
+        self._wake = partial(context.ready, self)
+        self.outbox = Outbox(context.limits.outbox_bytes, self._wake, context.frames)
+        self._flow = FlowWindow(now_s, context.flow)
+        self._bucket = TokenBucket(context.limits.messages_per_s, context.limits.message_burst, now_s)
+        self._errors = ErrorBudget(context.limits.errors_per_minute)
+        self._subscriptions = Subscriptions(
+            context.subscriptions, self, self.outbox, lambda: context.paced(self)
+        )
+        self._close_sent_s: float | None = None
+        self.close_code = 0
+        self.close_reason = ""
+
+    # ---- outlet ---------------------------------------------------------------------------------
+
+    def take(self, publication: Publication) -> None:
+        """Queue one tick for an instrument with delivery `all`."""
+        self.outbox.take(publication)
+
+    def take_control(self, publication: Publication) -> None:
+        """Queue one control record; bars belong to the chart channel and are not control messages."""
+        record = publication.record
+        if isinstance(record, ControlRecord) and record.type != "bar":
+            self.outbox.take_control(publication)
+
+    # ---- hearing --------------------------------------------------------------------------------
+
+    def hear(self, data: bytes) -> None:
+        """Take one text message from the client and queue the answer."""
+        now_s = self._clock.monotonic_s()
+        self.counters.messages_in += 1
+        if not self._bucket.take(now_s):
+            limits = self._context.limits
+            self._answer_error(
+                "rate_limited",
+                f"at most {limits.messages_per_s:g} messages a second, {limits.message_burst} at once",
+            )
+            self.close(CLOSE_TOO_MANY_MESSAGES, "too many messages")
+            return
+        try:
+            message = parse_client_message(data)
+        except ClientMessageError as refusal:
+            self.refuse(refusal)
+            return
+        try:
+            self._obey(message)
+        except ClientMessageError as refusal:
+            # A good message beyond a limit: told, but no sign of a broken client.
+            self._answer_error(refusal.code, str(refusal), message.id)
+
+    def refuse(self, refusal: ClientMessageError) -> None:
+        """Tell the client what is wrong with its message; end the session when that happens too often."""
+        self.counters.errors += 1
+        self._answer_error(refusal.code, str(refusal), refusal.message_id)
+        if not self._errors.spend(self._clock.monotonic_s()):
+            self.close(CLOSE_TOO_MANY_ERRORS, "too many messages that cannot be accepted")
+
+    def heard_ping(self, payload: bytes) -> None:
+        """Answer a ping of the client's; they count as messages."""
+        if not self._bucket.take(self._clock.monotonic_s()):
+            self.close(CLOSE_TOO_MANY_MESSAGES, "too many pings")
+            return
+        self.outbox.put(pong_frame(payload))
+
+    def heard_pong(self, payload: bytes) -> None:
+        """Learn how far the client has read, and send on if that makes room."""
+        now_s = self._clock.monotonic_s()
+        if self._flow.ponged(payload, now_s):
+            if self.outbox.waiting:
+                self._wake()
+        elif not self._bucket.take(now_s):
+            self.close(CLOSE_TOO_MANY_MESSAGES, "too many pongs")
+
+    def _obey(self, message: ClientMessage) -> None:
+        if isinstance(message, Authenticate):
+            self._authenticate(message)
+        elif self.principal is None:
+            raise ClientMessageError(
+                "unauthenticated", 'the first message must be {"action":"auth","token":…}'
+            )
+        elif isinstance(message, Subscribe):
+            self._answer(self._subscriptions.subscribe(message))
+        elif isinstance(message, Unsubscribe):
+            self._answer(self._subscriptions.unsubscribe(message))
+        elif isinstance(message, Ping):
+            self._answer({"type": "pong", "id": message.id})
+        else:
+            self._answer(self._subscriptions.listed(message))
+
+    def _authenticate(self, message: Authenticate) -> None:
+        principal = self._context.authenticator.check(message.token)
+        if principal is None:
+            self._answer_error("unauthorized", "the token is not valid", message.id)
+            self.close(CLOSE_TOKEN_WRONG, "the token is not valid")
+            return
+        self.principal = principal
+        self._answer({"type": "authenticated", "id": message.id, "name": principal.name})
+
+    def catalogue_changed(self) -> None:
+        """Bring the subscriptions into line with the instruments there are now."""
+        for refusal in self._subscriptions.catalogue_changed():
+            self._answer_error(refusal.code, str(refusal))
+
+    @property
+    def instruments(self) -> int:
+        """How many instruments the client watches."""
+        return len(self._subscriptions)
+
+    # ---- sending --------------------------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        """Whether the session has ended, or is about to."""
+        return self._close_sent_s is not None or self._transport.is_closing()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client must read before more is sent to it."""
+        return not self._flow.open or self._transport.get_write_buffer_size() >= WRITE_AHEAD_BYTES
+
+    def flush(self, now_s: float) -> bool:
+        """Send what the queue holds, as far as the client keeps up; return whether more could go at once."""
+        if self._close_sent_s is not None or self.blocked or self._transport.is_closing():
+            return False
+        outbox = self.outbox
+        self._write(outbox.pop_queue(WRITE_AHEAD_BYTES), now_s)
+        return outbox.waiting and not self.blocked
+
+    def serve_paces(self, now_s: float) -> None:
+        """Send the pending ticks of every pace that is due, behind whatever the queue holds."""
+        while self.flush(now_s):
+            pass
+        for pace in self.outbox.paces.values():
+            if pace.due_s > now_s:
+                continue
+            while pace.pending and not (self.closing or self.blocked or self.outbox.waiting):
+                self._write(self.outbox.pop_pace(pace, WRITE_AHEAD_BYTES), now_s)
+            # What did not go out stays newest-only, and its turn comes soon again.
+            pace.due_s = now_s + (pace.every_s if not pace.pending else min(0.02, pace.every_s))
+
+    def next_due_s(self) -> float | None:
+        """Return when a pace is due next, None when the client has none."""
+        return min((pace.due_s for pace in self.outbox.paces.values()), default=None)
+
+    def check(self, now_s: float) -> None:
+        """Do what time asks for: ping, close a client without a token, cut off one that does not read."""
+        limits = self._context.limits
+        if self._close_sent_s is not None:
+            if now_s - self._close_sent_s >= limits.closing_s:
+                self.abort(self.close_code, self.close_reason)
+        elif self.principal is None and now_s - self.opened_s >= limits.authentication_s:
+            self.close(CLOSE_AUTHENTICATION_LATE, "no token came in time")
+        elif self._flow.frozen(now_s) or self.outbox.overfull:
+            self.abort(CLOSE_NOT_READING, "not reading")
+        else:
+            ping = self._flow.tick(now_s)
+            if ping is not None:
+                self._transport.write(ping_frame(ping))
+
+    def lag_ms(self, now_s: float) -> int:
+        """Return how far behind the client reads, in ms."""
+        return self._flow.lag_ms(now_s)
+
+    def _write(self, frames: list[bytes], now_s: float) -> None:
+        count = len(frames)
+        if count == 0:
+            return
+        data = frames[0] if count == 1 else b"".join(frames)
+        size = len(data)
+        counters = self.counters
+        counters.frames_out += count
+        counters.bytes_out += size
+        ping = self._flow.sent(size, now_s)
+        self._transport.write(data if ping is None else data + ping_frame(ping))
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        self.outbox.put(text_frame(to_json(message)))
+
+    def _answer_error(self, code: str, message: str, message_id: MessageId = None) -> None:
+        self._answer({"type": "error", "id": message_id, "code": code, "message": message})
+
+    # ---- ending ---------------------------------------------------------------------------------
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is queued and a close frame; the connection is cut if the client does not answer it."""
+        if self.closing:
+            return
+        now_s = self._clock.monotonic_s()
+        while self.flush(now_s):
+            pass
+        self._leave(code, reason)
+        self._close_sent_s = now_s
+        self._transport.write(close_frame(code, reason))
+
+    def abort(self, code: int, reason: str) -> None:
+        """Cut the connection at once, throwing away what is on its way."""
+        self._leave(code, reason)
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None and not self._transport.is_closing():
+            # Reset, not FIN: the kernel too must forget what the client never reads.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def heard_close(self, code: int) -> None:
+        """Take the client's close frame: answer it, unless it answers ours."""
+        if not self.closing:
+            self._leave(code, "closed by the client")
+            self._close_sent_s = self._clock.monotonic_s()
+            self._transport.write(close_frame(1000, ""))
+
+    def heard_end(self, code: int) -> None:
+        """Send nothing more: a close frame with this code was sent, or the connection is gone."""
+        self._leave(code, "the connection ended")
+        self._close_sent_s = self._clock.monotonic_s()
+
+    def ended(self) -> None:
+        """Let go of everything; the connection is gone."""
+        self._leave(self.close_code, self.close_reason)
+
+    def _leave(self, code: int, reason: str) -> None:
+        if self.close_code == 0:
+            self.close_code, self.close_reason = code, reason
+        self._subscriptions.clear()

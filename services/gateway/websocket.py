@@ -1,0 +1,215 @@
+"""The WebSocket end point `/ws`: the handshake, and the receiving half of each client.
+
+Who may connect is decided before the upgrade wherever it can be. After it, aiohttp reads and checks
+frames (at most 16 KiB, no compression), and a `ClientSession` does everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from services.gateway.authentication import Authenticator, Principal, bearer_secret
+from services.gateway.errors import HttpError
+from services.gateway.limits import AddressCensus, ClientLimits
+from services.gateway.pacer import Pacer
+from services.gateway.protocol import MAX_MESSAGE_BYTES, ClientMessageError
+from services.gateway.session import CLOSE_RESTARTING, ClientSession, SessionContext
+
+_log = structlog.get_logger(__name__)
+
+
+class WebSocketEndpoint:
+    """Accepts clients and keeps the set of their sessions."""
+
+    def __init__(
+        self, context: SessionContext, authenticator: Authenticator, limits: ClientLimits, pacer: Pacer
+    ) -> None:
+        self._context = context
+        self._authenticator = authenticator
+        self._limits = limits
+        self._pacer = pacer
+        self._census = AddressCensus(limits.clients_per_address)
+        self.sessions: set[ClientSession] = set()
+        self.stopping = False
+        self.accepted = 0
+        self.refused = 0
+        self.closed_by_code: dict[int, int] = {}
+        self._left: asyncio.Event | None = None
+        self._past = dict.fromkeys(("frames_out", "bytes_out", "messages_in", "errors", "skipped"), 0)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve one connection to `/ws` from the handshake to its end."""
+        if not _asks_for_upgrade(request):
+            raise HttpError(
+                426,
+                "upgrade_required",
+                "this address speaks WebSocket only: connect to it with ws:// or wss://",
+                headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+            )
+        principal = self._authenticate(request)
+        address = request.remote or ""
+        if self.stopping:
+            raise HttpError(503, "stopping", "the daemon is stopping; connect again", retry_after_s=2)
+        if len(self.sessions) >= self._limits.clients or not self._census.enter(address):
+            self.refused += 1
+            raise HttpError(503, "too_many_clients", "all places are taken; try later", retry_after_s=10)
+        try:
+            return await self._serve(request, principal, address)
+        finally:
+            self._census.leave(address)
+
+    def figures(self) -> dict[str, Any]:
+        """Return how many clients there are, what they watch, and what was sent, heard and skipped."""
+        now_s = self._context.clock.monotonic_s()
+        sums = dict(self._past)
+        for session in self.sessions:
+            _add(sums, session)
+        return {
+            "connected": len(self.sessions),
+            "watched": sum(session.instruments for session in self.sessions),
+            "lag_ms_max": max((session.lag_ms(now_s) for session in self.sessions), default=0),
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "closed_by_code": dict(self.closed_by_code),
+            **sums,
+        }
+
+    async def close_all(self, within_s: float) -> None:
+        """Tell every client to connect again (1012), wait for them, cut those that remain."""
+        self.stopping = True
+        for session in list(self.sessions):
+            session.close(CLOSE_RESTARTING, "the daemon stops; connect again")
+        if self.sessions:
+            self._left = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._left.wait()
+        for session in list(self.sessions):
+            session.abort(CLOSE_RESTARTING, "the daemon stops")
+
+    def _authenticate(self, request: web.Request) -> Principal | None:
+        """Return who connects, None when the first message must say so. Raises 401 for a wrong secret."""
+        secret = bearer_secret(request.headers.get("Authorization"))
+        if secret is None:
+            if request.headers.get("Authorization") is not None:
+                raise HttpError(401, "unauthorized", "the Authorization header must be Bearer SECRET")
+            return None if self._authenticator.required else self._authenticator.check("")
+        principal = self._authenticator.check(secret)
+        if principal is None:
+            self.refused += 1
+            raise HttpError(401, "unauthorized", "the token is not valid")
+        return principal
+
+    async def _serve(
+        self, request: web.Request, principal: Principal | None, address: str
+    ) -> web.StreamResponse:
+        socket = _Socket(
+            timeout=self._limits.closing_s,
+            autoclose=False,
+            autoping=False,
+            compress=False,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            decode_text=False,
+        )
+        await socket.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return socket
+        session = ClientSession(self._context, transport, address=address, principal=principal)
+        socket.session = session
+        self.accepted += 1
+        self.sessions.add(session)
+        self._pacer.enter(session)
+        _log.info(
+            "client_connected",
+            client=id(session),
+            address=address,
+            origin=request.headers.get("Origin", ""),
+            name=principal.name if principal else "",
+        )
+        try:
+            await self._receive(socket, session)
+        finally:
+            self._leave(session, socket)
+            # The closing handshake is ours and done; aiohttp must not begin another one. What is still
+            # on its way may arrive, but a client that reads nothing must not hold the connection open.
+            transport.close()
+            asyncio.get_running_loop().call_later(self._limits.closing_s, transport.abort)
+        return socket
+
+    async def _receive(self, socket: _Socket, session: ClientSession) -> None:
+        while True:
+            message = await socket.receive()
+            match message.type:
+                case WSMsgType.PONG:
+                    session.heard_pong(bytes(message.data))
+                case WSMsgType.CLOSE:
+                    session.heard_close(message.data or 1005)
+                    return
+                case WSMsgType.ERROR | WSMsgType.CLOSING | WSMsgType.CLOSED:
+                    # aiohttp has refused a frame (too big, not UTF-8, not WebSocket) and told the client why.
+                    session.heard_end(int(socket.close_code or 1006))
+                    return
+                case _ if session.closing:
+                    continue
+                case WSMsgType.TEXT:
+                    session.hear(message.data)
+                case WSMsgType.PING:
+                    session.heard_ping(bytes(message.data))
+                case _:
+                    session.refuse(ClientMessageError("text_only", "messages must be text frames"))
+
+    def _leave(self, session: ClientSession, socket: _Socket) -> None:
+        session.ended()
+        self._pacer.leave(session)
+        self.sessions.discard(session)
+        if self._left is not None and not self.sessions:
+            self._left.set()
+        _add(self._past, session)
+        code = session.close_code or int(socket.close_code or 1006)
+        self.closed_by_code[code] = self.closed_by_code.get(code, 0) + 1
+        now_s = self._context.clock.monotonic_s()
+        _log.info(
+            "client_disconnected",
+            client=id(session),
+            address=session.address,
+            name=session.principal.name if session.principal else "",
+            code=code,
+            reason=session.close_reason,
+            lasted_s=round(now_s - session.opened_s, 1),
+            messages_in=session.counters.messages_in,
+            frames_out=session.counters.frames_out,
+            bytes_out=session.counters.bytes_out,
+            skipped=session.outbox.skipped_total,
+        )
+
+
+class _Socket(web.WebSocketResponse[bool]):
+    """Tells the session when aiohttp closes on its own (for a frame it refuses), so that no data follows."""
+
+    session: ClientSession | None = None
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Close the WebSocket."""
+        if self.session is not None:
+            # Without a refusal of its own aiohttp comes here only when the connection is lost.
+            self.session.heard_end(1006 if code == WSCloseCode.OK else int(code))
+        return await super().close(code=code, message=message, drain=drain)
+
+
+def _add(sums: dict[str, int], session: ClientSession) -> None:
+    counters = session.counters
+    sums["frames_out"] += counters.frames_out
+    sums["bytes_out"] += counters.bytes_out
+    sums["messages_in"] += counters.messages_in
+    sums["errors"] += counters.errors
+    sums["skipped"] += session.outbox.skipped_total
+
+
+def _asks_for_upgrade(request: web.Request) -> bool:
+    return request.headers.get("Upgrade", "").strip().lower() == "websocket"
