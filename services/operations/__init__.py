@@ -1,0 +1,1 @@
+"""What keeps the daemon running: embedded servers, locks, the health probe."""

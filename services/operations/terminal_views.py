@@ -1,0 +1,134 @@
+"""What `status` and `tap` print: the daemon's answers as tables and lines for a terminal. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from services.storage.spool_inspection import ChannelContents
+
+_STATE_COLOURS = {"streaming": "green", "parked": "yellow", "closed": "red", "stale": "red"}
+
+
+def status_view(answer: Mapping[str, Any]) -> Table:
+    """Return the table for one answer of `/api/providers/status`."""
+    now_ms = answer.get("time_ms") or time.time_ns() // 1_000_000
+    grid = Table.grid(padding=(0, 0))
+    if answer.get("demo"):
+        grid.add_row("[bold yellow]DEMO DATA: simulated prices[/]")
+    providers = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("provider", "state", "subs", "live", "ticks/s", "last tick", "p50/p99 ms", "reconn"):
+        providers.add_column(column)
+    for row in answer["providers"]:
+        age = "-" if row["last_tick_ms"] is None else f"{max(0, now_ms - row['last_tick_ms']) / 1000:.1f} s"
+        colour = _STATE_COLOURS.get(row["state"], "cyan")
+        latency = row["latency_ms"]
+        providers.add_row(
+            row["code"],
+            f"[{colour}]{row['state']}[/]",
+            str(row["subscribed"]),
+            str(row["instruments_live"]),
+            str(row["ticks_per_s"]),
+            age,
+            f"{_dash(latency['p50'])}/{_dash(latency['p99'])}",
+            str(row["reconnects"]),
+        )
+        if row["reason"]:
+            providers.add_row("", f"[dim]{escape(str(row['reason']))}[/]")
+    grid.add_row(providers)
+    pipeline = answer.get("pipeline") or {}
+    sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("sink", "state", "written", "collapsed", "queued", "on disk", "dropped", "rejected"):
+        sinks.add_column(column)
+    for sink in pipeline.get("sinks", []):
+        colour = "green" if sink["state"] == "ready" else "red"
+        sinks.add_row(
+            sink["name"],
+            f"[{colour}]{sink['state']}[/]{' ' + escape(sink['reason']) if sink['reason'] else ''}",
+            str(sink["written"]),
+            str(sink["collapsed"]),
+            str(sink["queued"]),
+            str(sink.get("spooled", 0)),
+            _by_reason(sink["dropped"]),
+            _by_reason(sink["rejected"]),
+        )
+    grid.add_row("")
+    grid.add_row(sinks)
+    return grid
+
+
+def spool_view(channels: Sequence[ChannelContents]) -> Table:
+    """Return the table for the contents of the disk spool."""
+    grid = Table.grid(padding=(0, 0))
+    if not any(channel.records for channel in channels):
+        grid.add_row("nothing waits on disk")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("sink", "records", "bytes", "segments", "oldest (UTC)", "newest (UTC)", "damaged"):
+        table.add_column(column)
+    for channel in channels:
+        table.add_row(
+            channel.name,
+            str(channel.records),
+            str(channel.size_bytes),
+            str(len(channel.segments)),
+            _utc(channel.oldest_ms),
+            _utc(channel.newest_ms),
+            str(channel.damaged),
+        )
+    if channels:
+        grid.add_row(table)
+    for channel in channels:
+        for name in channel.corrupt_files:
+            grid.add_row(f"[red]{channel.name}/{escape(name)}[/]: a segment with a damaged header, set aside")
+        for name in channel.foreign_files:
+            grid.add_row(f"[yellow]{channel.name}/{escape(name)}[/]: not a segment of ours, left alone")
+    return grid
+
+
+def _utc(time_ms: int | None) -> str:
+    if time_ms is None:
+        return "-"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "0"
+
+
+def tap_lines(message: Mapping[str, Any], *, as_json: bool) -> list[str]:
+    """Return the lines to print for one message of the WebSocket; none for protocol answers."""
+    kind = message.get("type")
+    if kind == "raw_tick":
+        ticks = message["data"].items()
+        if as_json:
+            return [json.dumps({"type": "tick", "instrument": key, **data}) for key, data in ticks]
+        return [_tick_line(key, data) for key, data in ticks]
+    if kind in ("subscribed", "authenticated", "pong"):
+        return []
+    if as_json:
+        return [json.dumps(message)]
+    rest = " ".join(
+        f"{name}={value}" for name, value in message.items() if name not in ("type", "instrumentKey")
+    )
+    return [f"{'':12} {message.get('instrumentKey', ''):<24} {kind} {rest}"]
+
+
+def _tick_line(key: str, data: Mapping[str, Any]) -> str:
+    moment = time.strftime("%H:%M:%S", time.gmtime(data["ts_ms"] / 1000)) + f".{data['ts_ms'] % 1000:03}"
+    quantity = f"x {data['ltq']}" if data.get("ltq") is not None else ""
+    book = f"{_dash(data.get('bid'))} / {_dash(data.get('ask'))}"
+    flags = ",".join(data["flags"]) if isinstance(data.get("flags"), list) else data.get("flags", "")
+    line = (
+        f"{moment} {key:<24} {data['last_price']:>12} {quantity:<12} {book:<24} {data.get('src', '')} {flags}"
+    )
+    return line.rstrip()
