@@ -1,0 +1,64 @@
+"""The full market depth feeds of the simulated Dhan: 20 and 200 levels, bid and ask packets.
+
+Pure; used by the Dhan simulator. Bid and ask of an instrument are separate packets stacked in one
+message; there is no time, no sequence and no last price on these feeds.
+Source: DhanHQ v2 full market depth documentation; limits and the refusal of `APP` tokens as measured.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from simulators.market import Tick
+from simulators.stream import Encoded, Listing
+from simulators.tokens import consumer_type
+
+DEPTH_20 = "depth20"
+DEPTH_200 = "depth200"
+SUBSCRIBE_CODE = 23
+UNSUBSCRIBE_CODES = (24, 25)
+_SEGMENTS = ("NSE_EQ", "NSE_FNO")
+_MOST_20 = 50
+_BID, _ASK, _DISCONNECT = 41, 51, 50
+_HEADER = Struct("<HBBII")
+_ROW = Struct("<dII")
+_REASON = Struct("<H")
+_ROWS = {DEPTH_20: 20, DEPTH_200: 200}
+
+
+def family(feed: str) -> str:
+    """Return under which limit of connections a feed falls: each type of feed has its own."""
+    return feed if feed in _ROWS else "live"
+
+
+def refusal(feed: str, token: str, symbols: set[str]) -> int | None:
+    """Return the reason code that refuses this set of subscriptions on a depth feed, or None."""
+    if feed == DEPTH_200 and consumer_type(token) == "APP":
+        return 808
+    if any(symbol.partition(":")[0] not in _SEGMENTS for symbol in symbols):
+        return 814
+    return 804 if len(symbols) > (_MOST_20 if feed == DEPTH_20 else 1) else None
+
+
+def disconnect_packet(reason: int) -> bytes:
+    """Return the 14-byte packet that ends a connection."""
+    return _HEADER.pack(_HEADER.size + _REASON.size, _DISCONNECT, 0, 0, 0) + _REASON.pack(reason)
+
+
+def encode_tick(listing: Listing, tick: Tick, variant: str) -> Encoded:
+    """Return one message with the bid packet and the ask packet of an instrument."""
+    book = [listing.instrument.book(level) for level in range(_ROWS[variant])]
+    bids = [(price, quantity, orders) for quantity, _, orders, _, price, _ in book]
+    asks = [(price, quantity, orders) for _, quantity, _, orders, _, price in book]
+    if variant == DEPTH_200:
+        # Levels that do not exist are not sent; the header says how many there are.
+        bids = [row for row in bids if row[1]]
+    message = _side(listing, tick, _BID, bids, variant) + _side(listing, tick, _ASK, asks, variant)
+    return Encoded([message], variant, tick.event_ms, None, book[0][4] or None, book[0][5])
+
+
+def _side(listing: Listing, tick: Tick, code: int, rows: list[tuple[float, int, int]], variant: str) -> bytes:
+    last_field = len(rows) if variant == DEPTH_200 else tick.seq & 0xFFFF_FFFF
+    length = _HEADER.size + _ROW.size * len(rows)
+    header = _HEADER.pack(length, code, listing.segment, listing.security_id, last_field)
+    return header + b"".join([_ROW.pack(*row) for row in rows])
