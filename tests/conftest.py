@@ -1,0 +1,106 @@
+"""Fixtures for everybody: a real PostgreSQL and a real Redis with TimeSeries, one of each a session.
+
+`TEST_DATABASE_URL` and `TEST_REDIS_URL` point at servers of one's own instead. Where a server cannot
+run the tests that need it fail, they are never skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
+from tests.support.databases import temporary_database
+from tests.support.servers import PrivateRedis
+
+
+def pytest_configure() -> None:
+    # A test run that is told to end must take its servers with it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _serve(server: EmbeddedPostgres | EmbeddedRedis) -> Iterator[str]:
+    # A loop of our own: the fixture outlives the loops of the single tests.
+    with asyncio.Runner() as runner:
+        try:
+            yield runner.run(server.start())
+        finally:
+            runner.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL, for the whole session; tests take a database of their own from it."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+    else:
+        yield from _serve(EmbeddedPostgres(tmp_path_factory.mktemp("postgres")))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Redis with TimeSeries, for the whole session."""
+    given = os.environ.get("TEST_REDIS_URL")
+    if given:
+        yield given
+    else:
+        yield from _serve(EmbeddedRedis(tmp_path_factory.mktemp("redis")))
+
+
+@pytest.fixture
+async def database_url(postgres_server: str) -> AsyncIterator[str]:
+    """URL of an empty database, dropped after the test."""
+    async with temporary_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> Iterator[str]:
+    """URL of a database whose schema is at head; copied for each test that wants one."""
+    from data_migration.schema import migrate
+
+    with asyncio.Runner() as runner:
+        database = temporary_database(postgres_server)
+        url = runner.run(database.__aenter__())
+        runner.run(migrate(url))
+        yield url
+        runner.run(database.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def migrated_database_url(postgres_server: str, migrated_template: str) -> AsyncIterator[str]:
+    """URL of a database with the schema at head and no rows, dropped after the test."""
+    async with temporary_database(postgres_server, template_url=migrated_template) as url:
+        yield url
+
+
+@pytest.fixture
+async def redis_url(redis_server: str) -> str:
+    """URL of the session's Redis, emptied before the test."""
+    client = redis.asyncio.from_url(redis_server)
+    await client.flushall()
+    await client.aclose()
+    return redis_server
+
+
+@pytest.fixture
+async def private_redis(tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[PrivateRedis]]]:
+    """Factory of started Redis servers that a test may kill, pause and start again."""
+    made: list[PrivateRedis] = []
+
+    async def make() -> PrivateRedis:
+        server = PrivateRedis(tmp_path / f"redis-{len(made)}")
+        made.append(server)
+        await server.start()
+        return server
+
+    yield make
+    for server in made:
+        await server.stop()

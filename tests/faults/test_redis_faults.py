@@ -1,0 +1,565 @@
+"""Faults of Redis, one test for each: what happens, what is lost (nothing, where not said), what is said.
+
+Every test runs the daemon's three writers with their spool against a real Redis under a steady feed of
+some thousand ticks a second, makes the fault happen, proves that it did, heals it, and compares the
+store with what was fed, value by value: nothing lost, doubled, foreign or changed. The event loop may
+never stand still for 100 ms, and the account of every writer must balance (see `WritePath`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import shutil
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from services.errors import StorageMisconfigured, StorageUnavailable
+from services.operations.redis_binary import find_redis
+from services.pipeline.sink import SinkState
+from services.storage.client import check_server, make_client
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
+from tests.support.fault_rig import WritePath
+from tests.support.servers import PrivateRedis, free_port
+from tests.support.storage import RETENTION_MS, assert_all_stored, entries, offer, samples
+
+MakeRedis = Callable[[], Awaitable[PrivateRedis]]
+
+
+@pytest.fixture
+async def server(private_redis: MakeRedis) -> PrivateRedis:
+    return await private_redis()
+
+
+@pytest.fixture
+async def client(server: PrivateRedis) -> AsyncIterator[Redis]:
+    client = make_client(server.url)
+    yield client
+    await client.aclose()
+
+
+async def warmed_up(path: WritePath) -> None:
+    """Wait until ticks flow, so that the fault hits a running daemon."""
+    await eventually(lambda: all(sink.counters.written > 300 for sink in path.spooled), 10.0)
+
+
+async def fed(path: WritePath, count: int) -> None:
+    """Wait until so many more ticks were fed."""
+    until = len(path.ticks.made) + count
+    await eventually(lambda: len(path.ticks.made) >= until, 20.0)
+
+
+async def in_state(path: WritePath, state: SinkState, within_s: float = 10.0) -> None:
+    await eventually(lambda: all(sink.state is state for sink in path.spooled), within_s)
+
+
+async def all_is_well(client: Redis, path: WritePath) -> None:
+    """Everything is in Redis as it was fed, and one more tick still passes."""
+    offer([path.ticks.tick(symbol) for symbol in path.feed.instruments], *path.sinks)
+    await path.settled()
+    path.assert_nothing_lost()
+    await in_state(path, SinkState.READY)
+    await assert_all_stored(client, path.ticks, path.feed.instruments)
+
+
+def via(proxy: FaultProxy, server: PrivateRedis) -> str:
+    return server.url.replace(f":{server.port}/", f":{proxy.port}/")
+
+
+async def test_r1_killed_and_back(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with WritePath(server.url, tmp_path / "spool") as path:
+            async with path.feed.flowing():
+                await warmed_up(path)
+                await server.kill()
+                await in_state(path, SinkState.UNAVAILABLE)
+                await path.spilled()
+                await fed(path, 3_000)
+                await server.start()
+                await in_state(path, SinkState.READY)
+                await fed(path, 500)
+            await all_is_well(client, path)
+    said = [log["event"] for log in logs if log.get("sink") == "stream"]
+    assert said.count("sink_unavailable") == said.count("sink_recovered") == 1
+
+
+async def test_r2_down_for_longer_than_the_disk_lasts(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    limit_bytes = 400_000
+    with capture_logs() as logs:
+        async with WritePath(server.url, tmp_path / "spool", limit_bytes=limit_bytes) as path:
+            async with path.feed.flowing():
+                await warmed_up(path)
+                before = path.stream.counters.written
+                await server.kill()
+                await in_state(path, SinkState.UNAVAILABLE)
+                await eventually(lambda: "spool_full" in path.stream.counters.dropped, 30.0)
+                await fed(path, 3_000)
+                for channel in path.spool.status():
+                    assert channel.size_bytes <= limit_bytes // 2 + 500
+                await server.start()
+                await in_state(path, SinkState.READY)
+            await path.settled()
+    for sink in path.spooled:
+        assert sink.counters.dropped.keys() == {"spool_full"}
+        assert sink.counters.rejected == {}
+    stored = [entry_id for entry_id, _ in await entries(client)]
+    fed_ids = [record.position for record in path.ticks.made]
+    lost = path.stream.counters.dropped["spool_full"]
+    assert lost > 1_000
+    # What is lost is the oldest of the outage, in one piece; all else is there, in order.
+    gap_at = next(n for n, (a, b) in enumerate(zip(stored, fed_ids, strict=False)) if a != b)
+    assert gap_at >= before
+    assert stored == fed_ids[:gap_at] + fed_ids[gap_at + lost :]
+    found = 0
+    for instrument in path.feed.instruments:
+        fed_samples = {record.timestamp: record.price for record in path.ticks.of(instrument)}
+        held = dict(await samples(client, instrument, "price"))
+        assert held.items() <= fed_samples.items()
+        found += len(held)
+    assert found == len(fed_ids) - path.time_series.counters.dropped["spool_full"]
+    levels = [
+        log["percent"] for log in logs if log["event"] == "spool_filling" and log["channel"] == "stream"
+    ]
+    assert levels == [50, 80, 100]
+    assert any(log["event"] == "spool_emptying" for log in logs)
+
+
+@pytest.mark.parametrize("how", ["flushed", "a new empty server"])
+async def test_r3_restarted_empty(server: PrivateRedis, client: Redis, tmp_path: Path, how: str) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+        await path.settled()
+        seen = len(path.ticks.made)
+        if how == "flushed":
+            await client.flushall()
+        else:
+            await server.kill()
+            await in_state(path, SinkState.UNAVAILABLE)
+            offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(2_000)], *path.sinks)
+            await path.spilled()
+            shutil.rmtree(server.data_folder)
+            await server.start()
+        async with path.feed.flowing():
+            await fed(path, 2_000)
+        offer([path.ticks.tick(symbol) for symbol in path.feed.instruments], *path.sinks)
+        await path.settled()
+        path.assert_nothing_lost()
+        del path.ticks.made[:seen]
+        await assert_all_stored(client, path.ticks, path.feed.instruments)
+        made = await client.ts().info("md:ts:{NSE:SYM3}:price")
+        assert (made.retention_msecs, made.duplicate_policy) == (RETENTION_MS, "last")
+        assert made.labels["instrument"] == "NSE:SYM3"
+
+
+async def test_r4_out_of_memory(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with WritePath(server.url, tmp_path / "spool") as path:
+            async with path.feed.flowing():
+                await warmed_up(path)
+                await client.config_set("maxmemory", "1mb")
+                await in_state(path, SinkState.UNAVAILABLE)
+                assert "out of memory" in path.stream.reason
+                await path.spilled()
+                await fed(path, 3_000)
+                assert await client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+                await client.config_set("maxmemory", "0")
+                await in_state(path, SinkState.READY)
+            await all_is_well(client, path)
+    # Connecting works all the while: that alone is no recovery.
+    said = [log["event"] for log in logs if log.get("sink") == "stream"]
+    assert said.count("sink_unavailable") == said.count("sink_recovered") == 1
+
+
+async def test_r5_hung_and_awake_again(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            server.pause()
+            await in_state(path, SinkState.UNAVAILABLE)
+            assert "did not answer" in path.stream.reason
+            await path.spilled()
+            await fed(path, 2_000)
+            server.resume()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+        # What lay in the hung server's socket was carried out too, and recognised.
+        assert path.stream.counters.already_written > 0
+
+
+async def test_r6_slow(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        WritePath(via(proxy, server), tmp_path / "spool") as path,
+    ):
+        async with path.feed.flowing():
+            await warmed_up(path)
+            proxy.latency_s = 0.1
+            delayed = proxy.delayed_chunks
+            batches = path.time_series.counters.batches
+            records = path.time_series.counters.written
+            await fed(path, 10_000)
+            assert proxy.delayed_chunks > delayed
+            assert path.stream.state is SinkState.READY
+            written = path.time_series.counters.written - records
+            assert written / (path.time_series.counters.batches - batches) > 40
+            proxy.latency_s = 0.0
+        await all_is_well(client, path)
+
+
+async def test_r7_read_only_replica(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            await client.replicaof("127.0.0.1", free_port())
+            await in_state(path, SinkState.UNAVAILABLE)
+            assert "read-only replica" in path.stream.reason
+            # Publishing still works there, which is why it proves nothing.
+            assert await client.publish("md:anything", "x") == 0
+            assert path.latest.state is SinkState.UNAVAILABLE
+            await path.spilled()
+            await fed(path, 2_000)
+            await client.replicaof("NO", "ONE")
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+async def test_r8_loading_after_a_restart(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    refused = 0
+
+    async def loading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal refused
+        try:
+            while await reader.read(1 << 16):
+                refused += 1
+                writer.write(b"-LOADING Redis is loading the dataset in memory\r\n" * 2)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            await server.kill()
+            stand_in = await asyncio.start_server(loading, "127.0.0.1", server.port)
+            await eventually(lambda: refused > 3)
+            await eventually(lambda: all("loading" in sink.reason for sink in path.spooled))
+            await in_state(path, SinkState.UNAVAILABLE)
+            with pytest.raises(StorageUnavailable):
+                await check_server(make_client(server.url))
+            await path.spilled()
+            stand_in.close()
+            await stand_in.wait_closed()
+            await server.start()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+async def test_r9_password_changed_while_running(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    password = server.url.partition("://:")[2].partition("@")[0]
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            await client.config_set("requirepass", "something-else")
+            for row in await client.client_list():
+                if row["name"].startswith("marketd:") and row["name"] != "marketd:client":
+                    await client.client_kill_filter(_id=row["id"])
+            await in_state(path, SinkState.PARKED)
+            assert "refuses the user name or password" in path.stream.reason
+            assert password not in path.stream.reason
+            await path.spilled()
+            stranger = make_client(server.url)
+            with pytest.raises(StorageMisconfigured):
+                await check_server(stranger)
+            await stranger.aclose()
+            await client.config_set("requirepass", password)
+            for sink in path.sinks:
+                sink.retry_now()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+async def test_r9_a_right_is_missing_on_one_command(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            await client.execute_command("ACL", "SETUSER", "default", "-ts.madd")
+            await eventually(lambda: path.time_series.state is SinkState.PARKED)
+            assert "ts.madd" in path.time_series.reason.lower()
+            written = path.stream.counters.written
+            await eventually(lambda: path.time_series.counters.spooled > 500)
+            await client.execute_command("ACL", "SETUSER", "default", "+ts.madd")
+            path.time_series.retry_now()
+            await in_state(path, SinkState.READY)
+            assert path.stream.counters.written > written
+        await all_is_well(client, path)
+
+
+async def test_r10_some_items_of_a_batch_are_refused(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        blocked = "md:ts:{NSE:SYM1}:price"
+        await client.execute_command("TS.CREATE", blocked, "DUPLICATE_POLICY", "BLOCK")
+        await client.execute_command("TS.ADD", blocked, path.ticks.start_ms + 1, 1)
+        await client.set("md:ts:{NSE:WRONG}:price", "mine")
+        wrong = [path.ticks.tick("NSE:WRONG") for _ in range(3)]
+        old = path.ticks.tick("NSE:SYM2", timestamp=path.ticks.start_ms - 10 * RETENTION_MS)
+        path.ticks.made.clear()
+        offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(400)], *path.sinks)
+        await path.settled()
+        offer([*wrong, old], path.time_series)
+        async with path.feed.flowing():
+            await fed(path, 1_000)
+        await path.settled()
+        assert path.time_series.counters.rejected == {"wrong_type": 3, "older_than_retention": 1}
+        assert path.time_series.counters.repaired == 0
+        offer([path.ticks.tick(symbol) for symbol in path.feed.instruments], *path.sinks)
+        await path.settled()
+        await assert_all_stored(client, path.ticks, path.feed.instruments)
+        assert await client.get("md:ts:{NSE:WRONG}:price") == "mine"
+
+
+async def test_r11_a_sample_from_the_future_blocks_a_series(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    year_2100_ms = 4_102_444_800_000
+    poisoned = ("md:ts:{NSE:SYM4}:price", "md:ts:{NSE:SYM5}:volume")
+    with capture_logs() as logs:
+        async with WritePath(server.url, tmp_path / "spool") as path:
+            async with path.feed.flowing():
+                await warmed_up(path)
+                for key in poisoned:
+                    # Its answer is the proof that it was there: the writers mend it at their next tick.
+                    assert await client.execute_command("TS.ADD", key, year_2100_ms, 1) == year_2100_ms
+                await eventually(lambda: path.time_series.counters.repaired == 2)
+                await fed(path, 500)
+            await all_is_well(client, path)
+            assert path.time_series.counters.repaired == 2
+            # A second time within the hour it is for an operator: refused ticks are counted, not hidden.
+            await client.execute_command("TS.ADD", poisoned[0], year_2100_ms, 1)
+            offer([path.ticks.tick("NSE:SYM4")], path.time_series)
+            await path.settled()
+            assert path.time_series.counters.repaired == 2
+            assert path.time_series.counters.rejected == {"older_than_retention": 1}
+    assert sorted(log["series"] for log in logs if log["event"] == "series_poisoned") == sorted(poisoned)
+
+
+@pytest.mark.parametrize("after_bytes", [1, 37, 150, 400, 1_000, 3_000, 9_000, 30_000])
+async def test_r12_cut_in_the_middle_of_a_reply(
+    server: PrivateRedis, client: Redis, tmp_path: Path, after_bytes: int
+) -> None:
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        WritePath(via(proxy, server), tmp_path / "spool") as path,
+    ):
+        async with path.feed.flowing():
+            await warmed_up(path)
+            proxy.cut_reply_after = after_bytes
+            proxy.reset_all()
+            resets = proxy.resets
+            await eventually(lambda: proxy.resets >= resets + 6, 15.0)
+            proxy.cut_reply_after = None
+            proxy.reset_all()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+async def test_a_half_open_connection_is_given_up_in_time(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        WritePath(via(proxy, server), tmp_path / "spool") as path,
+    ):
+        async with path.feed.flowing():
+            await warmed_up(path)
+            proxy.black_hole = True
+            hung_s = time.monotonic()
+            await in_state(path, SinkState.UNAVAILABLE)
+            assert time.monotonic() - hung_s < 4.0
+            assert proxy.swallowed_bytes > 0
+            await path.spilled()
+            proxy.black_hole = False
+            proxy.reset_all()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+async def test_r13_no_free_connection(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        async with path.feed.flowing():
+            await warmed_up(path)
+            names = {row["name"] for row in await client.client_list()}
+            assert {"marketd:time_series", "marketd:stream", "marketd:latest_value"} <= names
+            await client.config_set("maxclients", "1")
+            for row in await client.client_list():
+                if row["name"] in {"marketd:time_series", "marketd:stream", "marketd:latest_value"}:
+                    await client.client_kill_filter(_id=row["id"])
+            await in_state(path, SinkState.UNAVAILABLE)
+            await eventually(lambda: all("maxclients" in sink.reason for sink in path.spooled))
+            assert (await client.info("stats"))["rejected_connections"] > 0
+            await path.spilled()
+            await client.config_set("maxclients", "100")
+            await in_state(path, SinkState.READY)
+            assert len(await client.client_list()) <= 8
+        await all_is_well(client, path)
+
+
+class Certificates:
+    """A self-signed pair for a name, valid now or until yesterday, and TLS contexts made of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def server_context(self, name: str, *, expired: bool = False) -> tuple[ssl.SSLContext, Path]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.datetime.now(datetime.UTC)
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COMMON_NAME, name),
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"pair {x509.random_serial_number()}"),
+            ]
+        )
+        ends = now - datetime.timedelta(days=1) if expired else now + datetime.timedelta(days=1)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=10))
+            .not_valid_after(ends)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        stem = self.folder / f"{name}-{expired}"
+        certificate_file, key_file = stem.with_suffix(".crt"), stem.with_suffix(".key")
+        certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate_file, key_file)
+        return context, certificate_file
+
+
+def over_tls(proxy: FaultProxy, server: PrivateRedis, trusted: Path) -> str:
+    url = via(proxy, server).replace("redis://", "rediss://").replace("127.0.0.1", "localhost")
+    return f"{url}?ssl_ca_certs={trusted}"
+
+
+@pytest.mark.parametrize(
+    ("name", "expired", "said"),
+    [("localhost", True, "TLS.*certificate"), ("elsewhere.example", False, "TLS.*certificate")],
+)
+async def test_r14_tls_is_refused_with_the_reason(
+    server: PrivateRedis, tmp_path: Path, name: str, expired: bool, said: str
+) -> None:
+    context, trusted = Certificates(tmp_path).server_context(name, expired=expired)
+    async with FaultProxy("127.0.0.1", server.port, tls=context) as proxy:
+        url = over_tls(proxy, server, trusted)
+        stranger = make_client(url)
+        with pytest.raises(StorageMisconfigured, match="TLS"):
+            await check_server(stranger)
+        await stranger.aclose()
+        async with WritePath(url, tmp_path / "spool") as path:
+            await in_state(path, SinkState.PARKED)
+            assert "TLS" in path.stream.reason
+            assert "certificate" in path.stream.reason.lower()
+            offer([path.ticks.tick() for _ in range(100)], *path.sinks)
+            await eventually(lambda: all(sink.counters.spooled == 100 for sink in path.spooled))
+
+
+async def test_r14_a_certificate_expires_while_running(
+    server: PrivateRedis, client: Redis, tmp_path: Path
+) -> None:
+    certificates = Certificates(tmp_path)
+    good, trusted = certificates.server_context("localhost")
+    bad, bad_file = certificates.server_context("localhost", expired=True)
+    trusted.write_bytes(trusted.read_bytes() + bad_file.read_bytes())
+    current = good
+
+    def choose(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        tls.context = current
+
+    front, _ = certificates.server_context("front.example")
+    front.sni_callback = choose  # type: ignore[assignment]
+    async with (
+        FaultProxy("127.0.0.1", server.port, tls=front) as proxy,
+        WritePath(over_tls(proxy, server, trusted), tmp_path / "spool") as path,
+    ):
+        async with path.feed.flowing():
+            await warmed_up(path)
+            current = bad
+            proxy.reset_all()
+            await in_state(path, SinkState.PARKED)
+            assert "expired" in path.stream.reason.lower()
+            await path.spilled()
+            current = good
+            for sink in path.sinks:
+                sink.retry_now()
+            await in_state(path, SinkState.READY)
+        await all_is_well(client, path)
+
+
+@pytest.fixture
+async def plain_redis(tmp_path: Path) -> AsyncIterator[str]:
+    """A Redis without TimeSeries."""
+    program = await find_redis()
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        str(program.server), "--port", str(port), "--save", "", "--dir", str(tmp_path),
+        "--loglevel", "warning",
+        env=program.environment(), stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    await process.wait()
+
+
+async def test_r15_no_time_series(plain_redis: str, tmp_path: Path) -> None:
+    stranger = make_client(plain_redis)
+
+    async def answer() -> Any:
+        try:
+            return await check_server(stranger)
+        except StorageUnavailable:
+            return None
+        except StorageMisconfigured as refusal:
+            return refusal
+
+    refusal = await eventually(answer)
+    assert isinstance(refusal, StorageMisconfigured)
+    assert "no TimeSeries" in str(refusal)
+    assert "redis-stack" in str(refusal)
+    async with WritePath(plain_redis, tmp_path / "spool") as path:
+        offer([path.ticks.tick() for _ in range(10)], *path.sinks)
+        await eventually(lambda: path.time_series.state is SinkState.PARKED)
+        assert "no TimeSeries" in path.time_series.reason
+        await eventually(lambda: path.stream.counters.written == 10)
+        await eventually(lambda: path.time_series.counters.spooled == 10)
+    await stranger.aclose()

@@ -1,0 +1,149 @@
+"""The write path under faults: a feed, the three writers with their spool, and a judge of what is stored.
+
+    async with WritePath(url, folder) as path:
+        async with path.feed.flowing(): ... the fault ...
+        await path.settled()
+        await assert_all_stored(client, path.ticks, path.feed.instruments)
+
+On leaving, the account of every writer must balance and the loop must never have stood still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from services.market_data.clock import SystemClock
+from services.storage.entry import EntryEncoder
+from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.redis_sink import RedisSink
+from services.storage.spool import Spool
+from services.storage.stream_writer import StreamWriter
+from services.storage.time_series_writer import TimeSeriesWriter
+from tests.support.eventually import FACTOR, eventually
+from tests.support.storage import RETENTION_MS, Feed, Ticks, quick
+
+# A call that blocks the loop blocks it for seconds; a busy machine alone takes up to two tenths.
+LAG_LIMIT_MS = 500.0
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
+
+
+class LoopLag:
+    """Samples how late the loop runs its timers, without what the machine kept the thread from running."""
+
+    def __init__(self) -> None:
+        self.worst_ms = 0.0
+        self.samples = 0
+
+    @staticmethod
+    def _kept_waiting_s() -> float:
+        try:
+            return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            waited_s, due_s = self._kept_waiting_s(), loop.time() + 0.01
+            await asyncio.sleep(0.01)
+            late_s = loop.time() - due_s - (self._kept_waiting_s() - waited_s)
+            self.worst_ms = max(self.worst_ms, late_s * 1000)
+            self.samples += 1
+
+
+class WritePath:
+    """The Redis writers of the daemon over one spool folder, running; and a feed in front of them."""
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        *,
+        ticks: Ticks | None = None,
+        limit_bytes: int = 64 << 20,
+        **options: Any,
+    ) -> None:
+        self.ticks = ticks or Ticks()
+        self.spool = Spool(folder, limit_bytes=limit_bytes)
+        options = quick() | {"spill_after_s": 0.2} | options
+        channels = self.spool.channels
+        encoder = EntryEncoder()
+        clock = SystemClock()
+        self.time_series = TimeSeriesWriter(
+            url, clock=clock, retention_ms=RETENTION_MS, spool=channels["time_series"], **options
+        )
+        self.stream = StreamWriter(
+            url, max_entries=1_000_000, encoder=encoder, spool=channels["stream"], **options
+        )
+        options.pop("spill_after_s")
+        options.pop("spill_above", None)
+        self.latest = LatestValueWriter(url, encoder=encoder, **options)
+        self.sinks: tuple[RedisSink, ...] = (self.time_series, self.stream, self.latest)
+        self.spooled = (self.time_series, self.stream)
+        self.feed = Feed(self.ticks, self.sinks)
+        self.lag = LoopLag()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> WritePath:
+        await self.spool.open()
+        self._tasks = [asyncio.create_task(sink.run(), name=sink.name) for sink in self.sinks]
+        self._tasks.append(asyncio.create_task(self.lag.run(), name="lag"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed = [task for task in self._tasks if task.done()]
+        await self.abandon()
+        if error is None:
+            assert not failed, failed
+            self.assert_balanced()
+            assert self.lag.samples > 0
+            assert self.lag.worst_ms < LAG_LIMIT_MS * FACTOR, f"the loop stood still {self.lag.worst_ms} ms"
+
+    async def abandon(self) -> None:
+        """End the tasks without draining anything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self.spool.close()
+
+    def assert_balanced(self) -> None:
+        for sink in self.sinks:
+            assert sink.counters.imbalance(sink.queued) == 0, (sink.name, sink.queued, sink.counters)
+
+    def assert_nothing_lost(self) -> None:
+        """Nothing was dropped or refused by the writers that keep everything."""
+        for sink in self.spooled:
+            assert (sink.counters.dropped, sink.counters.rejected) == ({}, {}), (sink.name, sink.counters)
+
+    async def settled(self, within_s: float = 20.0) -> None:
+        """Wait until everything offered is in Redis."""
+
+        def all_written() -> bool:
+            return all(sink.queued == 0 and sink.counters.spooled == 0 for sink in self.sinks)
+
+        try:
+            await eventually(all_written, within_s)
+        except AssertionError as error:
+            states = [(sink.name, sink.state, sink.reason, sink.queued, sink.counters) for sink in self.sinks]
+            raise AssertionError(f"not settled: {states}") from error
+        self.assert_balanced()
+
+    async def spilled(self, within_s: float = 10.0) -> None:
+        """Wait until both writers have records on disk only."""
+        await eventually(
+            lambda: all(sink.counters.spooled > 0 and sink.queued < 200 for sink in self.spooled), within_s
+        )
+        await eventually(
+            lambda: all(not sink._replay or sink._spooled_out for sink in self.spooled), within_s
+        )
+
+
+def spool_files(folder: Path) -> list[str]:
+    """Return the segments under a spool folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.seg"))

@@ -1,0 +1,56 @@
+"""Single checks of the doctor that need no server."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from services.operations import doctor
+
+NOW_MS = 1_790_748_968_000
+
+
+def token(expires_ms: int) -> str:
+    parts = [{"alg": "HS512"}, {"exp": expires_ms // 1000}]
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    return ".".join([*encoded, "signature"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "passed", "words"),
+    [
+        ({}, True, "parked"),
+        ({"DHAN_CLIENT_ID": "1"}, False, "DHAN_ACCESS_TOKEN is empty"),
+        ({"DHAN_ACCESS_TOKEN": "x"}, False, "DHAN_CLIENT_ID is empty"),
+        ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": "no-jwt"}, True, "does not say when"),
+        ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": token(NOW_MS + 7_200_000)}, True, "valid for 2.0 h"),
+        ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": token(NOW_MS - 3_600_000)}, False, "expired 1.0 h ago"),
+    ],
+)
+def test_credentials_are_judged_without_showing_them(
+    settings: dict[str, str], passed: bool, words: str
+) -> None:
+    check = doctor.check_credentials(settings, NOW_MS)
+    assert check.passed is passed
+    assert words in check.detail
+    assert passed or check.remedy
+    assert settings.get("DHAN_ACCESS_TOKEN", "?") not in check.detail + check.remedy or len(settings) == 1
+
+
+def test_a_settings_file_that_others_can_read_fails_with_the_command_to_mend_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("", encoding="ascii")
+    file.chmod(0o644)
+    assert doctor.check_secret_file(file).remedy == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert doctor.check_secret_file(file).passed
+    assert doctor.check_secret_file(None).passed
+
+
+def test_the_host_is_judged_by_what_is_allowed_and_free(tmp_path: Path) -> None:
+    checks = {check.name: check for check in doctor.check_host(tmp_path / "not" / "there" / "yet")}
+    assert checks["file descriptors"].passed
+    assert str(tmp_path) in checks["disk"].detail
