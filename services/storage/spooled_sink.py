@@ -200,10 +200,13 @@ class SpooledSink(RedisSink):
     async def _spill(self, spool: SpoolChannel) -> None:
         """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
         async with self._spilling:
-            if self._down:
+            # Asked once: were it to change in between, newer records would overtake the batches.
+            down = self._down
+            if down:
                 self._batches_to_final()
             # Only what is here now: what comes meanwhile is for the next look.
-            left = self._pending_count if self._pending_count > self._most_pending() else 0
+            most = 0 if down else self._most_pending()
+            left = self._pending_count if self._pending_count > most else 0
             while (left or (self._final and (self._down or self._backlog))) and spool.usable:
                 take = min(left, _CHUNK - len(self._final), self._pending_count)
                 if take > 0:

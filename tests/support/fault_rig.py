@@ -135,10 +135,16 @@ class WritePath:
         self.assert_balanced()
 
     async def spilled(self, within_s: float = 10.0) -> None:
-        """Wait until both writers have records on disk only."""
-        await eventually(
-            lambda: all(sink.counters.spooled > 0 and sink.queued < 200 for sink in self.spooled), within_s
-        )
+        """Wait until all that was offered by now to the writers with a disk is on it, or settled."""
+        offered = {sink.name: sink.counters.offered for sink in self.spooled}
+
+        def on_disk() -> bool:
+            return all(
+                sink.counters.spooled > 0 and sink.counters.offered - sink.queued >= offered[sink.name]
+                for sink in self.spooled
+            )
+
+        await eventually(on_disk, within_s)
         await eventually(
             lambda: all(not sink._replay or sink._spooled_out for sink in self.spooled), within_s
         )
