@@ -10,8 +10,8 @@ help:
 	@echo "make setup   install everything into .venv"
 	@echo "make demo    simulated providers, real servers, no keys"
 	@echo "make run     live providers, settings from .env"
-	@echo "make test    the whole test suite, real PostgreSQL and Redis"
-	@echo "make test-faults   the fault matrix, one test a row"
+	@echo "make test    everything quick, real PostgreSQL and Redis"
+	@echo "make test-faults   the whole fault matrix with its slow rows, and its table"
 	@echo "make check   formatter, linter, types, import rules"
 
 setup:
@@ -26,10 +26,10 @@ run: setup
 	@exec $(BIN)/python main.py run
 
 test: setup
-	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest $(ARGS)
+	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest --faults=quick $(ARGS)
 
 test-faults: setup
-	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults $(ARGS)
+	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults --fault-table $(ARGS)
 
 check: setup
 	@$(BIN)/python -m ruff format --check .

@@ -17,10 +17,20 @@ import redis.asyncio
 
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.support.databases import temporary_database
+from tests.support.row_table import RowTable
 from tests.support.servers import PrivateRedis
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption(
+        "--faults", choices=("quick", "slow", "all"), default="all", help="which of the fault tests to run"
+    )
+    group.addoption("--fault-table", action="store_true", help="print the fault matrix at the end")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RowTable(), "fault_rows")
     # A test run that is told to end must take its servers with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
