@@ -12,8 +12,8 @@ from services.provider_lifecycle import RetryPolicy, Wait
 from simulators import DhanSimulator
 from simulators import faults as f
 from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 from tests.support.provider_fault_rig import EQUITY, FaultRig, fault_rig
-from tests.support.tcp_proxy import TcpProxy
 
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
@@ -55,7 +55,7 @@ async def test_c1_a_refused_connection_is_tried_again_and_the_outage_is_a_gap() 
 async def test_c2_a_half_open_connection_is_cut_and_the_silence_is_a_gap() -> None:
     async with (
         DhanSimulator(rate=0, ping_interval_s=60) as sim,
-        TcpProxy(sim.port) as proxy,
+        FaultProxy("127.0.0.1", sim.port) as proxy,
         fault_rig(sim, url=f"ws://127.0.0.1:{proxy.port}") as rig,
     ):
         proxy.replies_flow.clear()

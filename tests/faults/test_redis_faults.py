@@ -375,8 +375,8 @@ async def test_r12_cut_in_the_middle_of_a_reply(
             await warmed_up(path)
             proxy.cut_reply_after = after_bytes
             proxy.reset_all()
-            resets = proxy.resets
-            await eventually(lambda: proxy.resets >= resets + 6, 15.0)
+            cuts = proxy.cuts
+            await eventually(lambda: proxy.cuts >= cuts + 6, 15.0)
             proxy.cut_reply_after = None
             proxy.reset_all()
             await in_state(path, SinkState.READY)

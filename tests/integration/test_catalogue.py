@@ -19,7 +19,7 @@ from services.errors import ConfigurationError, TemporaryError
 from services.market_data.clock import ManualClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from tests.support.eventually import FACTOR
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.fault_proxy import FaultProxy
 
 DAY_MS = 24 * 3_600_000
 NOBODY = "postgresql://marketd:secret@127.0.0.1:1/marketd"
@@ -358,7 +358,7 @@ async def test_a_half_open_connection_costs_seconds_and_no_more(
     await fill(sql)
     parts = urlsplit(database)
     assert parts.port is not None
-    async with TcpProxy(parts.port) as proxy:
+    async with FaultProxy("127.0.0.1", parts.port) as proxy:
         url = database.replace(f":{parts.port}/", f":{proxy.port}/")
         catalogue = Catalogue(url, tmp_path / "mappings.json", clock)
         assert not (await catalogue.load()).from_cache

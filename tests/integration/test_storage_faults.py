@@ -21,6 +21,7 @@ from services.storage.client import make_client
 from services.storage.redis_sink import RedisSink
 from services.storage.stream_writer import StreamWriter
 from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 from tests.support.servers import PrivateRedis
 from tests.support.storage import (
     Feed,
@@ -34,7 +35,6 @@ from tests.support.storage import (
     samples,
     three_writers,
 )
-from tests.support.tcp_proxy import TcpProxy
 
 MakeRedis = Callable[[], Awaitable[PrivateRedis]]
 MakeClient = Callable[[str], Redis]
@@ -246,10 +246,10 @@ async def test_a_connection_cut_at_any_byte_of_a_reply(
     for cut_after in [0, 1, 5, *range(150, 600, 23)]:
         await admin.flushall()
         ticks = Ticks()
-        async with TcpProxy(server.port) as proxy:
+        async with FaultProxy("127.0.0.1", server.port) as proxy:
             sinks = three_writers(f"redis://:{password}@127.0.0.1:{proxy.port}/0")
             sink = sinks[sink_number]
-            proxy.cut_after_bytes = cut_after
+            proxy.cut_reply_after = cut_after
             async with running(sink):
                 # Small batches, so that the cut falls into the first, a middle or the last one.
                 for _ in range(6):
@@ -260,7 +260,7 @@ async def test_a_connection_cut_at_any_byte_of_a_reply(
                 else:
                     await eventually(lambda p=proxy, s=sink: p.cuts > 0 or not s.queued)
                 cuts += proxy.cuts
-                proxy.cut_after_bytes = None
+                proxy.cut_reply_after = None
                 sink.retry_now()
                 await drained(sink)
             assert sink.counters.rejected == {}
@@ -286,7 +286,7 @@ async def test_an_answer_that_got_lost_is_not_counted_as_a_second_entry(
     password = urlsplit(server.url).password
     ticks = Ticks()
     admin = client_of(server.url)
-    async with TcpProxy(server.port) as proxy:
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
         sink = StreamWriter(f"redis://:{password}@127.0.0.1:{proxy.port}/0", **quick())
         async with running(sink):
             await eventually(lambda: sink.state is SinkState.READY)
@@ -329,7 +329,7 @@ async def test_a_slow_server_keeps_the_queue_short(private_redis: MakeRedis, cli
     server = await private_redis()
     password = urlsplit(server.url).password
     admin = client_of(server.url)
-    async with TcpProxy(server.port) as proxy:
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
         proxy.latency_s = 0.1
         sinks = three_writers(f"redis://:{password}@127.0.0.1:{proxy.port}/0")
         ticks = Ticks()
