@@ -22,36 +22,9 @@ from services.storage.redis_sink import RedisSink
 from services.storage.spool import Spool
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
-from tests.support.eventually import FACTOR, eventually
+from tests.support.eventually import eventually
+from tests.support.loop_lag import LoopLag
 from tests.support.storage import RETENTION_MS, Feed, Ticks, quick
-
-# A call that blocks the loop blocks it for seconds; a busy machine alone takes up to two tenths.
-LAG_LIMIT_MS = 500.0
-_SCHEDSTAT = Path("/proc/thread-self/schedstat")
-
-
-class LoopLag:
-    """Samples how late the loop runs its timers, without what the machine kept the thread from running."""
-
-    def __init__(self) -> None:
-        self.worst_ms = 0.0
-        self.samples = 0
-
-    @staticmethod
-    def _kept_waiting_s() -> float:
-        try:
-            return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
-        except (OSError, IndexError, ValueError):
-            return 0.0
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            waited_s, due_s = self._kept_waiting_s(), loop.time() + 0.01
-            await asyncio.sleep(0.01)
-            late_s = loop.time() - due_s - (self._kept_waiting_s() - waited_s)
-            self.worst_ms = max(self.worst_ms, late_s * 1000)
-            self.samples += 1
 
 
 class WritePath:
@@ -101,8 +74,7 @@ class WritePath:
         if error is None:
             assert not failed, failed
             self.assert_balanced()
-            assert self.lag.samples > 0
-            assert self.lag.worst_ms < LAG_LIMIT_MS * FACTOR, f"the loop stood still {self.lag.worst_ms} ms"
+            self.lag.check()
 
     async def abandon(self) -> None:
         """End the tasks without draining anything."""

@@ -1,0 +1,90 @@
+"""Whether our code ever kept the event loop from running, told apart from a machine that was busy.
+
+A timer every 10 ms measures how late it fires. What the kernel kept this process from running is taken
+off: the time that any of its threads stood in the queue for a processor (a thread that waits there may
+hold the interpreter's lock, which then keeps the loop waiting too). What is left is ours: computation
+that does not give way, or a call that blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from tests.support.eventually import FACTOR
+
+LIMIT_MS = 100.0
+"""No fault may block the event loop for longer."""
+_EVERY_S = 0.01
+_SUSPECT_S = 0.04
+_TASKS = Path("/proc/self/task")
+
+
+class LoopLag:
+    """Samples the loop it runs on. `worst_ms` is the longest stretch that was our own doing."""
+
+    def __init__(self) -> None:
+        self.worst_ms = 0.0
+        self.samples = 0
+        self._ticked_s = 0.0
+        self._stacks: Counter[str] = Counter()
+        self._worst_stacks: Counter[str] = Counter()
+        self._ended = threading.Event()
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._ticked_s = loop.time()
+        watcher = threading.Thread(
+            target=self._watch, args=(loop, threading.get_ident()), name="loop lag", daemon=True
+        )
+        watcher.start()
+        try:
+            while True:
+                waits, due_s = _waits_ns(), loop.time() + _EVERY_S
+                await asyncio.sleep(_EVERY_S)
+                now_s = loop.time()
+                late_s = now_s - due_s
+                if late_s * 1000 > self.worst_ms:
+                    late_s -= _waited_s(waits)
+                    if late_s * 1000 > self.worst_ms:
+                        self.worst_ms = late_s * 1000
+                        self._worst_stacks = Counter(self._stacks)
+                self._ticked_s = now_s
+                self._stacks.clear()
+                self.samples += 1
+        finally:
+            self._ended.set()
+            watcher.join()
+
+    def check(self) -> None:
+        """Assert that the loop ran, and was never blocked for too long; the message says where it stood."""
+        assert self.samples > 0, "the loop's lag was not measured"
+        where = "".join(f"\n{count} x {stack}" for stack, count in self._worst_stacks.most_common(3))
+        assert self.worst_ms < LIMIT_MS * FACTOR, f"the loop stood still for {self.worst_ms:.0f} ms{where}"
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread_id: int) -> None:
+        """Look what the loop's thread does while it is late."""
+        while not self._ended.wait(_EVERY_S):
+            if loop.time() - self._ticked_s > _SUSPECT_S:
+                frame = sys._current_frames().get(thread_id)
+                self._stacks["".join(traceback.format_stack(frame)[-4:])] += 1
+
+
+def _waits_ns() -> dict[str, int]:
+    """Return how long each thread of this process has waited for a processor so far."""
+    found = {}
+    for task in _TASKS.iterdir():
+        try:
+            found[task.name] = int((task / "schedstat").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return found
+
+
+def _waited_s(before: dict[str, int]) -> float:
+    return sum(after - before.get(thread, after) for thread, after in _waits_ns().items()) / 1e9
