@@ -8,29 +8,24 @@ instrument. It never touches a socket or a store itself.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
 
-from services.base_provider import BaseMarketDataProvider, ProviderContext, ProviderState
+from services.base_provider import BaseMarketDataProvider, ProviderContext
 from services.connection.websocket_provider import WebSocketProvider
 from services.dhan_provider import DhanProvider
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
-from services.market_data.normaliser import Normaliser
+from services.market_data.gaps import GapBook
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import ControlRecord, DataIngestionFormat, ProviderTick, Record
 from services.pipeline.supervisor import Supervisor
 from services.provider_plugins import load_plugins
+from services.provider_runtime import ProviderRuntime
 from services.yahoo_finance_connection import YahooFinanceConnection
 
 _log = structlog.get_logger(__name__)
-
-LIVE_WITHIN_MS = 60_000
-"""An instrument counts as live while its newest tick is younger than this."""
-_RATE_WINDOW_S = 5
-_LATENCY_SAMPLES = 1_024
 
 ProviderFactory = Callable[[ProviderContext], BaseMarketDataProvider]
 
@@ -45,46 +40,6 @@ def provider_factories() -> dict[str, ProviderFactory]:
         DhanProvider.code: DhanProvider,
         **load_plugins(),
     }
-
-
-class _ProviderRuntime:
-    """One provider with its normaliser, its instruments and its figures."""
-
-    def __init__(self, entry: ProviderEntry, clock: Clock) -> None:
-        self.entry = entry
-        self.provider: BaseMarketDataProvider | None = None
-        self.normaliser = Normaliser(entry.code)
-        self.clock = clock
-        self.passed = 0
-        self.standby = 0
-        self.last_tick_ms = 0
-        self.last_seen_ms: dict[str, int] = {}
-        self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
-        self.rate_marks: deque[int] = deque([0], maxlen=_RATE_WINDOW_S + 1)
-        self.open_gaps: dict[str, tuple[int, str]] = {}
-        self.symbol_of: dict[str, str] = {}
-        self.instrument_of: dict[str, InstrumentMapping] = {}
-
-    @property
-    def usable(self) -> bool:
-        """Whether instruments may be routed here: it exists and does not wait for an operator."""
-        provider = self.provider
-        if provider is None or provider.state in (ProviderState.PARKED, ProviderState.CLOSED):
-            return False
-        return provider.state is not ProviderState.IDLE or all(
-            provider.setting(name) for name in provider.credential_names
-        )
-
-    def ticks_per_s(self) -> float:
-        marks = self.rate_marks
-        return round((self.passed - marks[0]) / max(1, len(marks)), 1)
-
-    def latency_ms(self) -> dict[str, int | None]:
-        ordered = sorted(self.latencies_ms)
-        if not ordered:
-            return {"p50": None, "p99": None}
-        last = len(ordered) - 1
-        return {"p50": ordered[last // 2], "p99": ordered[(last * 99) // 100]}
 
 
 class ProviderManager:
@@ -112,11 +67,13 @@ class ProviderManager:
         self._show_reference = show_reference
         self._factories = dict(factories) if factories is not None else None
         self._mute_after_s = mute_after_s
-        self._runtimes: dict[str, _ProviderRuntime] = {}
+        self._runtimes: dict[str, ProviderRuntime] = {}
         self._candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
         self._active: dict[str, str] = {}
         self._interest: frozenset[str] | None = None
         self._pending: dict[str, str] = {}
+        self._left: dict[str, tuple[str, str]] = {}
+        self._gaps = GapBook()
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -133,12 +90,9 @@ class ProviderManager:
             for key, rows in candidates.items()
         }
         for entry in snapshot.providers:
-            runtime = self._runtimes.setdefault(entry.code, _ProviderRuntime(entry, self._clock))
+            runtime = self._runtimes.setdefault(entry.code, ProviderRuntime(entry, self._clock))
             rows = by_provider[entry.code]
-            runtime.entry = entry
-            runtime.normaliser.load(rows)
-            runtime.symbol_of = {row.instrument: row.provider_symbol for row in rows}
-            runtime.instrument_of = {row.provider_symbol: row for row in rows}
+            runtime.load(entry, rows)
             if runtime.provider is None:
                 factory = factories.get(entry.code)
                 if factory is None:
@@ -155,12 +109,13 @@ class ProviderManager:
         """
         before = set(self._runtimes)
         codes = {entry.code for entry in snapshot.providers}
+        flowed = {
+            instrument: symbol
+            for instrument, code in self._active.items()
+            if (symbol := self._runtimes[code].symbol_of.get(instrument)) in self._runtimes[code].flowing
+        }
         self.load(snapshot)
-        for instrument, code in list(self._active.items()):
-            rows = self._candidates.get(instrument, ())
-            if all(row.provider_code != code for row in rows):
-                del self._active[instrument]
-                self._pending.pop(instrument, None)
+        self._leave_gone_routes(flowed, codes)
         for code in codes - before:
             self._keep(code)
         await asyncio.sleep(0)
@@ -168,6 +123,23 @@ class ProviderManager:
         for code in before - codes:
             await self._end(code, self._runtimes.pop(code))
         await self._release()
+
+    def _leave_gone_routes(self, flowed: Mapping[str, str | None], codes: set[str]) -> None:
+        """Give up the routes whose mapping is gone, and open the gaps of what flowed over them."""
+        now_ms = self._clock.now_ms()
+        for instrument, code in list(self._active.items()):
+            rows = self._candidates.get(instrument, ())
+            row = next((row for row in rows if row.provider_code == code), None)
+            if row is None:
+                reason = "mapping_removed" if code in codes else "provider_deactivated"
+                del self._active[instrument]
+                self._pending.pop(instrument, None)
+                if rows:
+                    self._left[instrument] = (code, reason)
+                if instrument in flowed:
+                    self._gaps.lost(instrument, now_ms, reason)
+            elif instrument in flowed and row.provider_symbol not in self._runtimes[code].flowing:
+                self._gaps.lost(instrument, now_ms, "remapped")
 
     async def _release(self) -> None:
         """Let go of every symbol that no instrument is routed by, nor waits for."""
@@ -180,8 +152,7 @@ class ProviderManager:
                         needed[row.provider_code].add(row.provider_symbol)
         for code, runtime in self._runtimes.items():
             if runtime.provider is not None:
-                idle = [symbol for symbol in runtime.provider.wanted if symbol not in needed[code]]
-                await runtime.provider.unwant(idle)
+                await runtime.let_go([it for it in runtime.provider.wanted if it not in needed[code]])
 
     def seed(self, newest: Iterable[DataIngestionFormat]) -> None:
         """Recall the newest stored ticks: the same ones are not stored again, and the gap since is known."""
@@ -190,7 +161,7 @@ class ProviderManager:
             symbol = runtime.symbol_of.get(record.symbol) if runtime is not None else None
             if runtime is not None and symbol is not None:
                 runtime.normaliser.seed(symbol, record)
-                runtime.open_gaps[symbol] = (record.received_ms, "daemon_down")
+            self._gaps.lost(record.symbol, record.received_ms, "daemon_down")
 
     async def start(self) -> None:
         """Start every provider and tell it what to subscribe."""
@@ -211,7 +182,7 @@ class ProviderManager:
         if provider is not None:
             self._supervisor.keep(f"provider:{code}", provider.run)
 
-    async def _end(self, code: str, runtime: _ProviderRuntime) -> None:
+    async def _end(self, code: str, runtime: ProviderRuntime) -> None:
         await self._supervisor.end(f"provider:{code}")
         if runtime.provider is not None:
             await runtime.provider.disconnect_websocket()
@@ -265,23 +236,29 @@ class ProviderManager:
                 await provider.want(symbols)
 
     def _activate(self, instrument: str, code: str, reason: str) -> None:
-        previous = self._active.get(instrument)
+        left, left_reason = self._left.pop(instrument, (None, reason))
+        previous = self._active.get(instrument, left)
         self._active[instrument] = code
         self._pending.pop(instrument, None)
-        if previous is None:
-            return
         runtime = self._runtimes[code]
         mapping = runtime.instrument_of[runtime.symbol_of[instrument]]
+        now_ms = self._clock.now_ms()
+        if mapping.provider_symbol in runtime.flowing:
+            self._close_gap(mapping, now_ms)
+        elif previous is not None:
+            self._gaps.lost(instrument, now_ms, left_reason)
+        if previous is None or previous == code:
+            return
         self._publish_control(
-            "switched", mapping, code, {"from_src": previous, "to_src": code, "reason": reason}
+            "switched", mapping, code, {"from_src": previous, "to_src": code, "reason": left_reason}
         )
-        old = self._runtimes[previous]
-        if previous != self._candidates[instrument][0].provider_code and old.provider is not None:
-            self._supervisor.spawn(
-                old.provider.unwant([old.symbol_of[instrument]]), f"unsubscribe:{previous}:{instrument}"
-            )
+        old = self._runtimes.get(previous)
+        if old is not None and previous != self._candidates[instrument][0].provider_code:
+            symbol = old.symbol_of.get(instrument)
+            if symbol is not None:
+                self._supervisor.spawn(old.let_go([symbol]), f"unsubscribe:{previous}:{instrument}")
 
-    def _deliverer(self, runtime: _ProviderRuntime) -> Callable[[ProviderTick, int], None]:
+    def _deliverer(self, runtime: ProviderRuntime) -> Callable[[ProviderTick, int], None]:
         """Return the function that takes every tick of one provider; the hot path begins here."""
         accept = runtime.normaliser.accept
         active, pending = self._active, self._pending
@@ -316,22 +293,26 @@ class ProviderManager:
 
     # ---- gaps -----------------------------------------------------------------------------------
 
-    def _lost(self, runtime: _ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:
+    def _lost(self, runtime: ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:
         for symbol in symbols:
-            runtime.open_gaps.setdefault(symbol, (since_ms, reason))
+            runtime.flowing.discard(symbol)
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is not None and self._active.get(mapping.instrument) == runtime.entry.code:
+                self._gaps.lost(mapping.instrument, since_ms, reason)
 
-    def _restored(self, runtime: _ProviderRuntime, symbols: Iterable[str], at_ms: int) -> None:
+    def _restored(self, runtime: ProviderRuntime, symbols: Iterable[str], at_ms: int) -> None:
         symbols = list(symbols)
         runtime.normaliser.rebase(symbols)
+        runtime.flowing.update(symbols)
         for symbol in symbols:
-            gap = runtime.open_gaps.pop(symbol, None)
             mapping = runtime.instrument_of.get(symbol)
-            if gap is None or mapping is None or self._active.get(mapping.instrument) != runtime.entry.code:
-                continue
-            since_ms, reason = gap
-            self._publish_control(
-                "gap", mapping, runtime.entry.code, {"from": since_ms, "to": at_ms, "reason": reason}
-            )
+            if mapping is not None and self._active.get(mapping.instrument) == runtime.entry.code:
+                self._close_gap(mapping, at_ms)
+
+    def _close_gap(self, mapping: InstrumentMapping, at_ms: int) -> None:
+        record = self._gaps.restored(mapping, at_ms, self._clock.now_ms())
+        if record is not None:
+            self._publish(record)
 
     def _publish_control(
         self, kind: Any, mapping: InstrumentMapping, code: str, fields: dict[str, str | int]
@@ -348,7 +329,7 @@ class ProviderManager:
         connections, subscribed, instruments_live, ticks_per_s, last_tick_ms, latency_ms {p50, p99},
         reconnects, last_error, credential_expires_ms`; times in UTC epoch ms, None where unknown.
         """
-        return {code: self._status(runtime) for code, runtime in sorted(self._runtimes.items())}
+        return {code: runtime.status() for code, runtime in sorted(self._runtimes.items())}
 
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
@@ -356,61 +337,7 @@ class ProviderManager:
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return, per provider, what became of every frame and record."""
-        return {
-            code: {
-                "frames": runtime.provider.counters.frames if runtime.provider else 0,
-                "decoded": runtime.provider.counters.decoded if runtime.provider else 0,
-                "wire_errors": dict(runtime.provider.counters.wire_errors) if runtime.provider else {},
-                "ignored": dict(runtime.provider.counters.ignored) if runtime.provider else {},
-                "records": runtime.normaliser.counters.records,
-                "accepted": runtime.normaliser.counters.accepted,
-                "merged": runtime.normaliser.counters.merged,
-                "rejected": dict(runtime.normaliser.counters.rejected),
-                "noted": dict(runtime.normaliser.counters.noted),
-                "standby": runtime.standby,
-                "passed": runtime.passed,
-            }
-            for code, runtime in sorted(self._runtimes.items())
-        }
-
-    def _status(self, runtime: _ProviderRuntime) -> dict[str, Any]:
-        now_ms = self._clock.now_ms()
-        figures = {
-            "instruments_live": sum(
-                1 for seen_ms in runtime.last_seen_ms.values() if now_ms - seen_ms <= LIVE_WITHIN_MS
-            ),
-            "ticks_per_s": runtime.ticks_per_s(),
-            "last_tick_ms": runtime.last_tick_ms or None,
-            "latency_ms": runtime.latency_ms(),
-        }
-        if runtime.provider is None:
-            return {
-                "code": runtime.entry.code,
-                "name": runtime.entry.name,
-                "state": ProviderState.CLOSED.value,
-                "reason": "no provider of this code is installed",
-                "since_ms": None,
-                "connections": 0,
-                "subscribed": 0,
-                **figures,
-                "reconnects": 0,
-                "last_error": None,
-                "credential_expires_ms": None,
-            }
-        own = runtime.provider.status()
-        return {
-            "code": runtime.entry.code,
-            "name": runtime.entry.name,
-            "state": own.state.value,
-            "reason": own.reason,
-            "since_ms": own.since_ms,
-            "connections": own.connections,
-            "subscribed": own.subscribed,
-            **figures,
-            "reconnects": own.reconnects,
-            "last_error": own.last_error or None,
-            "credential_expires_ms": own.credential_expires_ms,
-        }
+        return {code: runtime.ledger() for code, runtime in sorted(self._runtimes.items())}
 
     # ---- inner ----------------------------------------------------------------------------------
 
@@ -420,13 +347,13 @@ class ProviderManager:
         while True:
             await asyncio.sleep(1.0)
             for runtime in self._runtimes.values():
-                runtime.rate_marks.append(runtime.passed)
+                runtime.look()
             now_usable = {code: runtime.usable for code, runtime in self._runtimes.items()}
             if now_usable != usable:
                 usable = now_usable
                 await self.reroute()
 
-    def _context(self, runtime: _ProviderRuntime) -> ProviderContext:
+    def _context(self, runtime: ProviderRuntime) -> ProviderContext:
         return ProviderContext(
             clock=self._clock,
             deliver=self._deliverer(runtime),

@@ -300,8 +300,94 @@ async def test_a_deactivated_provider_ends_and_the_next_one_takes_over(rig: Rig)
         providers=tuple(entry for entry in snapshot().providers if entry.code == "YF"),
         mappings=tuple(row for row in snapshot().mappings if row.provider_code == "YF"),
     )
+    rig.made["DHAN"].context.connection_restored(["NSE_EQ:2885"], NOW_MS)
     await rig.manager.apply(without)
     assert set(rig.manager.get_provider_status()) == {"YF"}
     assert rig.manager.active_provider("NSE:RELIANCE") == "YF"
+    (switch,) = rig.controls("switched")
+    assert switch.fields == {"from_src": "DHAN", "to_src": "YF", "reason": "provider_deactivated"}
+    rig.made["YF"].context.connection_restored(["RELIANCE.NS"], NOW_MS + 700)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS, "to": NOW_MS + 700, "reason": "provider_deactivated"}
+    assert (gap.symbol, gap.provider_code) == ("NSE:RELIANCE", "YF")
     await rig.manager.apply(snapshot())
     assert set(rig.manager.get_provider_status()) == {"DHAN", "YF"}
+
+
+async def test_what_a_parked_provider_lost_is_a_gap_until_the_other_delivers(rig: Rig) -> None:
+    await rig.manager.reroute()
+    dhan, yahoo = rig.made["DHAN"], rig.made["YF"]
+    dhan.context.connection_restored(["NSE_EQ:2885"], NOW_MS)
+    dhan.context.connection_lost(["NSE_EQ:2885"], NOW_MS + 100, "disconnect_807")
+    dhan.state = ProviderState.PARKED
+    await rig.manager.reroute()
+    assert rig.controls("gap") == []
+    yahoo.context.connection_restored(["RELIANCE.NS"], NOW_MS + 900)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS + 100, "to": NOW_MS + 900, "reason": "disconnect_807"}
+    dhan.context.connection_restored(["NSE_EQ:2885"], NOW_MS + 5_000)
+    assert len(rig.controls("gap")) == 1, "the standby's return closes nothing"
+
+
+async def test_a_source_that_flows_already_takes_over_without_a_gap(rig: Rig) -> None:
+    await rig.manager.reroute()
+    rig.made["DHAN"].context.connection_restored(["NSE_EQ:2885"], NOW_MS)
+    rig.made["YF"].context.connection_restored(["RELIANCE.NS"], NOW_MS)
+    rig.made["DHAN"].state = ProviderState.PARKED
+    await rig.manager.reroute()
+    assert len(rig.controls("switched")) == 1
+    assert rig.controls("gap") == []
+
+
+async def test_a_provider_that_stays_away_for_half_a_minute_is_replaced(rig: Rig) -> None:
+    await rig.manager.reroute()
+    dhan = rig.made["DHAN"]
+    runtime = rig.manager._runtimes["DHAN"]
+    dhan.context.connection_restored(["NSE_EQ:2885"], NOW_MS)
+    dhan.context.connection_lost(["NSE_EQ:2885"], NOW_MS + 100, "refused")
+    for state in (ProviderState.BACKING_OFF, ProviderState.CONNECTING, ProviderState.STREAMING):
+        dhan.state = state
+        runtime.look()
+        rig.clock.advance(29)
+    assert runtime.usable, "a connection in between starts the time anew"
+    dhan.state = ProviderState.BACKING_OFF
+    runtime.look()
+    rig.clock.advance(30)
+    await rig.manager.reroute()
+    (switch,) = rig.controls("switched")
+    assert switch.fields == {"from_src": "DHAN", "to_src": "YF", "reason": "provider_unavailable"}
+    assert dhan.wanted == ("NSE_EQ:2885",), "it goes on trying"
+
+
+async def test_a_removed_mapping_that_comes_back_declares_the_time_between(rig: Rig) -> None:
+    await rig.manager.reroute()
+    context = rig.made["YF"].context
+    context.connection_restored(["AAPL"], NOW_MS)
+    await rig.manager.apply(changed(AAPL=None))
+    rig.clock.advance(60)
+    await rig.manager.apply(snapshot())
+    context.connection_restored(["AAPL"], NOW_MS + 61_000)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS, "to": NOW_MS + 61_000, "reason": "mapping_removed"}
+
+
+async def test_a_new_security_id_is_a_gap_until_it_delivers(rig: Rig) -> None:
+    await rig.manager.reroute()
+    context = rig.made["DHAN"].context
+    context.connection_restored(["NSE_EQ:2885"], NOW_MS)
+    row = mapping("NSE:RELIANCE", "DHAN", "RELIANCE-EQ", primary=True, segment="NSE_EQ", security_id="9999")
+    await rig.manager.apply(changed(RELIANCE_EQ=row))
+    context.connection_restored(["NSE_EQ:9999"], NOW_MS + 300)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS, "to": NOW_MS + 300, "reason": "remapped"}
+
+
+async def test_the_gap_of_a_restart_is_declared_whoever_delivered_before(rig: Rig) -> None:
+    stored = DataIngestionFormat(
+        "NSE:RELIANCE", 1192.3, None, NOW_MS - 60_000, "GONE", "", NOW_MS - 59_000, exchange="NSE"
+    )
+    rig.manager.seed([stored])
+    await rig.manager.reroute()
+    rig.made["DHAN"].context.connection_restored(["NSE_EQ:2885"], NOW_MS)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS - 59_000, "to": NOW_MS, "reason": "daemon_down"}

@@ -1,0 +1,155 @@
+"""One provider as its manager keeps it: the provider, its normaliser, its instruments and its figures.
+
+Stands between the manager, which routes, and the status page. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from services.base_provider import BaseMarketDataProvider, ProviderState
+from services.market_data.clock import Clock
+from services.market_data.instruments import InstrumentMapping, ProviderEntry
+from services.market_data.normaliser import Normaliser
+
+LIVE_WITHIN_MS = 60_000
+"""An instrument counts as live while its newest tick is younger than this."""
+UNUSABLE_AFTER_S = 30.0
+"""So long without a working connection, and the next provider in an instrument's order takes over."""
+_RATE_WINDOW_S = 5
+_LATENCY_SAMPLES = 1_024
+_AWAY = (
+    ProviderState.CONNECTING,
+    ProviderState.AUTHENTICATING,
+    ProviderState.BACKING_OFF,
+    ProviderState.STALE,
+)
+
+
+class ProviderRuntime:
+    """One provider with its normaliser, its instruments and its figures.
+
+    `flowing` are the provider symbols whose data flows, whether it is let through or not.
+    """
+
+    def __init__(self, entry: ProviderEntry, clock: Clock) -> None:
+        self.entry = entry
+        self.provider: BaseMarketDataProvider | None = None
+        self.normaliser = Normaliser(entry.code)
+        self.clock = clock
+        self.passed = 0
+        self.standby = 0
+        self.last_tick_ms = 0
+        self.last_seen_ms: dict[str, int] = {}
+        self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
+        self.symbol_of: dict[str, str] = {}
+        self.instrument_of: dict[str, InstrumentMapping] = {}
+        self.exchanges: frozenset[str] = frozenset()
+        self.flowing: set[str] = set()
+        self._rate_marks: deque[int] = deque([0], maxlen=_RATE_WINDOW_S + 1)
+        self._away_since_s: float | None = None
+
+    def load(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> None:
+        """Take over the provider's rows of a mapping snapshot."""
+        self.entry = entry
+        self.normaliser.load(rows)
+        self.symbol_of = {row.instrument: row.provider_symbol for row in rows}
+        self.instrument_of = {row.provider_symbol: row for row in rows}
+        self.exchanges = frozenset(row.exchange for row in rows)
+
+    async def let_go(self, symbols: Sequence[str]) -> None:
+        """Stop asking for these provider symbols."""
+        self.flowing.difference_update(symbols)
+        if self.provider is not None:
+            await self.provider.unwant(symbols)
+
+    def look(self) -> None:
+        """Take the marks that figures are made of; once a second."""
+        self._rate_marks.append(self.passed)
+        if self.provider is None or self.provider.state not in _AWAY:
+            self._away_since_s = None
+        elif self._away_since_s is None:
+            self._away_since_s = self.clock.monotonic_s()
+
+    @property
+    def usable(self) -> bool:
+        """Whether instruments may be routed here: it exists, works, and does not wait for an operator."""
+        provider = self.provider
+        if provider is None or provider.state in (ProviderState.PARKED, ProviderState.CLOSED):
+            return False
+        away_since_s = self._away_since_s
+        if away_since_s is not None and self.clock.monotonic_s() - away_since_s >= UNUSABLE_AFTER_S:
+            return False
+        return provider.state is not ProviderState.IDLE or all(
+            provider.setting(name) for name in provider.credential_names
+        )
+
+    def ledger(self) -> dict[str, Any]:
+        """Return what became of every frame and record."""
+        provider, counters = self.provider, self.normaliser.counters
+        return {
+            "frames": provider.counters.frames if provider else 0,
+            "decoded": provider.counters.decoded if provider else 0,
+            "wire_errors": dict(provider.counters.wire_errors) if provider else {},
+            "ignored": dict(provider.counters.ignored) if provider else {},
+            "records": counters.records,
+            "accepted": counters.accepted,
+            "merged": counters.merged,
+            "rejected": dict(counters.rejected),
+            "noted": dict(counters.noted),
+            "standby": self.standby,
+            "passed": self.passed,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Return the fields of `/api/providers/status`; times in UTC epoch ms, None where unknown."""
+        now_ms = self.clock.now_ms()
+        figures = {
+            "instruments_live": sum(
+                1 for seen_ms in self.last_seen_ms.values() if now_ms - seen_ms <= LIVE_WITHIN_MS
+            ),
+            "ticks_per_s": self._ticks_per_s(),
+            "last_tick_ms": self.last_tick_ms or None,
+            "latency_ms": self._latency_ms(),
+        }
+        if self.provider is None:
+            return {
+                "code": self.entry.code,
+                "name": self.entry.name,
+                "state": ProviderState.CLOSED.value,
+                "reason": "no provider of this code is installed",
+                "since_ms": None,
+                "connections": 0,
+                "subscribed": 0,
+                **figures,
+                "reconnects": 0,
+                "last_error": None,
+                "credential_expires_ms": None,
+            }
+        own = self.provider.status()
+        return {
+            "code": self.entry.code,
+            "name": self.entry.name,
+            "state": own.state.value,
+            "reason": own.reason,
+            "since_ms": own.since_ms,
+            "connections": own.connections,
+            "subscribed": own.subscribed,
+            **figures,
+            "reconnects": own.reconnects,
+            "last_error": own.last_error or None,
+            "credential_expires_ms": own.credential_expires_ms,
+        }
+
+    def _ticks_per_s(self) -> float:
+        marks = self._rate_marks
+        return round((self.passed - marks[0]) / max(1, len(marks)), 1)
+
+    def _latency_ms(self) -> dict[str, int | None]:
+        ordered = sorted(self.latencies_ms)
+        if not ordered:
+            return {"p50": None, "p99": None}
+        last = len(ordered) - 1
+        return {"p50": ordered[last // 2], "p99": ordered[(last * 99) // 100]}
