@@ -19,11 +19,10 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from services.catalogue.acceptance import refusal, same_content
 from services.catalogue.loader import Catalogue
+from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
-from services.errors import MarketdError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import Clock, SystemClock
@@ -95,6 +94,7 @@ class LiveDataIngestion:
         self.sequencer = Sequencer(self.clock)
         self.broadcast = DataBroadcast(self.clock)
         self._catalogue = Catalogue(config.database_url, config.state_dir / "mappings.json", self.clock)
+        self._mappings = MappingRefresher(self._catalogue, MappingWatch(config.database_url))
         encoder = EntryEncoder()
         self._spool = Spool(config.state_dir / FOLDER, limit_bytes=config.spool_limit_bytes)
         channels = self._spool.channels
@@ -135,9 +135,7 @@ class LiveDataIngestion:
                 allowed_origins=config.api_allowed_origins,
             ),
         )
-        self._snapshot: MappingSnapshot | None = None
         self._instruments: dict[str, InstrumentMapping] = {}
-        self._mappings_refused = ""
         self._phase = "starting"
         self._started_ms = self.clock.now_ms()
 
@@ -145,8 +143,7 @@ class LiveDataIngestion:
 
     async def start(self) -> None:
         """Bring everything up. Raises `ConfigurationError` or `TemporaryError` with the remedy."""
-        await self._catalogue.check_schema()
-        snapshot = await self._catalogue.load()
+        snapshot = await self._mappings.first()
         self._note(snapshot)
         self.providers.load(snapshot)
         await self._spool.open()
@@ -161,7 +158,7 @@ class LiveDataIngestion:
             await self.providers.set_interest(frozenset())
             self.supervisor.keep("interest", self._follow_interest)
         await self.providers.start()
-        self.supervisor.keep("mappings", self._follow_mappings)
+        self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._phase = "running"
         # What was built until here lives as long as the process: keep the collector from walking it.
         gc.collect()
@@ -218,32 +215,14 @@ class LiveDataIngestion:
         finally:
             await client.aclose()
 
-    async def _follow_mappings(self) -> None:
-        """Take over every committed change of the mapping tables; refuse one that would empty them."""
-        async for _reason in MappingWatch(self.config.database_url).changes():
-            try:
-                proposed = await self._catalogue.load()
-            except MarketdError as error:
-                _log.warning("mappings_not_read", error=str(error))
-                continue
-            current = self._snapshot
-            if current is None or proposed.from_cache or same_content(current, proposed):
-                self._mappings_refused = "" if not proposed.from_cache else self._mappings_refused
-                continue
-            why = refusal(current, proposed)
-            if why is not None:
-                if why != self._mappings_refused:
-                    _log.error("mappings_refused", reason=why)
-                self._mappings_refused = why
-                continue
-            self._mappings_refused = ""
-            self._note(proposed)
-            await self.providers.apply(proposed)
-            self._gateway.catalogue_changed()
-            _log.info("mappings_changed", version=proposed.version, instruments=len(self._instruments))
+    async def _apply_mappings(self, snapshot: MappingSnapshot) -> None:
+        """Go over to an accepted change of the mapping tables."""
+        self._note(snapshot)
+        await self.providers.apply(snapshot)
+        self._gateway.catalogue_changed()
+        _log.info("mappings_changed", version=snapshot.version, instruments=len(self._instruments))
 
     def _note(self, snapshot: MappingSnapshot) -> None:
-        self._snapshot = snapshot
         self._instruments = {}
         for mapping in snapshot.mappings:
             known = self._instruments.get(mapping.instrument)
@@ -281,15 +260,17 @@ class LiveDataIngestion:
         reasons = list(self._probe.problems())
         if self._phase != "running":
             reasons.insert(0, f"the daemon is {self._phase}")
-        if self._snapshot is not None and not self._instruments:
+        if self._mappings.current is not None and not self._instruments:
             reasons.append(
                 "no instruments are mapped: run python data_migration/populate_instrument_mappings.py"
             )
-        return Readiness(ready=not reasons, reasons=reasons)
+        mappings = self._mappings.status
+        degraded = [f"mappings are not refreshed: {mappings.reason}"] if mappings.reason else []
+        return Readiness(ready=not reasons, reasons=reasons, degraded=degraded)
 
     def pipeline_status(self) -> dict[str, Any]:
         """Return the state of sinks, tasks and mappings, and the account of every record."""
-        snapshot = self._snapshot
+        snapshot, mappings = self._mappings.current, self._mappings.status
         return {
             "phase": self._phase,
             "started_ms": self._started_ms,
@@ -300,7 +281,9 @@ class LiveDataIngestion:
                 "loaded_ms": snapshot.loaded_ms if snapshot else None,
                 "from_cache": bool(snapshot and snapshot.from_cache),
                 "instruments": len(self._instruments),
-                "refused": self._mappings_refused,
+                "state": mappings.state.value,
+                "reason": mappings.reason,
+                "refused": mappings.reason if mappings.state is RefreshState.REFUSED else "",
             },
             "sinks": [
                 {

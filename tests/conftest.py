@@ -18,6 +18,7 @@ import redis.asyncio
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.support.databases import temporary_database
 from tests.support.row_table import RowTable
+from tests.support.postgres import PrivatePostgres
 from tests.support.servers import PrivateRedis
 
 
@@ -62,6 +63,18 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
     else:
         yield from _serve(EmbeddedRedis(tmp_path_factory.mktemp("redis")))
+
+
+@pytest.fixture(scope="session")
+def hurt_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    """A PostgreSQL that tests may stop, start and log in to as superuser; every test leaves it running."""
+    server = PrivatePostgres(tmp_path_factory.mktemp("hurt-postgres"))
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(server.start())
+            yield server
+        finally:
+            runner.run(server.stop())
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The catalogue: what is mapped to what, read from PostgreSQL into an immutable snapshot.
 
 Stands beside the providers, beneath the daemon's composition. Never writes a table and never
-migrates; while PostgreSQL is away the last good snapshot on disk stands in for it.
+migrates; while PostgreSQL is away the last good snapshot on disk stands in for it. What is good is not
+decided here: a snapshot is written to disk when its user says `keep`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -28,7 +30,7 @@ from services.catalogue.queries import read_revisions, read_tables
 from services.database_url import shown_url
 from services.errors import ConfigurationError, TemporaryError
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
+from services.market_data.instruments import MappingSnapshot
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -52,8 +54,12 @@ class Catalogue:
         self._clock = clock
         self._engine: AsyncEngine | None = None
         self._version = 0
-        self._reachable = True
         self._written: tuple[object, int] | None = None
+
+    async def use_url(self, database_url: str) -> None:
+        """Connect by another URL from now on, as after a changed password."""
+        self._database_url = database_url
+        await self.close()
 
     async def check_schema(self) -> None:
         """Check that the database is at the revision this program was written for.
@@ -63,8 +69,7 @@ class Catalogue:
         """
         try:
             revisions = await self._try_twice(lambda engine: read_revisions(engine, COMMAND_TIMEOUT_S))
-        except TemporaryError as error:
-            self._note_unreachable(error)
+        except TemporaryError:
             return
         if revisions == [SCHEMA_REVISION]:
             return
@@ -82,29 +87,54 @@ class Catalogue:
             f"(it needs {SCHEMA_REVISION}): update this installation, or point DATABASE_URL elsewhere"
         )
 
+    async def read(self) -> MappingSnapshot:
+        """Return what the tables say now.
+
+        Raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the login, a
+        privilege or the schema is wrong.
+        """
+        now_ms = self._clock.now_ms()
+        providers, mappings = await self._try_twice(
+            lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S)
+        )
+        self._version += 1
+        return MappingSnapshot(
+            version=self._version, loaded_ms=now_ms, providers=providers, mappings=mappings
+        )
+
     async def load(self) -> MappingSnapshot:
         """Return what the tables say now, or the last good copy while PostgreSQL cannot be reached.
 
-        Raises `TemporaryError` when there is neither, `ConfigurationError` when the login or the schema
-        is wrong.
+        Raises `TemporaryError` when there is neither, `ConfigurationError` as `read` does.
         """
-        now_ms = self._clock.now_ms()
         try:
-            providers, mappings = await self._try_twice(
-                lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S)
-            )
+            return await self.read()
         except TemporaryError as error:
-            self._note_unreachable(error)
             return await self._last_good(error)
-        if not self._reachable:
-            self._reachable = True
-            _log.info("catalogue_back", server=shown_url(self._database_url))
-        self._version += 1
-        snapshot = MappingSnapshot(
-            version=self._version, loaded_ms=now_ms, providers=providers, mappings=mappings
-        )
-        await self._keep(snapshot, (providers, mappings))
-        return snapshot
+
+    async def keep(self, snapshot: MappingSnapshot) -> None:
+        """Write an accepted snapshot to disk as the last good one; trouble with the disk is only logged."""
+        if snapshot.from_cache:
+            return
+        now_ms = self._clock.now_ms()
+        content = (snapshot.providers, snapshot.mappings)
+        if self._written is not None:
+            written, written_ms = self._written
+            if written == content and abs(now_ms - written_ms) < REWRITE_AFTER_MS:
+                return
+        try:
+            await asyncio.to_thread(
+                write_last_good,
+                self._cache_path,
+                snapshot,
+                schema_revision=SCHEMA_REVISION,
+                source=shown_url(self._database_url),
+                now_ms=now_ms,
+            )
+        except OSError as error:
+            _log.warning("last_good_mappings_not_written", path=str(self._cache_path), error=str(error))
+        else:
+            self._written = (content, now_ms)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
@@ -146,43 +176,15 @@ class Catalogue:
                 read_last_good,
                 self._cache_path,
                 schema_revision=SCHEMA_REVISION,
+                source=shown_url(self._database_url),
                 now_ms=self._clock.now_ms(),
             )
         except LastGoodUnusable as reason:
             raise TemporaryError(f"{error} The last good mappings cannot stand in: {reason}.") from error
         self._version += 1
-        _log.warning("last_good_mappings_used", age_s=(self._clock.now_ms() - snapshot.loaded_ms) // 1000)
-        return MappingSnapshot(
-            version=self._version,
-            loaded_ms=snapshot.loaded_ms,
-            providers=snapshot.providers,
-            mappings=snapshot.mappings,
-            from_cache=True,
-        )
-
-    async def _keep(
-        self,
-        snapshot: MappingSnapshot,
-        content: tuple[tuple[ProviderEntry, ...], tuple[InstrumentMapping, ...]],
-    ) -> None:
-        now_ms = self._clock.now_ms()
-        if self._written is not None:
-            written, written_ms = self._written
-            if written == content and abs(now_ms - written_ms) < REWRITE_AFTER_MS:
-                return
-        try:
-            await asyncio.to_thread(
-                write_last_good, self._cache_path, snapshot, schema_revision=SCHEMA_REVISION, now_ms=now_ms
-            )
-        except OSError as error:
-            _log.warning("last_good_mappings_not_written", path=str(self._cache_path), error=str(error))
-        else:
-            self._written = (content, now_ms)
-
-    def _note_unreachable(self, error: TemporaryError) -> None:
-        if self._reachable:
-            self._reachable = False
-            _log.warning("catalogue_unreachable", error=str(error))
+        age_s = (self._clock.now_ms() - snapshot.loaded_ms) // 1000
+        _log.warning("last_good_mappings_used", age_s=age_s, reason=str(error))
+        return msgspec.structs.replace(snapshot, version=self._version)
 
 
 def _is_stale(error: Exception) -> bool:

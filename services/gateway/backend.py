@@ -30,10 +30,14 @@ class InstrumentView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether data can flow; `reasons` says in words what stands in the way, empty when nothing does."""
+    """Whether data can flow; `reasons` says in words what stands in the way, empty when nothing does.
+
+    `degraded` says what does not work although data flows.
+    """
 
     ready: bool
     reasons: Sequence[str] = ()
+    degraded: Sequence[str] = ()
 
 
 class GatewayBackend(Protocol):

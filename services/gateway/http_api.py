@@ -61,9 +61,11 @@ class HttpApi:
         return _json({"status": "ok", "demo": self._backend.demo})
 
     async def readyz(self, _request: web.Request) -> web.Response:
-        """Say whether data can flow: 200, or 503 with the reasons."""
+        """Say whether data can flow: 200, or 503 with the reasons; and what is degraded although it does."""
         readiness = self._backend.readiness()
         answer = {"ready": readiness.ready, "reasons": list(readiness.reasons), "demo": self._backend.demo}
+        if readiness.degraded:
+            answer["degraded"] = list(readiness.degraded)
         return _json(answer, 200 if readiness.ready else 503)
 
     async def providers_status(self, _request: web.Request) -> web.Response:

@@ -38,15 +38,14 @@ class Check(msgspec.Struct, frozen=True):
 
 async def check_database(url: str, state_dir: Path) -> list[Check]:
     """Check that PostgreSQL answers, that its schema is at head, and that instruments are mapped."""
-    catalogue = Catalogue(url, state_dir / "doctor-mappings.json", SystemClock())
+    catalogue = Catalogue(url, state_dir / "mappings.json", SystemClock())
     try:
         await catalogue.check_schema()
-        snapshot = await catalogue.load()
+        snapshot = await catalogue.read()
     except MarketdError as error:
         return [Check("database", False, str(error), "see the message")]
     finally:
         await catalogue.close()
-        (state_dir / "doctor-mappings.json").unlink(missing_ok=True)
     checks = [Check("database", True, "reachable, schema at head")]
     if snapshot.mappings:
         instruments = len({mapping.instrument for mapping in snapshot.mappings})

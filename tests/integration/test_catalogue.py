@@ -223,8 +223,9 @@ async def test_without_a_server_the_last_good_copy_stands_in_and_says_so(
 ) -> None:
     await fill(sql)
     good = await catalogue.load()
-    clock.advance(6 * DAY_MS / 1000)
     away = Catalogue(NOBODY, tmp_path / "mappings.json", clock)
+    await away.keep(good)
+    clock.advance(6 * DAY_MS / 1000)
     await away.check_schema()
     snapshot = await away.load()
     assert snapshot.from_cache
@@ -238,10 +239,10 @@ async def test_without_a_server_the_last_good_copy_stands_in_and_says_so(
 
 
 async def test_a_damaged_copy_is_refused_and_written_anew_when_the_server_is_back(
-    sql: asyncpg.Connection, catalogue: Catalogue, tmp_path: Path, clock: ManualClock
+    database: str, sql: asyncpg.Connection, catalogue: Catalogue, tmp_path: Path, clock: ManualClock
 ) -> None:
     await fill(sql)
-    await catalogue.load()
+    await catalogue.keep(await catalogue.load())
     path = tmp_path / "mappings.json"
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"2885", b"2886"))
@@ -249,8 +250,8 @@ async def test_a_damaged_copy_is_refused_and_written_anew_when_the_server_is_bac
     with pytest.raises(TemporaryError, match="damaged"):
         await away.load()
     await away.close()
-    again = Catalogue(catalogue._database_url, path, clock)
-    await again.load()
+    again = Catalogue(database, path, clock)
+    await again.keep(await again.load())
     assert path.read_bytes().partition(b"\n")[2] == whole.partition(b"\n")[2]
     await again.close()
 
@@ -271,7 +272,9 @@ async def test_a_copy_that_cannot_be_written_does_not_stop_the_load(
     database: str, tmp_path: Path, clock: ManualClock
 ) -> None:
     catalogue = Catalogue(database, tmp_path / "not" / "there" / "mappings.json", clock)
-    assert (await catalogue.load()).mappings == ()
+    snapshot = await catalogue.load()
+    assert snapshot.mappings == ()
+    await catalogue.keep(snapshot)
     await catalogue.close()
 
 
@@ -282,7 +285,7 @@ async def test_an_unchanged_copy_is_not_written_again_for_an_hour(
     path = tmp_path / "mappings.json"
 
     async def written() -> int:
-        await catalogue.load()
+        await catalogue.keep(await catalogue.load())
         return path.stat().st_ino
 
     first = await written()
@@ -342,6 +345,7 @@ async def test_a_broken_connection_and_a_changed_table_cost_one_quiet_repeat(
 async def test_a_locked_table_is_not_waited_for(catalogue: Catalogue, sql: asyncpg.Connection) -> None:
     await fill(sql)
     good = await catalogue.load()
+    await catalogue.keep(good)
     async with sql.transaction():
         await sql.execute("lock table instruments in access exclusive mode")
         started = time.monotonic()
@@ -361,7 +365,7 @@ async def test_a_half_open_connection_costs_seconds_and_no_more(
     async with FaultProxy("127.0.0.1", parts.port) as proxy:
         url = database.replace(f":{parts.port}/", f":{proxy.port}/")
         catalogue = Catalogue(url, tmp_path / "mappings.json", clock)
-        assert not (await catalogue.load()).from_cache
+        await catalogue.keep(await catalogue.load())
         proxy.replies_flow.clear()
         for _ in range(2):
             started = time.monotonic()

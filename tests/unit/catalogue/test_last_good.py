@@ -11,6 +11,7 @@ from services.catalogue.last_good import MAX_AGE_MS, LastGoodUnusable, read_last
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot, ProviderEntry
 
 NOW_MS = 1_800_000_000_000
+SOURCE = "PostgreSQL at db.example:5432, database marketd"
 SNAPSHOT = MappingSnapshot(
     version=3,
     loaded_ms=NOW_MS,
@@ -40,12 +41,14 @@ SNAPSHOT = MappingSnapshot(
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "mappings.json"
-    write_last_good(path, SNAPSHOT, schema_revision="0001", now_ms=NOW_MS)
+    write_last_good(path, SNAPSHOT, schema_revision="0001", source=SOURCE, now_ms=NOW_MS)
     return path
 
 
-def read(path: Path, *, revision: str = "0001", now_ms: int = NOW_MS) -> MappingSnapshot:
-    return read_last_good(path, schema_revision=revision, now_ms=now_ms)
+def read(
+    path: Path, *, revision: str = "0001", source: str = SOURCE, now_ms: int = NOW_MS
+) -> MappingSnapshot:
+    return read_last_good(path, schema_revision=revision, source=source, now_ms=now_ms)
 
 
 def test_what_was_written_comes_back_and_says_that_it_is_a_copy(path: Path) -> None:
@@ -79,7 +82,7 @@ def test_no_flipped_or_missing_byte_goes_unnoticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"null\nnull", b"\xff\xfe\x00", b"{}\n{}", b'{"format":2}\n']
+    "content", [b"", b"\n", b"null\nnull", b"\xff\xfe\x00", b"{}\n{}", b'{"format":2}\n', b"[1]\n{}"]
 )
 def test_other_content_is_damage_not_a_crash(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -94,6 +97,14 @@ def test_a_copy_that_is_too_old_of_another_schema_or_from_the_future_is_refused(
         read(path, revision="0002")
     with pytest.raises(LastGoodUnusable, match="future"):
         read(path, now_ms=NOW_MS - 2 * 24 * 3_600_000)
+
+
+def test_a_copy_of_another_database_or_by_another_version_is_refused(path: Path) -> None:
+    with pytest.raises(LastGoodUnusable, match=r"of PostgreSQL at db\.example:5432, database marketd, not"):
+        read(path, source="PostgreSQL at db.example:5432, database other")
+    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":1'))
+    with pytest.raises(LastGoodUnusable, match="another version"):
+        read(path)
 
 
 def test_a_copy_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Keeps the mapping snapshot in use at what the tables say, and knows how well that goes.
+
+Stands between the loader and the daemon. Decides which snapshot is accepted (only such a one becomes
+the last good copy on disk); what accepting means is its user's business. While PostgreSQL is away, or
+refuses us, the snapshot in use stays: data flows on, edits of the tables wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+
+import msgspec
+import structlog
+
+from services.catalogue.acceptance import refusal, same_content
+from services.catalogue.loader import Catalogue
+from services.catalogue.watch import MappingWatch
+from services.errors import ConfigurationError, MarketdError, TemporaryError
+from services.market_data.instruments import MappingSnapshot
+from services.pipeline.backoff import Backoff
+
+_log = structlog.get_logger(__name__)
+
+FIRST_WITHIN_S = 10.0
+"""How long a start waits for PostgreSQL when there is no copy: it may be starting beside us."""
+
+
+class RefreshState(str, Enum):
+    """How the mappings in use stand to the tables."""
+
+    CURRENT = "current"
+    UNREACHABLE = "unreachable"
+    """PostgreSQL does not serve; tried again by itself."""
+    PARKED = "parked"
+    """PostgreSQL refuses login, privilege or schema: an operator must act; looked at twice a minute."""
+    REFUSED = "refused"
+    """The tables say something that is not taken over."""
+
+
+class MappingStatus(msgspec.Struct, frozen=True):
+    """The state with its reason in words, empty while all is well."""
+
+    state: RefreshState
+    reason: str
+
+
+class MappingRefresher:
+    """Gives the first snapshot, then every accepted change. `run` may be restarted at any time."""
+
+    def __init__(self, catalogue: Catalogue, watch: MappingWatch) -> None:
+        self._catalogue = catalogue
+        self._watch = watch
+        self._retries = Backoff(base_s=0.5, cap_s=10.0, floor_s=0.2, reset_after_s=0.0)
+        self._state = RefreshState.CURRENT
+        self._reason = ""
+        self.current: MappingSnapshot | None = None
+        """The snapshot in use."""
+
+    @property
+    def status(self) -> MappingStatus:
+        """How the snapshot in use stands to the tables."""
+        return MappingStatus(self._state, self._reason)
+
+    async def use_url(self, database_url: str) -> None:
+        """Use another URL of the same database from now on, as after a changed password, at once."""
+        await self._catalogue.use_url(database_url)
+        self._watch.use_url(database_url)
+
+    def look_now(self) -> None:
+        """Read the tables at once instead of at the end of a wait."""
+        self._watch.poke()
+
+    async def first(self, within_s: float = FIRST_WITHIN_S) -> MappingSnapshot:
+        """Return the snapshot to start with: the tables', or the last good copy while they are away.
+
+        With neither it keeps trying for `within_s` seconds and says why; then raises `TemporaryError`, for
+        whoever started the process to start it again. Raises `ConfigurationError` at once when an operator
+        must act first.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + within_s
+        said = False
+        while True:
+            try:
+                await self._catalogue.check_schema()
+                snapshot = await self._catalogue.load()
+                break
+            except TemporaryError as error:
+                wait_s = self._retries.next_wait_s()
+                if loop.time() + wait_s >= deadline_s:
+                    raise
+                if not said:
+                    said = True
+                    _log.warning("mappings_awaited", reason=str(error), within_s=within_s)
+            await asyncio.sleep(wait_s)
+        self._retries.succeeded(0.0)
+        if snapshot.from_cache:
+            self._state = RefreshState.UNREACHABLE
+            self._reason = "PostgreSQL could not be reached at the start"
+        self.current = snapshot
+        await self._catalogue.keep(snapshot)
+        return snapshot
+
+    async def run(self, apply: Callable[[MappingSnapshot], Awaitable[None]]) -> None:
+        """Take over every committed change by `apply(snapshot)`, until cancelled."""
+        async for reason in self._watch.changes():
+            if reason == "lost":
+                if self._watch.problem is not None:
+                    self._trouble(self._watch.problem)
+                continue
+            try:
+                await self._catalogue.check_schema()
+                proposed = await self._catalogue.read()
+            except MarketdError as error:
+                self._trouble(error)
+                if not isinstance(error, ConfigurationError):
+                    self._watch.look_within_s = self._retries.next_wait_s()
+                continue
+            self._retries.succeeded(0.0)
+            await self._consider(proposed, apply)
+
+    async def _consider(
+        self, proposed: MappingSnapshot, apply: Callable[[MappingSnapshot], Awaitable[None]]
+    ) -> None:
+        current = self.current
+        changed = current is None or not same_content(current, proposed)
+        if current is not None and changed:
+            why = refusal(current, proposed)
+            if why is not None:
+                self._enter(RefreshState.REFUSED, why)
+                return
+        self._enter(RefreshState.CURRENT, "")
+        if changed:
+            await apply(proposed)
+        if changed or (current is not None and current.from_cache):
+            self.current = proposed
+        await self._catalogue.keep(proposed)
+
+    def _trouble(self, error: MarketdError) -> None:
+        parked = isinstance(error, ConfigurationError)
+        self._enter(RefreshState.PARKED if parked else RefreshState.UNREACHABLE, str(error))
+
+    def _enter(self, state: RefreshState, reason: str) -> None:
+        """Log a change of state once; a refusal again when it is another one."""
+        said = self._state is state and (state is not RefreshState.REFUSED or self._reason == reason)
+        self._state, self._reason = state, reason
+        if said:
+            return
+        if state is RefreshState.CURRENT:
+            _log.info("mappings_current")
+        elif state is RefreshState.UNREACHABLE:
+            _log.warning("mappings_unreachable", reason=reason)
+        else:
+            _log.error(f"mappings_{state.value}", reason=reason)
