@@ -17,8 +17,8 @@ import redis.asyncio
 
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.support.databases import temporary_database
-from tests.support.row_table import RowTable
 from tests.support.postgres import PrivatePostgres
+from tests.support.row_table import RowTable
 from tests.support.servers import PrivateRedis
 
 
