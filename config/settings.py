@@ -23,6 +23,7 @@ from services.errors import ConfigurationError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:\S{8,}$")
+_INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
 
 class Settings(BaseSettings):
@@ -72,6 +73,16 @@ class Settings(BaseSettings):
         "static",
         description="static: all mapped instruments of active exchanges. "
         "dynamic: only those somebody is interested in.",
+    )
+    pinned_instruments: str = Field(
+        "",
+        description="Dynamic mode: comma-separated instrument keys, or EXCHANGE:*, always subscribed.",
+    )
+    subscription_linger_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="Dynamic mode: seconds an instrument stays subscribed after its last interest.",
     )
     market_calendar: Literal["exchange", "always_open"] = Field(
         "exchange",
@@ -147,6 +158,14 @@ class Settings(BaseSettings):
     def _absolute_state_dir(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value
 
+    @field_validator("pinned_instruments")
+    @classmethod
+    def _check_pinned(cls, value: str) -> str:
+        for entry in _split(value):
+            if not _INSTRUMENT.match(entry):
+                raise ValueError(f"{entry} is neither an instrument key such as NSE:RELIANCE nor NSE:*")
+        return value
+
     @field_validator("api_tokens")
     @classmethod
     def _check_tokens(cls, value: SecretStr) -> SecretStr:
@@ -175,6 +194,10 @@ class Settings(BaseSettings):
         """Return the API tokens as name → secret, empty when none are set."""
         pairs = _split(self.api_tokens.get_secret_value())
         return {name: secret for name, _, secret in (pair.partition(":") for pair in pairs)}
+
+    def pinned(self) -> tuple[str, ...]:
+        """Return the instrument keys and `EXCHANGE:*` patterns that are always subscribed."""
+        return tuple(_split(self.pinned_instruments))
 
     def allowed_origins(self) -> tuple[str, ...]:
         """Return the configured browser origins."""

@@ -365,6 +365,21 @@ class BaseMarketDataProvider(ABC):
         return len(self._session.subscribed)
 
     @property
+    def capacity(self) -> int | None:
+        """How many symbols can be subscribed at the same time; None where the vendor sets no limit."""
+        return None
+
+    def asked(self, symbol: str) -> bool:
+        """Tell whether `symbol` has been asked for on an open connection."""
+        return symbol in self._session.subscribed
+
+    def subscription_state(self, symbol: str) -> str:
+        """Return `requested` (not asked for yet), `acked` (asked for) or `proven` (a price came since)."""
+        if not self.asked(symbol):
+            return "requested"
+        return "acked" if symbol in self._fresh else "proven"
+
+    @property
     def unanswered(self) -> tuple[str, ...]:
         """The symbols asked for without a price since: quiet, unknown to the vendor, or forgotten by it."""
         return tuple(sorted(self._fresh))

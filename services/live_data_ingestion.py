@@ -9,7 +9,6 @@ It owns the supervisor and therefore every task. It decides nothing about data.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
@@ -30,7 +28,7 @@ from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, Record
 from services.operations.health_probe import HealthProbe
 from services.pipeline.bus import Bus
-from services.pipeline.interest import Interest, expand
+from services.pipeline.interest import LINGER_S
 from services.pipeline.sequencer import Sequencer
 from services.pipeline.sink import Sink
 from services.pipeline.supervisor import Supervisor
@@ -39,21 +37,22 @@ from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks
 from services.storage.client import check_server, make_client
 from services.storage.entry import EntryEncoder
 from services.storage.latest_value_writer import LatestValueWriter
-from services.storage.leases import leased_instruments
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
+from services.subscriptions import FILE as SUBSCRIPTIONS_FILE
+from services.subscriptions import DynamicSubscriptions
 
 _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
-INTEREST_POLL_S = 1.0
 
 
 class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon needs to know; made from the settings by `main.py`.
 
-    `dynamic_subscriptions`: subscribe only what a client watches or a lease in Redis asks for.
+    `dynamic_subscriptions`: subscribe only what a client watches, a lease in Redis asks for, or
+    `pinned_instruments` (keys or `EXCHANGE:*`) names, and `subscription_linger_s` seconds longer.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps, `spool_limit_bytes` how much disk the records may take that wait
     for Redis. `api_tokens` maps name to secret, empty for none.
@@ -69,6 +68,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_tokens: Mapping[str, str] = {}
     api_allowed_origins: tuple[str, ...] = ()
     dynamic_subscriptions: bool = False
+    pinned_instruments: tuple[str, ...] = ()
+    subscription_linger_s: float = LINGER_S
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
     spool_limit_bytes: int = LIMIT_BYTES
@@ -135,6 +136,20 @@ class LiveDataIngestion:
                 allowed_origins=config.api_allowed_origins,
             ),
         )
+        self._subscriptions = (
+            DynamicSubscriptions(
+                self.providers,
+                redis_url=config.redis_url,
+                clock=self.clock,
+                watched=self.broadcast.watched,
+                known=lambda: self._instruments,
+                pinned=config.pinned_instruments,
+                file=config.state_dir / SUBSCRIPTIONS_FILE,
+                linger_s=config.subscription_linger_s,
+            )
+            if config.dynamic_subscriptions
+            else None
+        )
         self._instruments: dict[str, InstrumentMapping] = {}
         self._phase = "starting"
         self._started_ms = self.clock.now_ms()
@@ -154,9 +169,10 @@ class LiveDataIngestion:
         self.api_url = await self._gateway.start()
         self.supervisor.keep("gateway", self._gateway.run)
         self.supervisor.keep("health_probe", self._probe.run)
-        if self.config.dynamic_subscriptions:
-            await self.providers.set_interest(frozenset())
-            self.supervisor.keep("interest", self._follow_interest)
+        if self._subscriptions is not None:
+            # What is pinned, and what clients watched before a restart, is subscribed before they are back.
+            await self._subscriptions.follow()
+            self.supervisor.keep("subscriptions", self._subscriptions.run)
         await self.providers.start()
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._phase = "running"
@@ -178,6 +194,9 @@ class LiveDataIngestion:
         was_running, self._phase = self._phase == "running", "stopping"
         if was_running:
             _log.info("daemon_stopping", deadline_s=deadline_s)
+        if self._subscriptions is not None:
+            await self.supervisor.end("subscriptions")
+            self._subscriptions.save()
         await self.providers.stop()
         remaining = await asyncio.gather(*(sink.drain(deadline_s) for sink in self._sinks))
         unsettled = {sink.name: count for sink, count in zip(self._sinks, remaining, strict=True) if count}
@@ -296,29 +315,16 @@ class LiveDataIngestion:
                 }
                 for sink in self._sinks
             ],
+            "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "ledger": self.providers.ledger(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
 
-    def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:
-        """Do nothing: in static mode all is subscribed, in dynamic mode a task looks by itself."""
-
-    async def _follow_interest(self) -> None:
-        """Keep the upstream subscriptions at what clients watch and leases ask for, looking once a second."""
-        interest = Interest()
-        client = make_client(self.config.redis_url)
-        leased: set[str] = set()
-        try:
-            while True:
-                # While Redis is away its leases stand as they were last seen.
-                with contextlib.suppress(RedisError, OSError):
-                    leased = await leased_instruments(client, self.clock.now_ms())
-                wanted = expand(leased | self.broadcast.watched(), self._instruments)
-                await self.providers.set_interest(interest.update(wanted, self.clock.monotonic_s()))
-                await asyncio.sleep(INTEREST_POLL_S)
-        finally:
-            await client.aclose()
+    def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:  # noqa: ARG002
+        """Hear that clients began or ceased to watch something."""
+        if self._subscriptions is not None:
+            self._subscriptions.changed()
 
     _loop_lag_ms = 0.0
 

@@ -8,7 +8,7 @@ instrument. It never touches a socket or a store itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -198,35 +198,89 @@ class ProviderManager:
     async def set_interest(self, instruments: frozenset[str]) -> None:
         """Subscribe only `instruments` from now on; without this call all mapped ones are.
 
-        What is new is subscribed before what is no longer wanted is let go.
+        What is new is subscribed before what is no longer wanted is let go, if there is room for both.
         """
-        if instruments == self._interest:
+        before, self._interest = self._interest, instruments
+        if instruments == before:
             return
-        self._interest = instruments
-        for instrument in [key for key in self._active if key not in instruments]:
-            del self._active[instrument]
+        gone = (self._candidates.keys() if before is None else before) - instruments
+        for instrument in gone:
+            self._active.pop(instrument, None)
             self._pending.pop(instrument, None)
-        await self.reroute()
-        await self._release()
+        new = instruments if before is None else instruments - before
+        crowded = any(
+            runtime.provider is not None
+            and runtime.provider.capacity is not None
+            and len(runtime.provider.wanted) + len(new) > runtime.provider.capacity
+            for runtime in self._runtimes.values()
+        )
+        if crowded:
+            # There is no room for both at the same time.
+            await self._let_go(gone)
+        await self.reroute(new)
+        if not crowded:
+            await self._let_go(gone)
 
-    async def reroute(self) -> None:
-        """Give every instrument to its best usable provider; the old one goes when the new one ticks.
+    async def _let_go(self, instruments: Iterable[str]) -> None:
+        """Unsubscribe `instruments` wherever they are subscribed."""
+        idle: dict[str, list[str]] = {}
+        for instrument in instruments:
+            for row in self._candidates.get(instrument, ()):
+                idle.setdefault(row.provider_code, []).append(row.provider_symbol)
+        for code, symbols in idle.items():
+            provider = self._runtimes[code].provider
+            if provider is not None:
+                await provider.unwant(symbols)
+
+    def room(self) -> dict[str, int]:
+        """Return how many symbols each provider that has a limit can hold, by code."""
+        limits = {
+            code: runtime.provider.capacity for code, runtime in self._runtimes.items() if runtime.provider
+        }
+        return {code: limit for code, limit in limits.items() if limit is not None}
+
+    def places(self) -> Callable[[str], list[str]]:
+        """Return a function: at which providers (codes) an instrument would take a subscription just now."""
+        usable = {code for code, runtime in self._runtimes.items() if runtime.usable}
+        return lambda instrument: [row.provider_code for row in self._serving_rows(instrument, usable)]
+
+    def subscription_state(self, instrument: str) -> str:
+        """Return how far the subscription is that serves `instrument`: requested, acked or proven."""
+        code = self._active.get(instrument)
+        runtime = self._runtimes.get(code) if code is not None else None
+        if runtime is None or runtime.provider is None or instrument not in runtime.symbol_of:
+            return "requested"
+        return runtime.provider.subscription_state(runtime.symbol_of[instrument])
+
+    def _serving_rows(self, instrument: str, usable: Container[str]) -> tuple[InstrumentMapping, ...]:
+        """Return the mappings to subscribe: the first in the order, and the best if that is another."""
+        rows = self._candidates.get(instrument, ())
+        if not rows:
+            return ()
+        best = next((row for row in rows if row.provider_code in usable), rows[0])
+        return (best,) if best is rows[0] else (rows[0], best)
+
+    async def reroute(self, only: Iterable[str] | None = None) -> None:
+        """Give every instrument (or `only` these) to its best usable provider; the old one goes when the
+        new one ticks.
 
         The first in the order stays subscribed, or waiting to be, whoever serves in its place.
         """
         wanted: dict[str, list[str]] = {}
-        usable = {code: runtime.usable for code, runtime in self._runtimes.items()}
-        for instrument, rows in self._candidates.items():
+        usable = {code for code, runtime in self._runtimes.items() if runtime.usable}
+        for instrument in self._candidates if only is None else only:
             if self._interest is not None and instrument not in self._interest:
                 continue
-            home = rows[0]
-            best = next((row for row in rows if usable.get(row.provider_code)), home)
-            for row in (home,) if best is home else (home, best):
+            rows = self._serving_rows(instrument, usable)
+            if not rows:
+                continue
+            best = rows[-1]
+            for row in rows:
                 wanted.setdefault(row.provider_code, []).append(row.provider_symbol)
             current = self._active.get(instrument)
             if best.provider_code == current:
                 self._pending.pop(instrument, None)
-            elif current is None or not usable.get(current):
+            elif current is None or current not in usable:
                 self._activate(instrument, best.provider_code, "provider_unavailable")
             else:
                 self._pending[instrument] = best.provider_code

@@ -16,10 +16,15 @@ import pytest
 import redis.asyncio
 
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
+from simulators.dhan import DhanSimulator
+from simulators.journal import Journal
+from simulators.market import Market
+from simulators.yahoo import YahooSimulator
 from tests.support.databases import temporary_database
 from tests.support.postgres import PrivatePostgres
 from tests.support.row_table import RowTable
 from tests.support.servers import PrivateRedis
+from tests.support.stack import Stack, fill_mappings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,6 +107,29 @@ async def migrated_database_url(postgres_server: str, migrated_template: str) ->
     """URL of a database with the schema at head and no rows, dropped after the test."""
     async with temporary_database(postgres_server, template_url=migrated_template) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def mapped_template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a database that the two migration scripts have filled; copied for each test."""
+    with asyncio.Runner() as runner:
+        database = temporary_database(postgres_server)
+        url = runner.run(database.__aenter__())
+        runner.run(fill_mappings(url, tmp_path_factory.mktemp("scripts")))
+        yield url
+        runner.run(database.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def stack(postgres_server: str, mapped_template: str, redis_url: str) -> AsyncIterator[Stack]:
+    """Both simulators in identity mode, a mapped database, an empty Redis, and how to start the daemon."""
+    journal = Journal()
+    async with (
+        temporary_database(postgres_server, template_url=mapped_template) as database_url,
+        DhanSimulator(rate=20.0, market=Market(identity=True), journal=journal) as dhan,
+        YahooSimulator(rate=5.0, market=Market(identity=True), journal=journal) as yahoo,
+    ):
+        yield Stack(dhan, yahoo, journal, database_url, redis_url)
 
 
 @pytest.fixture

@@ -154,6 +154,15 @@ class WebSocketProvider(BaseMarketDataProvider):
         return sum(len(runner.share.asked) for runner in self._runners)
 
     @property
+    def capacity(self) -> int:
+        """How many symbols all connections together can carry."""
+        return sum(self._plan.capacities)
+
+    def asked(self, symbol: str) -> bool:
+        """Tell whether `symbol` has been asked for on an open connection."""
+        return any(symbol in runner.share.asked for runner in self._runners)
+
+    @property
     def refused(self) -> dict[str, str]:
         """Wanted symbols that are not asked for, and why."""
         return dict(self._refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 
 import aiohttp
@@ -11,107 +11,12 @@ import asyncpg
 import pytest
 import redis.asyncio
 
-from simulators.dhan import DhanSimulator
-from simulators.journal import Journal
-from simulators.market import Market
-from simulators.yahoo import YahooSimulator
-from tests.support.daemon import ROOT, Daemon, clean_environment, run_script
-from tests.support.databases import temporary_database
+from tests.support.daemon import Daemon
 from tests.support.eventually import eventually
 from tests.support.oracle import judge, read_store
+from tests.support.stack import DHAN_NAMES, NAMES, Stack
 
 pytestmark = pytest.mark.timeout(180)
-
-INSTRUMENTS = """exchange,symbol,name,asset_class,currency
-NSE,RELIANCE,Reliance Industries,equity,INR
-NSE,HDFCBANK,HDFC Bank,equity,INR
-NSE,TCS,Tata Consultancy Services,equity,INR
-NSE,M&M,Mahindra & Mahindra,equity,INR
-NSE,BAJAJ-AUTO,Bajaj Auto,equity,INR
-NSE,NIFTY,Nifty 50,index,INR
-NASDAQ,AAPL,Apple,equity,USD
-NASDAQ,MSFT,Microsoft,equity,USD
-NYSE,JPM,JPMorgan Chase,equity,USD
-CRYPTO,BTC-USD,Bitcoin,crypto,USD
-"""
-SCRIP_MASTER = ROOT / "simulators" / "data" / "dhan-scrip-master.csv"
-DHAN_NAMES = {
-    "NSE_EQ:2885": "NSE:RELIANCE",
-    "NSE_EQ:1333": "NSE:HDFCBANK",
-    "NSE_EQ:11536": "NSE:TCS",
-    "NSE_EQ:2031": "NSE:M&M",
-    "NSE_EQ:16669": "NSE:BAJAJ-AUTO",
-    "IDX_I:13": "NSE:NIFTY",
-}
-YAHOO_NAMES = {"AAPL": "NASDAQ:AAPL", "MSFT": "NASDAQ:MSFT", "JPM": "NYSE:JPM", "BTC-USD": "CRYPTO:BTC-USD"}
-NAMES = DHAN_NAMES | YAHOO_NAMES
-
-
-class Stack:
-    """Both simulators in identity mode, a mapped database, an empty Redis, and how to start the daemon."""
-
-    def __init__(
-        self, dhan: DhanSimulator, yahoo: YahooSimulator, journal: Journal, database_url: str, redis_url: str
-    ) -> None:
-        self.dhan, self.yahoo, self.journal = dhan, yahoo, journal
-        self.database_url, self.redis_url = database_url, redis_url
-
-    def daemon(self, state_dir: Path, **more: object) -> Daemon:
-        settings = {
-            "DATABASE_URL": self.database_url,
-            "REDIS_URL": self.redis_url,
-            "DHAN_FEED_URL": self.dhan.url,
-            "DHAN_REST_URL": self.dhan.rest_url,
-            "DHAN_CLIENT_ID": self.dhan.client_id,
-            "DHAN_ACCESS_TOKEN": self.dhan.access_token,
-            "YAHOO_STREAM_URL": self.yahoo.url,
-            "MARKET_CALENDAR": "always_open",
-        }
-        return Daemon(state_dir, **(settings | more))
-
-    async def quiet(self) -> None:
-        """Stop the market, and wait until what was sent has been read."""
-        self.dhan.schedule.set_rate(0)
-        self.yahoo.schedule.set_rate(0)
-        await asyncio.sleep(0.5)
-
-
-@pytest.fixture(scope="module")
-def mapped_template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a database that the two scripts have filled; copied for each test."""
-    folder = tmp_path_factory.mktemp("scripts")
-    listing = folder / "instruments.csv"
-    listing.write_text(INSTRUMENTS, encoding="utf-8")
-
-    async def prepare(url: str) -> None:
-        environment = clean_environment(DATABASE_URL=url, STATE_DIR=folder)
-        for script in (
-            ["data_migration/setup_providers.py"],
-            [
-                "data_migration/populate_instrument_mappings.py",
-                *("--instruments", listing, "--dhan-scrip-master", SCRIP_MASTER),
-            ],
-        ):
-            code, _, errors = await run_script(*script, environment=environment)
-            assert code == 0, errors
-
-    with asyncio.Runner() as runner:
-        database = temporary_database(postgres_server)
-        url = runner.run(database.__aenter__())
-        runner.run(prepare(url))
-        yield url
-        runner.run(database.__aexit__(None, None, None))
-
-
-@pytest.fixture
-async def stack(postgres_server: str, mapped_template: str, redis_url: str) -> AsyncIterator[Stack]:
-    journal = Journal()
-    async with (
-        temporary_database(postgres_server, template_url=mapped_template) as database_url,
-        DhanSimulator(rate=20.0, market=Market(identity=True), journal=journal) as dhan,
-        YahooSimulator(rate=5.0, market=Market(identity=True), journal=journal) as yahoo,
-    ):
-        yield Stack(dhan, yahoo, journal, database_url, redis_url)
 
 
 async def test_every_tick_that_was_sent_is_stored_exactly_once_with_its_time_price_and_quantity(

@@ -391,3 +391,47 @@ async def test_the_gap_of_a_restart_is_declared_whoever_delivered_before(rig: Ri
     rig.made["DHAN"].context.connection_restored(["NSE_EQ:2885"], NOW_MS)
     (gap,) = rig.controls("gap")
     assert gap.fields == {"from": NOW_MS - 59_000, "to": NOW_MS, "reason": "daemon_down"}
+
+
+async def test_how_far_a_subscription_got_is_told(rig: Rig) -> None:
+    assert rig.manager.subscription_state("NASDAQ:AAPL") == "requested"
+    await rig.manager.set_interest(frozenset({"NASDAQ:AAPL"}))
+    assert rig.manager.subscription_state("NASDAQ:AAPL") == "requested"
+    provider = rig.made["YF"]
+    provider._session.subscribed["AAPL"] = None
+    provider.session_asking(["AAPL"])
+    assert rig.manager.subscription_state("NASDAQ:AAPL") == "acked"
+    provider.emit(ProviderTick(provider_symbol="AAPL", price=307.2), NOW_MS)
+    assert rig.manager.subscription_state("NASDAQ:AAPL") == "proven"
+    assert rig.manager.subscription_state("NASDAQ:NOPE") == "requested"
+
+
+async def test_the_places_of_an_instrument_are_its_home_and_who_stands_in_for_it(rig: Rig) -> None:
+    places = rig.manager.places()
+    assert places("NSE:RELIANCE") in (["DHAN"], ["DHAN", "YF"])
+    assert places("NASDAQ:AAPL") == ["YF"]
+    assert places("NSE:NOPE") == []
+    rig.made["DHAN"].state = ProviderState.PARKED
+    assert rig.manager.places()("NSE:RELIANCE") == ["DHAN", "YF"]
+
+
+async def test_where_there_is_no_room_for_both_the_old_goes_before_the_new_comes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keyless, "capacity", 1)
+    assert rig.manager.room() == {"YF": 1}
+    most: list[int] = []
+    yahoo = rig.made["YF"]
+    want = yahoo.want
+
+    async def watched_want(symbols: Iterable[str]) -> None:
+        await want(symbols)
+        most.append(len(yahoo.wanted))
+
+    monkeypatch.setattr(yahoo, "want", watched_want)
+    await rig.manager.apply(changed(MSFT=mapping("NASDAQ:MSFT", "YF", "MSFT", primary=True)))
+    await rig.manager.set_interest(frozenset({"NASDAQ:AAPL"}))
+    most.clear()
+    await rig.manager.set_interest(frozenset({"NASDAQ:MSFT"}))
+    assert yahoo.wanted == ("MSFT",)
+    assert most == [1]
