@@ -204,9 +204,13 @@ class ProviderManager:
         if instruments == before:
             return
         gone = (self._candidates.keys() if before is None else before) - instruments
+        now_ms = self._clock.now_ms()
         for instrument in gone:
-            self._active.pop(instrument, None)
+            runtime = self._runtimes.get(self._active.pop(instrument, ""))
             self._pending.pop(instrument, None)
+            if runtime is not None and runtime.symbol_of.get(instrument) in runtime.flowing:
+                # What is traded until somebody wants it again is not seen.
+                self._gaps.lost(instrument, now_ms, "not_subscribed")
         new = instruments if before is None else instruments - before
         crowded = any(
             runtime.provider is not None
@@ -228,9 +232,7 @@ class ProviderManager:
             for row in self._candidates.get(instrument, ()):
                 idle.setdefault(row.provider_code, []).append(row.provider_symbol)
         for code, symbols in idle.items():
-            provider = self._runtimes[code].provider
-            if provider is not None:
-                await provider.unwant(symbols)
+            await self._runtimes[code].let_go(symbols)
 
     def room(self) -> dict[str, int]:
         """Return how many symbols each provider that has a limit can hold, by code."""

@@ -435,3 +435,16 @@ async def test_where_there_is_no_room_for_both_the_old_goes_before_the_new_comes
     await rig.manager.set_interest(frozenset({"NASDAQ:MSFT"}))
     assert yahoo.wanted == ("MSFT",)
     assert most == [1]
+
+
+async def test_the_time_in_which_nobody_wanted_an_instrument_is_a_declared_gap(rig: Rig) -> None:
+    context = rig.made["YF"].context
+    await rig.manager.set_interest(frozenset({"NASDAQ:AAPL"}))
+    context.connection_restored(["AAPL"], NOW_MS)
+    await rig.manager.set_interest(frozenset())
+    rig.clock.advance(60)
+    await rig.manager.set_interest(frozenset({"NASDAQ:AAPL"}))
+    assert rig.controls("gap") == []
+    context.connection_restored(["AAPL"], NOW_MS + 60_500)
+    (gap,) = rig.controls("gap")
+    assert gap.fields == {"from": NOW_MS, "to": NOW_MS + 60_500, "reason": "not_subscribed"}
