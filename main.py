@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from config.live_settings import LiveSettings
 from config.logging import configure_logging
 from config.settings import (
     PROJECT_ROOT,
     Settings,
     dotenv_path,
     load_settings,
-    read_environment,
 )
 from services.errors import (
     ConfigurationError,
@@ -103,7 +103,8 @@ async def _run(settings: Settings, *, demo: bool) -> int:
         state.lock_daemon()
         embedded: list[EmbeddedServer] = []
         database_url, redis_url = await _servers(settings, stack, started=embedded)
-        provider_settings = _provider_settings(settings, demo=demo)
+        live = _live_settings(settings, demo=demo)
+        provider_settings: Callable[[], Mapping[str, str]] = live.for_providers
         if demo:
             provider_settings = await _demo_providers(stack, provider_settings, database_url)
         daemon = LiveDataIngestion(
@@ -112,7 +113,9 @@ async def _run(settings: Settings, *, demo: bool) -> int:
         )
         for server in embedded:
             daemon.supervisor.keep(f"embedded_{server.title.lower()}", server.run)
-        stop.on_hangup = daemon.providers.credentials_changed
+        live.on_change = lambda now: _pass_on(now, daemon)
+        stop.on_hangup = live.reload
+        daemon.supervisor.keep("settings_watch", live.watch)
         try:
             if not stop.requested.is_set():
                 await daemon.start()
@@ -229,29 +232,26 @@ def _ingestion_config(
     )
 
 
-def _provider_settings(settings: Settings, *, demo: bool) -> Callable[[], Mapping[str, str]]:
-    """Return a reader of the providers' settings that sees changes of `.env` at every call."""
-    defaults = {
-        name.upper(): _plain(getattr(settings, name))
-        for name in Settings.model_fields
-        if name.startswith(("dhan_", "yahoo_"))
-    }
+def _live_settings(settings: Settings, *, demo: bool) -> LiveSettings:
+    """Return the settings as a reader that sees changes of `.env` and of secret files."""
     prefixes = _prefixes()
-
-    def read() -> Mapping[str, str]:
-        try:
-            environment = read_environment(use_dotenv=not demo, provider_prefixes=prefixes)
-        except ConfigurationError:
-            # The file is being edited; what was read before still holds.
-            return dict(defaults)
-        return {**defaults, **{name: value for name, value in environment.items() if value}}
-
-    return read
+    return LiveSettings(
+        settings,
+        _demo_settings if demo else lambda: load_settings(provider_prefixes=prefixes),
+        use_dotenv=not demo,
+        provider_prefixes=prefixes,
+    )
 
 
-def _plain(value: Any) -> str:
-    secret = getattr(value, "get_secret_value", None)
-    return str(secret() if secret else value)
+def _pass_on(settings: Settings, daemon: LiveDataIngestion) -> None:
+    """Tell the daemon of settings that were read again; an embedded server keeps its URL."""
+    started_with = daemon.config
+    database, redis = settings.database_url, settings.redis_url
+    daemon.secrets_changed(
+        database_url=database.get_secret_value() if database else started_with.database_url,
+        redis_url=redis.get_secret_value() if redis else started_with.redis_url,
+        api_tokens=settings.tokens(),
+    )
 
 
 def _prefixes() -> tuple[str, ...]:
@@ -409,7 +409,9 @@ async def _doctor(settings: Settings) -> list[Check]:
     results.append(checks.check_secret_file(dotenv_path()))
     results += checks.check_host(settings.state_dir)
     results.append(
-        checks.check_credentials(_provider_settings(settings, demo=False)(), time.time_ns() // 1_000_000)
+        checks.check_credentials(
+            _live_settings(settings, demo=False).for_providers(), time.time_ns() // 1_000_000
+        )
     )
     async with contextlib.AsyncExitStack() as stack:
         try:

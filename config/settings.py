@@ -1,8 +1,9 @@
 """Every setting of the daemon: its name, type, unit and default, in one place.
 
 Values come from the environment, then from `.env` (in the working directory, else beside
-`main.py`). A name in `.env` that we do not know is refused, with the nearest one we do know:
-a typing error must never silently become a default.
+`main.py`); a secret may stand in a file of its own that `NAME_FILE` names. A name in `.env` that we do
+not know is refused, with the nearest one we do know: a typing error must never silently become a
+default. Whatever is wrong is said at once, in one message without the values of secrets.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.secret_files import SUFFIX, exposure, read_secrets
 from services.errors import ConfigurationError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@]*:[^/@]+@")
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:\S{8,}$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
@@ -43,7 +47,9 @@ class Settings(BaseSettings):
         Path(".state"),
         description="Directory for the embedded servers' data, the lock, caches and runtime.json.",
     )
-    dhan_client_id: str = Field("", description="Dhan client id. Empty: Dhan is parked.")
+    dhan_client_id: str = Field(
+        "", description="Dhan client id. Empty: Dhan is parked.", json_schema_extra={"secret": True}
+    )
     dhan_access_token: SecretStr = Field(
         SecretStr(""), description="Dhan access token, valid 24 hours; re-read at every connection attempt."
     )
@@ -183,11 +189,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_bind_needs_tokens(self) -> Settings:
-        if not self.tokens() and not is_loopback(self.api_host):
-            raise ValueError(
-                f"API_HOST={self.api_host} is reachable from other machines: "
-                "set API_TOKENS=name:secret, or API_HOST=127.0.0.1"
-            )
+        problem = _open_bind(self.api_host, bool(self.tokens()))
+        if problem:
+            raise ValueError(problem)
         return self
 
     def tokens(self) -> dict[str, str]:
@@ -223,28 +227,51 @@ def dotenv_path() -> Path | None:
     return None
 
 
-def read_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return environment over `.env` as one mapping, names in capitals, read anew at every call.
+class Environment(NamedTuple):
+    """All settings given, names in capitals; the files they came from; and every problem in words."""
 
-    Raises `ConfigurationError` naming every unknown setting in `.env`; names that begin with one of
-    `provider_prefixes` (as in `ALPACA_`) belong to providers found at run time and are let through.
+    values: dict[str, str]
+    files: tuple[Path, ...]
+    problems: tuple[str, ...]
+
+
+def survey_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str, ...] = ()) -> Environment:
+    """Return environment over `.env`, with the secrets that stand in files, read anew at every call.
+
+    Names that begin with one of `provider_prefixes` (as in `ALPACA_`) belong to providers found at run
+    time and are let through.
     """
     merged: dict[str, str] = {}
+    files: list[Path] = []
+    problems: list[str] = []
     path = dotenv_path() if use_dotenv else None
     if path is not None:
-        merged.update(_read_dotenv(path, provider_prefixes))
+        files.append(path)
+        values, wrong = _read_dotenv(path, provider_prefixes)
+        merged.update(values)
+        problems += wrong
     for name, value in os.environ.items():
         if value != "" or name.upper() not in merged:
             merged[name.upper()] = value
-    return merged
+    found = read_secrets(merged, secret_names(), base=PROJECT_ROOT, plugin_prefixes=provider_prefixes)
+    return Environment(merged | found.values, (*files, *found.files), (*problems, *found.problems))
 
 
-def _read_dotenv(path: Path, provider_prefixes: tuple[str, ...]) -> dict[str, str]:
+def read_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return `survey_environment(...).values`. Raises `ConfigurationError` with every problem."""
+    found = survey_environment(use_dotenv=use_dotenv, provider_prefixes=provider_prefixes)
+    if found.problems:
+        raise _wrong(found.problems)
+    return found.values
+
+
+def _read_dotenv(path: Path, provider_prefixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     try:
         text_values = dotenv_values(path, interpolate=False)
+        status = path.stat()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}. Make it a readable UTF-8 file.") from error
-    known = setting_names()
+        return {}, [f"{path} cannot be read: {error}. Make it a readable UTF-8 file"]
+    known = (*setting_names(), *(name + SUFFIX for name in secret_names()))
     unknown: list[str] = []
     values: dict[str, str] = {}
     for name, value in text_values.items():
@@ -254,16 +281,44 @@ def _read_dotenv(path: Path, provider_prefixes: tuple[str, ...]) -> dict[str, st
             unknown.append(f"{name} (did you mean {near[0]}?)")
         elif value is not None:
             values[upper] = value
+    problems = []
     if unknown:
-        raise ConfigurationError(
-            f"{path} has unknown settings: {', '.join(unknown)}. Correct or remove them."
-        )
-    return values
+        problems.append(f"{path} has unknown settings: {', '.join(unknown)}; correct or remove them")
+    exposed = exposure(path, status) if _holds_secret(values, provider_prefixes) else None
+    if exposed is not None:
+        problems.append(f"{exposed} (it holds secrets)")
+    return values, problems
+
+
+def _holds_secret(values: Mapping[str, str], provider_prefixes: tuple[str, ...]) -> bool:
+    """Tell whether settings hold a secret; a URL does when there is a password in it."""
+    for name, value in values.items():
+        if not value.strip():
+            continue
+        if name.endswith("_URL"):
+            if _PASSWORD_IN_URL.match(value):
+                return True
+        elif name in secret_names() or (
+            not name.endswith(SUFFIX) and name.startswith(provider_prefixes or ("\0",))
+        ):
+            return True
+    return False
 
 
 def setting_names() -> tuple[str, ...]:
     """Return the names of all settings, in capitals, in the order of their definition."""
     return tuple(name.upper() for name in Settings.model_fields)
+
+
+def secret_names() -> tuple[str, ...]:
+    """Return the names of the settings that are secrets, in capitals: those may stand in files."""
+    return tuple(name.upper() for name, field in Settings.model_fields.items() if _is_secret(field))
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    marked = isinstance(extra, dict) and extra.get("secret") is True
+    return marked or field.annotation is SecretStr or SecretStr in get_args(field.annotation)
 
 
 def load_settings(
@@ -277,27 +332,51 @@ def load_settings(
     `overrides` (lower-case field names) win over the environment. No value of a secret is ever
     part of a message.
     """
-    environment = read_environment(use_dotenv=use_dotenv, provider_prefixes=provider_prefixes)
+    environment = survey_environment(use_dotenv=use_dotenv, provider_prefixes=provider_prefixes)
+    problems = list(environment.problems)
     values: dict[str, Any] = {
-        field: environment[field.upper()]
+        field: environment.values[field.upper()]
         for field in Settings.model_fields
-        if environment.get(field.upper(), "").strip() != ""
+        if environment.values.get(field.upper(), "").strip() != ""
     }
     values.update(overrides or {})
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
-        raise ConfigurationError(_explain(error)) from None
+        problems += _explain(error)
+        # Pydantic looks at the settings together only when each of them is right.
+        together = _open_bind(str(values.get("api_host", "127.0.0.1")), bool(values.get("api_tokens")))
+        if together and together not in problems:
+            problems.append(together)
+    if problems:
+        raise _wrong(problems)
+    return settings
 
 
-def _explain(error: ValidationError) -> str:
+def _open_bind(api_host: str, has_tokens: bool) -> str | None:
+    if has_tokens or is_loopback(api_host):
+        return None
+    return (
+        f"API_HOST={api_host} is reachable from other machines: "
+        "set API_TOKENS=name:secret, or API_HOST=127.0.0.1"
+    )
+
+
+def _explain(error: ValidationError) -> list[str]:
     problems = []
     for item in error.errors(include_input=False, include_url=False):
-        name = ".".join(str(part) for part in item["loc"]).upper()
+        field = ".".join(str(part) for part in item["loc"])
         message = str(item["msg"]).removeprefix("Value error, ")
-        problems.append(f"{name}: {message}" if name else message)
-    return "wrong settings: " + "; ".join(problems)
+        described = Settings.model_fields.get(field)
+        if described is not None and described.description and item["type"] != "value_error":
+            message += f" ({described.description.rstrip('.')})"
+        problems.append(f"{field.upper()}: {message}" if field else message)
+    return problems
+
+
+def _wrong(problems: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError("wrong settings: " + "; ".join(problems))
 
 
 def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]

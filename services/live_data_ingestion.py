@@ -21,6 +21,7 @@ from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
+from services.database_url import shown_url
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import Clock, SystemClock
@@ -35,8 +36,10 @@ from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
 from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks
 from services.storage.client import check_server, make_client
+from services.storage.credentials import replace_credentials
 from services.storage.entry import EntryEncoder
 from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.redis_sink import RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
@@ -208,6 +211,25 @@ class LiveDataIngestion:
         if was_running or pending:
             _log.info("daemon_stopped", unsettled=unsettled, pending_tasks=pending)
         return unsettled
+
+    def secrets_changed(self, *, database_url: str, redis_url: str, api_tokens: Mapping[str, str]) -> None:
+        """Take over secrets that may have changed while running; whoever waits for one tries again at once.
+
+        Another server than the one of the start needs a restart: that URL is not taken over, and said.
+        """
+        config = self.config
+        self.providers.credentials_changed()
+        if replace_credentials(config.redis_url, redis_url):
+            for sink in self._sinks:
+                if isinstance(sink, RedisSink):
+                    sink.retry_now()
+        else:
+            _log.warning("restart_needed", setting="REDIS_URL", reason="it names another server")
+        if shown_url(database_url) == shown_url(config.database_url):
+            self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
+        else:
+            _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
+        self._gateway.replace_tokens(api_tokens)
 
     def publish(self, record: Record) -> None:
         """Give a record its position and hand it to every sink."""

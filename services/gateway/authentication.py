@@ -27,6 +27,18 @@ class Authenticator:
     def __init__(self, tokens: Mapping[str, str]) -> None:
         self._tokens = [(name, secret.encode()) for name, secret in tokens.items()]
 
+    def replace(self, tokens: Mapping[str, str]) -> frozenset[str]:
+        """Use other tokens from now on; return the names whose holders may no longer read.
+
+        Those are names that have gone or have another secret now; also the unnamed, once there are tokens.
+        """
+        before, self._tokens = self._tokens, [(name, secret.encode()) for name, secret in tokens.items()]
+        kept = set(self._tokens)
+        gone = {name for name, secret in before if (name, secret) not in kept}
+        if not before and tokens:
+            gone.add(ANONYMOUS)
+        return frozenset(gone)
+
     @property
     def required(self) -> bool:
         """Whether a secret is needed at all."""

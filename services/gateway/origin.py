@@ -25,7 +25,7 @@ class OriginPolicy:
 
     def __init__(self, bind_host: str, port: int, allowed: Iterable[str], *, open_to_all: bool) -> None:
         self._allowed = {_normal(origin) for origin in allowed}
-        self._open_to_all = open_to_all
+        self.open_to_all = open_to_all
         self._bind_host = bind_host.lower()
         if is_loopback(bind_host):
             for host in ("localhost", "127.0.0.1", "[::1]"):
@@ -46,7 +46,7 @@ class OriginPolicy:
 
     def answers(self, host: str | None) -> bool:
         """Tell whether requests for this `Host` are meant for us."""
-        if not self._open_to_all:
+        if not self.open_to_all:
             return True
         if host is None:
             return False

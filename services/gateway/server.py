@@ -32,7 +32,7 @@ from services.gateway.origin import OriginPolicy
 from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
 from services.gateway.protocol import MAX_MESSAGE_BYTES
-from services.gateway.session import SessionContext
+from services.gateway.session import CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
 from services.gateway.websocket import WebSocketEndpoint
 
@@ -160,6 +160,19 @@ class Gateway:
         self._directory.forget()
         for session in list(self._sockets.sessions):
             session.catalogue_changed()
+
+    def replace_tokens(self, tokens: Mapping[str, str]) -> None:
+        """Accept these tokens only from now on; sessions of tokens that were revoked are closed (4500)."""
+        revoked = self._authenticator.replace(tokens)
+        if self._guard.policy is not None:
+            self._guard.policy.open_to_all = not self._authenticator.required
+        closed = 0
+        for session in list(self._sockets.sessions):
+            if session.principal is not None and session.principal.name in revoked:
+                session.close(CLOSE_TOKEN_WRONG, "the token was revoked")
+                closed += 1
+        if revoked or closed:
+            _log.info("tokens_replaced", revoked=sorted(revoked), sessions_closed=closed)
 
     def client_figures(self) -> dict[str, Any]:
         """Return the figures of the WebSocket side: clients, what they watch, what was sent and skipped."""

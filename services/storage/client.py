@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -31,6 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
 from services.storage.address import parse_address
+from services.storage.credentials import CurrentCredentials
 from services.storage.failures import server_refusal
 
 CONNECT_TIMEOUT_S = 2.0
@@ -75,20 +77,24 @@ def make_client(
 
     Connects on first use. Raises `StorageMisconfigured` for a URL that is none of Redis.
     """
-    parse_address(url)
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=_MOST_CONNECTIONS,
-        timeout=reply_timeout_s,
-        decode_responses=True,
-        encoding_errors="replace",
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=connect_timeout_s,
-        socket_timeout=reply_timeout_s,
-        health_check_interval=0,
-        client_name=name,
-        protocol=2,
-    )
+    address = parse_address(url)
+    options = dict(parse_url(url))
+    for login in ("username", "password"):
+        options.pop(login, None)
+    defaults: dict[str, Any] = {
+        "max_connections": _MOST_CONNECTIONS,
+        "timeout": reply_timeout_s,
+        "decode_responses": True,
+        "encoding_errors": "replace",
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": reply_timeout_s,
+        "health_check_interval": 0,
+        "client_name": name,
+        "protocol": 2,
+        "credential_provider": CurrentCredentials(address),
+    }
+    pool: BlockingConnectionPool = BlockingConnectionPool(**defaults | options)
     return Redis.from_pool(pool)
 
 

@@ -18,6 +18,7 @@ import hiredis
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
 from services.storage.address import RedisAddress
+from services.storage.credentials import current_login
 from services.storage.failures import server_refusal
 from services.storage.resp import command, to_bytes
 
@@ -199,8 +200,9 @@ async def open_connection(
 
 async def _log_in(connection: RedisConnection, address: RedisAddress, name: str) -> None:
     hello = ["HELLO", "2"]
-    if address.password is not None:
-        hello += ["AUTH", address.username or "default", address.password]
+    login = current_login(address)
+    if login.password is not None:
+        hello += ["AUTH", login.username or "default", login.password]
     commands = [command(*hello, "SETNAME", name)]
     if address.database:
         commands.append(command("SELECT", str(address.database)))

@@ -24,7 +24,8 @@ def clean_environment(**settings: object) -> dict[str, str]:
     """Return an environment without any setting of ours but those given."""
     from config.settings import setting_names
 
-    kept = {name: value for name, value in os.environ.items() if name.upper() not in setting_names()}
+    ours = {name + end for name in setting_names() for end in ("", "_FILE")}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in ours}
     return kept | {name: str(value) for name, value in settings.items()}
 
 

@@ -56,6 +56,7 @@ def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_known_one(tmp_p
 
 def test_names_of_an_installed_provider_are_let_through(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ACME_TOKEN=abc\n", encoding="utf-8")
+    (tmp_path / ".env").chmod(0o600)
     load_settings(provider_prefixes=("ACME_",))
     assert read_environment(provider_prefixes=("ACME_",))["ACME_TOKEN"] == "abc"
 
