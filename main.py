@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -15,11 +16,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -44,7 +46,9 @@ from services.errors import (
 from services.operations.daemon_client import fetch
 from services.operations.daemon_client import tap as tap_records
 from services.operations.state_dir import StateDirectory
+from services.operations.systemd_notify import SystemdNotifier
 from services.operations.terminal_views import spool_view, status_view, tap_lines
+from services.operations.watchdog import LoopWatchdog, WatchdogLimits
 from services.provider_plugins import plugged_in_codes
 from services.redaction import redact
 
@@ -56,6 +60,11 @@ if TYPE_CHECKING:
     from services.pipeline.sink import SinkCounters
 
 EXIT_INTERNAL, EXIT_TEMPORARY, EXIT_CONFIGURATION = 70, 75, 78
+WATCHDOG = WatchdogLimits()
+STOP_START_WITHIN_S = 5.0
+STOP_WITHIN_S = 14.0
+"""After so long a stop is hurried; the process must end within 20 s."""
+HURRIED_WITHIN_S = 4.0
 DEMO_STATE_DIR = PROJECT_ROOT / ".state-demo"
 DEMO_SCRIP_MASTER = PROJECT_ROOT / "simulators" / "data" / "dhan-scrip-master.csv"
 
@@ -86,6 +95,7 @@ def run(
     listener = configure_logging(
         "WARNING" if demo and "LOG_LEVEL" not in os.environ else settings.log_level, settings.log_format
     )
+    faulthandler.enable()
     try:
         code = uvloop.run(_run(settings, demo=demo))
     finally:
@@ -98,9 +108,16 @@ async def _run(settings: Settings, *, demo: bool) -> int:
 
     stop = _StopRequest()
     stop.listen()
+    notifier = SystemdNotifier.from_environment()
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(notifier.close)
         state = stack.enter_context(StateDirectory(settings.state_dir, demo=demo))
         state.lock_daemon()
+        watchdog = LoopWatchdog(asyncio.get_running_loop(), settings.state_dir, WATCHDOG)
+        watchdog.start()
+        stack.callback(watchdog.stop)
+        waiting = asyncio.ensure_future(notifier.wait_for_start(lambda: "starting"))
+        stack.callback(waiting.cancel)
         embedded: list[EmbeddedServer] = []
         database_url, redis_url = await _servers(settings, stack, started=embedded)
         live = _live_settings(settings, demo=demo)
@@ -117,8 +134,7 @@ async def _run(settings: Settings, *, demo: bool) -> int:
         stop.on_hangup = live.reload
         daemon.supervisor.keep("settings_watch", live.watch)
         try:
-            if not stop.requested.is_set():
-                await daemon.start()
+            if await _unless(stop.requested, daemon.start()):
                 state.write_runtime(
                     {
                         "api_url": daemon.api_url,
@@ -130,29 +146,78 @@ async def _run(settings: Settings, *, demo: bool) -> int:
                     }
                 )
                 _print_banner(daemon.api_url, demo=demo)
-                await stop.requested.wait()
+                waiting.cancel()
+                notifier.ready(f"serving {daemon.api_url}")
+                if notifier.active:
+                    daemon.supervisor.keep(
+                        "service_manager",
+                        lambda: notifier.watch(daemon.stuck, lambda: _health_line(daemon)),
+                    )
+                await _first_of(stop.requested, daemon.supervisor.failed)
         finally:
+            waiting.cancel()
+            notifier.stopping()
             state.clear_runtime()
+            watchdog.stop_begins()
             complete = await _stop_daemon(daemon, stop)
-    if complete:
-        return 0
-    err.print("marketd: stopped at the second signal before everything was written")
-    return EXIT_TEMPORARY
+            watchdog.stop_ended()
+    if not complete:
+        return EXIT_TEMPORARY
+    if daemon.supervisor.failure:
+        err.print(f"marketd: {escape(redact(daemon.supervisor.failure))}; everything was stopped in order")
+        return EXIT_INTERNAL
+    return 0
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work` unless a stop is asked for before its end; tell whether it was done. Failures go through."""
+    task = asyncio.ensure_future(work)
+    asked = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([task, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=STOP_START_WITHIN_S)
+    if not task.done() or task.cancelled():
+        return False
+    await task
+    return not stop.is_set()
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Wait until one of `events` is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _stop_daemon(daemon: LiveDataIngestion, stop: _StopRequest) -> bool:
-    """Stop the daemon; a second signal shortens that to a second. Returns whether it ended by itself."""
+    """Stop the daemon; a second signal, or a stop that takes too long, shortens that to about a second.
+
+    Returns whether it ended without being hurried by a signal.
+    """
     stopping = asyncio.ensure_future(daemon.stop())
     hurried = asyncio.ensure_future(stop.hurried.wait())
-    await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopping, hurried], timeout=STOP_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
-    if not stopping.done():
-        await asyncio.wait([stopping], timeout=1.0)
+    if stopping.done():
+        await stopping
+        return not stop.hurried.is_set()
+    daemon.hurry()
+    await asyncio.wait([stopping], timeout=HURRIED_WITHIN_S)
     if not stopping.done():
         stopping.cancel()
-        return False
-    await stopping
-    return True
+        await asyncio.wait([stopping], timeout=1.0)
+        structlog.get_logger(__name__).error("daemon_stop_cut_short", unsettled=daemon.unsettled())
+    elif not stopping.cancelled():
+        await stopping
+    return not stop.hurried.is_set()
+
+
+def _health_line(daemon: LiveDataIngestion) -> str:
+    readiness = daemon.readiness()
+    return f"serving {daemon.api_url}" if readiness.ready else f"not ready: {'; '.join(readiness.reasons)}"
 
 
 class _StopRequest:

@@ -29,6 +29,7 @@ from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, Record
 from services.operations.health_probe import HealthProbe
 from services.pipeline.bus import Bus
+from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
 from services.pipeline.sequencer import Sequencer
 from services.pipeline.sink import Sink
@@ -95,6 +96,7 @@ class LiveDataIngestion:
         self.epoch = ""
         self.api_url = ""
         self.supervisor = Supervisor()
+        self._hurry = asyncio.Event()
         self.sequencer = Sequencer(self.clock)
         self.broadcast = DataBroadcast(self.clock)
         self._catalogue = Catalogue(config.database_url, config.state_dir / "mappings.json", self.clock)
@@ -127,7 +129,7 @@ class LiveDataIngestion:
             show_reference=lambda record: self.broadcast.seed([record]),
             factories=factories,
         )
-        self._probe = HealthProbe(self.clock, self.publish, self._sinks)
+        self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         self._gateway = Gateway(
             self,
             self.broadcast,
@@ -201,9 +203,8 @@ class LiveDataIngestion:
             await self.supervisor.end("subscriptions")
             self._subscriptions.save()
         await self.providers.stop()
-        remaining = await asyncio.gather(*(sink.drain(deadline_s) for sink in self._sinks))
-        unsettled = {sink.name: count for sink, count in zip(self._sinks, remaining, strict=True) if count}
-        await self._gateway.stop()
+        unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
+        await until_hurried(self._gateway.stop(), self._hurry)
         pending = await self.supervisor.stop()
         await self._spool.close()
         await self._catalogue.close()
@@ -230,6 +231,18 @@ class LiveDataIngestion:
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
+
+    def hurry(self) -> None:
+        """Shorten a stop that is under way to about a second: what is not written by then goes to disk."""
+        self._hurry.set()
+
+    def unsettled(self) -> dict[str, int]:
+        """Return how many records each sink holds in memory just now, by name."""
+        return {sink.name: sink.queued for sink in self._sinks if sink.queued}
+
+    def stuck(self) -> list[str]:
+        """Return what in this process does not do its work; a dependency that is away is none of it."""
+        return self._probe.stuck()
 
     def publish(self, record: Record) -> None:
         """Give a record its position and hand it to every sink."""

@@ -180,7 +180,7 @@ class ProviderManager:
     def _keep(self, code: str) -> None:
         provider = self._runtimes[code].provider
         if provider is not None:
-            self._supervisor.keep(f"provider:{code}", provider.run)
+            self._supervisor.keep(f"provider:{code}", provider.run, core=False)
 
     async def _end(self, code: str, runtime: ProviderRuntime) -> None:
         await self._supervisor.end(f"provider:{code}")

@@ -130,11 +130,15 @@ class ProviderSession:
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task of the present session; when it ends or raises, so has the session."""
-        task = self._spawn(self._watch(work, name, self._ended), f"{self._host.code}:{name}")
+        ended = self._ended
+        task = self._spawn(self._watch(work, name, ended), f"{self._host.code}:{name}")
         self._tasks.add(task)
 
         def settle(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
+            if done.cancelled() and self.up and self._ended is ended and ended is not None:
+                # Nobody cancels the tasks of an open session but its end: without one it would be deaf.
+                self.end(ProviderUnavailable(f"{name} was cancelled", reason="cancelled"))
             # A task that is cancelled before its first step never came to its work.
             if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
                 work.close()

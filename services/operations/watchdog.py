@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ class WatchdogLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     dump_after_s: float = 10.0
     exit_after_s: float = 30.0
-    stop_within_s: float = 19.0
+    stop_within_s: float = 25.0
 
     @property
     def look_every_s(self) -> float:
@@ -85,6 +84,10 @@ class LoopWatchdog:
         if self._stop_asked_s is None:
             self._stop_asked_s = time.monotonic()
 
+    def stop_ended(self) -> None:
+        """The daemon has stopped; what comes after has its own limits."""
+        self._stop_asked_s = None
+
     def _watch(self) -> None:
         limits = self._limits
         look_s = limits.look_every_s
@@ -107,9 +110,10 @@ class LoopWatchdog:
                     self._dump(f"the event loop has stood still for {silent_s:.0f} s")
                 if silent_s >= limits.exit_after_s:
                     self._give_up(f"the event loop has stood still for {silent_s:.0f} s")
-            if self._stop_asked_s is not None and now_s - self._stop_asked_s >= limits.stop_within_s:
-                self._dump(f"the stop has taken {now_s - self._stop_asked_s:.0f} s")
-                self._give_up(f"the stop has taken {now_s - self._stop_asked_s:.0f} s")
+            asked_s = self._stop_asked_s
+            if asked_s is not None and now_s - asked_s >= limits.stop_within_s:
+                self._dump(f"the stop has taken {now_s - asked_s:.0f} s")
+                self._give_up(f"the stop has taken {now_s - asked_s:.0f} s")
 
     def _ask(self) -> None:
         self._answered.clear()
@@ -119,7 +123,7 @@ class LoopWatchdog:
 
     def _arm_timer(self) -> None:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
-            faulthandler.dump_traceback_later(2 * self._limits.exit_after_s, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(2 * self._limits.exit_after_s, exit=True, file=2)
 
     def _dump(self, what: str) -> None:
         """Write every thread's stack (names and lines, no values) to a file, then to stderr."""
@@ -139,7 +143,9 @@ class LoopWatchdog:
 
     def _give_up(self, what: str) -> None:
         report = threading.Thread(
-            target=_write, args=(f"marketd: {what}; the process ends with exit code {EXIT_CODE}\n",), daemon=True
+            target=_write,
+            args=(f"marketd: {what}; the process ends with exit code {EXIT_CODE}\n",),
+            daemon=True,
         )
         report.start()
         report.join(0.5)
@@ -149,8 +155,8 @@ class LoopWatchdog:
 
 def _say(what: str) -> None:
     _write(f"marketd: {what}; the stacks of all threads:\n")
-    with contextlib.suppress(OSError, RuntimeError, ValueError, AttributeError):
-        faulthandler.dump_traceback(sys.__stderr__)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        faulthandler.dump_traceback(2)
 
 
 def _write(text: str) -> None:

@@ -69,6 +69,8 @@ class Sink(ABC):
     state: SinkState
     reason: str
     """Why the state is not READY, in words for an operator; empty otherwise."""
+    has_disk: bool = False
+    """Whether what the store does not take is kept on disk, so that a drain ends by itself."""
     probe_ms: int
     """`position_ms` of the newest health-probe record that was delivered; 0 before the first."""
 

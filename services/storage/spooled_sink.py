@@ -22,6 +22,7 @@ import structlog
 from services.errors import StorageUnavailable
 from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
+from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import SpoolChannel
@@ -64,6 +65,7 @@ class SpooledSink(RedisSink):
         """
         super().__init__(name, redis_url, **options)
         self._spool = spool
+        self.has_disk = spool is not None
         self._spill_above = min(spill_above, self._queue_limit // 2)
         self._spill_after_s = spill_after_s
         self._final: deque[tuple[Record, int]] = deque()
@@ -107,18 +109,15 @@ class SpooledSink(RedisSink):
             self.counters.recovered = self._spool.pending
             self.counters.offered += self._spool.pending
             self.counters.spooled += self._spool.pending
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(super().run(), name=f"{self.name}:connection")
-                group.create_task(self._keep_spool(self._spool), name=f"{self.name}:spool")
-        except BaseExceptionGroup as failures:
-            # One of the two ended the other; the supervisor wants to see the one that failed.
-            raise failures.exceptions[0] from None
+        await end_together(
+            (f"{self.name}:connection", super().run()), (f"{self.name}:spool", self._keep_spool(self._spool))
+        )
 
     async def drain(self, deadline_s: float) -> int:
         """Write out what is in memory, and what Redis does not take within `deadline_s` seconds to disk.
 
-        Returns how many records remain in memory: those that the disk did not take either.
+        With 0 seconds all goes to disk at once. Returns how many records remain in memory: those that the
+        disk did not take either.
         """
         if self._spool is None:
             return await super().drain(deadline_s)
@@ -127,7 +126,7 @@ class SpooledSink(RedisSink):
         started_s = loop.time()
         while self.queued:
             waited_s = loop.time() - started_s
-            if waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
+            if deadline_s <= 0 or waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
                 break
             if waited_s >= min(_STOP_GRACE_S, deadline_s) and (
                 self.state is not SinkState.READY or (self.in_order and self._backlog)
