@@ -80,8 +80,8 @@ class LatestValueWriter(RedisSink):
     def _pending_count(self) -> int:
         return len(self._pending)
 
-    def _discard_oldest(self) -> None:
-        del self._pending[next(iter(self._pending))]
+    def _discard_oldest(self) -> Record:
+        return self._pending.pop(next(iter(self._pending)))
 
     def _encode(self) -> Batch | None:
         pending = self._pending

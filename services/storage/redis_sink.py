@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
-from services.market_data.records import PROBE_INSTRUMENT
+from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.backoff import Backoff
 from services.pipeline.sink import Sink, SinkState
 from services.storage.address import RedisAddress, parse_address
@@ -248,12 +248,15 @@ class RedisSink(Sink):
 
     def _overflow(self) -> None:
         """Give up the oldest pending record: the queue is full."""
-        self._discard_oldest()
-        self.counters.drop("queue_full")
+        self._lose("queue_full", self._discard_oldest())
 
     @abstractmethod
-    def _discard_oldest(self) -> None:
-        """Remove the oldest pending record."""
+    def _discard_oldest(self) -> Record:
+        """Remove the oldest pending record and return it."""
+
+    def _lose(self, reason: str, record: Record) -> None:  # noqa: ARG002 - for those who declare it
+        """Account for one record that is given up on."""
+        self.counters.drop(reason)
 
     def _all_written(self, batch: Batch) -> None:
         """Account for a batch in which nothing was refused."""

@@ -22,7 +22,8 @@ import structlog
 from services.market_data.records import Record
 from services.pipeline.sequencer import START, Position
 from services.storage.spool_format import TRIED
-from services.storage.spool_log import SEGMENT_BYTES, SYNC_EVERY_S, Appended, ReadOut, SpoolLog
+from services.storage.spool_log import SEGMENT_BYTES, SYNC_EVERY_S, Appended, SpoolLog
+from services.storage.spool_reader import ReadOut
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

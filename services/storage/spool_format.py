@@ -135,24 +135,26 @@ def encode_row(record: Record, flags: int) -> msgspec.Raw | None:
 
 def encode_frames(
     records: Sequence[tuple[Record, int]], first_number: int
-) -> Iterator[tuple[bytes, list[Record], int]]:
+) -> Iterator[tuple[bytes, list[Record], list[Record]]]:
     """Yield frames of the `(record, flags)` in order, numbered from `first_number`.
 
-    With each frame come its records, and how many of those given were too large to be in it.
+    With each frame come its records, and those of the given that were too large to be in it.
     """
     number = first_number
     for start in range(0, len(records), FRAME_RECORDS):
         rows: list[msgspec.Raw] = []
         kept: list[Record] = []
-        given = records[start : start + FRAME_RECORDS]
-        for record, flags in given:
+        too_large: list[Record] = []
+        for record, flags in records[start : start + FRAME_RECORDS]:
             row = encode_row(record, flags)
-            if row is not None:
+            if row is None:
+                too_large.append(record)
+            else:
                 rows.append(row)
                 kept.append(record)
         payload = compress(_pack(rows), 1)
         head = _FRAME.pack(MARKER, len(rows), len(payload), number)
-        yield head + _CRC.pack(crc32(payload, crc32(head))) + payload, kept, len(given) - len(kept)
+        yield head + _CRC.pack(crc32(payload, crc32(head))) + payload, kept, too_large
         number += len(rows)
 
 

@@ -6,7 +6,6 @@ Used by the command line. Reads only: cuts nothing, renames nothing, moves no pr
 from __future__ import annotations
 
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
 
@@ -17,7 +16,7 @@ from services.storage.spool_format import (
     frame_at,
     next_sound_frame,
 )
-from services.storage.spool_log import ACKED_NAME, SEGMENT_NAME
+from services.storage.spool_segment import ACKED_NAME, SEGMENT_NAME, read_acked
 
 
 class ChannelContents(msgspec.Struct, kw_only=True):
@@ -49,7 +48,7 @@ def inspect_spool(folder: Path) -> list[ChannelContents]:
 def inspect_channel(folder: Path) -> ChannelContents:
     """Return what the files of one channel hold."""
     found = ChannelContents(name=folder.name)
-    acked = _acked(folder / ACKED_NAME)
+    acked = read_acked(folder) or 1
     expected = acked
     for path in sorted(folder.iterdir()):
         if path.suffix == ".corrupt":
@@ -96,13 +95,3 @@ def _inspect_segment(path: Path, acked: int, expected: int, found: ChannelConten
         if found.oldest_ms is None:
             found.oldest_ms = records[0].position_ms
     return expected
-
-
-def _acked(path: Path) -> int:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return 1
-    if len(data) != 12 or crc32(data[:8]) != int.from_bytes(data[8:], "little"):
-        return 1
-    return int.from_bytes(data[:8], "little")

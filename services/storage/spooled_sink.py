@@ -24,10 +24,12 @@ from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
+from services.storage.losses import Losses
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import SpoolChannel
 from services.storage.spool_format import MERGED, TRIED
-from services.storage.spool_log import Appended, ReadOut
+from services.storage.spool_log import Appended
+from services.storage.spool_reader import ReadOut
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +80,8 @@ class SpooledSink(RedisSink):
         self._look = asyncio.Event()
         self._spilling = asyncio.Lock()
         self._adopted = False
+        self.losses = Losses(name)
+        """What is to be declared as a gap: see `losses`."""
 
     # ---- what a writer adds ---------------------------------------------------------------------
 
@@ -152,6 +156,10 @@ class SpooledSink(RedisSink):
         await self._spill(spool)
         _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
 
+    def _lose(self, reason: str, record: Record) -> None:
+        super()._lose(reason, record)
+        self.losses.note(reason, record.exchange, record.position_ms, record.position_ms)
+
     # ---- from the queue to the disk ---------------------------------------------------------------
 
     @property
@@ -225,9 +233,10 @@ class SpooledSink(RedisSink):
         counters.spooled += done.taken - done.dropped
         if done.dropped:
             counters.drop("spool_full", done.dropped)
-        if done.too_large:
-            counters.drop("spool_record_too_large", done.too_large)
-        self._final.extendleft(reversed(chunk[done.taken + done.too_large :]))
+            self.losses.note_spans("spool_full", done.lost)
+        for record in done.too_large:
+            self._lose("spool_record_too_large", record)
+        self._final.extendleft(reversed(chunk[done.taken + len(done.too_large) :]))
         self._note_settled()
         self._wake()
 
@@ -263,6 +272,7 @@ class SpooledSink(RedisSink):
         if out.damaged:
             self.counters.spooled -= out.damaged
             self.counters.drop("spool_damaged", out.damaged)
+            self.losses.note_spans("spool_damaged", out.lost)
         self._read.extend((frame.record, frame.flags) for frame in out.frames)
         self._read_numbers.extend(frame.number for frame in out.frames)
         self._wake()

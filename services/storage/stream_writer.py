@@ -90,8 +90,8 @@ class StreamWriter(SpooledSink):
     def _pending_count(self) -> int:
         return len(self._pending)
 
-    def _discard_oldest(self) -> None:
-        self._pending.popleft()
+    def _discard_oldest(self) -> Record:
+        return self._pending.popleft()
 
     def _encode(self) -> Batch | None:
         pending = self._pending

@@ -135,7 +135,67 @@ def test_dropping_counts_only_what_nobody_has_read(tmp_path: Path) -> None:
     dropped = sum(log.append([(tick(number), 0)]).dropped for number in range(20, 1_000))
     assert len(read) + dropped + len(rest(log)) == 1_000
     log.ack(21)
-    assert log.acked <= log.next_read
+    assert log.acked <= log.next_number - log.unread
+
+
+def at_ms(number: int) -> int:
+    return 1_700_000_000_000 + number
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_is_dropped_is_named_by_exchange_and_time(tmp_path: Path, restarted: bool) -> None:
+    limits = {"limit_bytes": 32_000, "segment_bytes": 2_000}
+    log = opened(tmp_path, **limits)
+    early = tick(3)
+    early.exchange = "BSE"
+    put_singly(log, early, *map(tick, range(5, 400)))
+    assert not log.append([]).lost
+    if restarted:
+        log = reopened(log, **limits)
+    read = [frame.record.position_ms for frame in log.read(10).frames if frame.record.exchange == "NSE"]
+    lost: dict[str, tuple[int, int]] = {}
+    dropped = 0
+    number = 400
+    while dropped < 150:
+        done = log.append([(tick(number), 0)])
+        number += 1
+        dropped += done.dropped
+        for exchange, (first_ms, last_ms) in done.lost.items():
+            known = lost.get(exchange, (first_ms, last_ms))
+            lost[exchange] = min(known[0], first_ms), max(known[1], last_ms)
+    rest_of_it = rest(log)
+    # All that is missing lies inside, what was handed out before and what is still there outside.
+    assert lost == {"NSE": (read[-1], rest_of_it[0].position_ms - 1)}
+
+
+def test_a_dropped_gap_record_makes_the_loss_begin_where_its_gap_did(tmp_path: Path) -> None:
+    log = opened(tmp_path, limit_bytes=32_000, segment_bytes=2_000)
+    gap = ControlRecord("gap", "NSE:A", "NSE", 5, 6, "DHAN", {"from": 77, "to": 99}, at_ms(0), 0)
+    put(log, gap)
+    lost: dict[str, tuple[int, int]] = {}
+    for number in range(1, 2_000):
+        lost = lost or log.append([(tick(number), 0)]).lost
+    assert lost["NSE"][0] == 77
+
+
+def test_what_is_damaged_is_named_by_exchange_and_time(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    put_singly(log, *map(tick, range(20)))
+    log.close()
+    (path,) = tmp_path.glob("*.seg")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    log = opened(tmp_path)
+    found: list[Record] = []
+    lost = {}
+    while log.unread:
+        out = log.read(3)
+        found += [frame.record for frame in out.frames]
+        lost |= out.lost
+    (missing,) = set(range(20)) - {r.position_ms - at_ms(0) for r in found}
+    first_ms, last_ms = lost["NSE"]
+    assert first_ms <= at_ms(missing) <= last_ms <= at_ms(missing + 1)
 
 
 def test_a_torn_tail_is_cut_at_every_possible_place(tmp_path: Path) -> None:
@@ -335,7 +395,7 @@ def test_a_record_too_large_to_be_one_is_refused_and_counted(tmp_path: Path) -> 
     log = opened(tmp_path)
     monster = ControlRecord("gap", "NSE:X", "NSE", 1, 1, "DHAN", {"reason": "x" * 70_000})
     done = log.append([(tick(1), 0), (monster, 0), (tick(2), 0)])
-    assert (done.taken, done.too_large) == (2, 1)
+    assert (done.taken, done.too_large) == (2, [monster])
     assert rest(log) == [tick(1), tick(2)]
 
 
