@@ -8,6 +8,7 @@ are set, in the same breath: a reader may miss a field for a moment, but never s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -36,14 +37,15 @@ _BUSY_BATCH_RECORDS = 2_000
 
 
 class _Hash:
-    """One instrument's hash: the prepared start of its command, and which fields it may hold."""
+    """One instrument's hash: the prepared start of its command, which fields it may hold, its newest tick."""
 
-    __slots__ = ("head", "mask")
+    __slots__ = ("head", "mask", "newest")
 
     def __init__(self, instrument: str) -> None:
         self.head = bulk("HSET") + bulk(last_tick(instrument))
         # An earlier run may have left any field.
         self.mask = ALL_FIELDS
+        self.newest: DataIngestionFormat | None = None
 
 
 class LatestValueWriter(RedisSink):
@@ -75,6 +77,25 @@ class LatestValueWriter(RedisSink):
         pending[symbol] = record
         if self._waiter is not None:
             self._wake()
+
+    def remember(self, ticks: Iterable[DataIngestionFormat]) -> None:
+        """Take note of what the hashes hold already, as a starting daemon has read it."""
+        for tick in ticks:
+            target = self._hashes.get(tick.symbol)
+            if target is None:
+                target = self._hashes[tick.symbol] = _Hash(tick.symbol)
+            target.newest = target.newest or tick
+
+    def write_again(self) -> int:
+        """Queue the newest tick of every instrument once more, as Redis lost them; return how many."""
+        again = [
+            target.newest
+            for symbol, target in self._hashes.items()
+            if target.newest is not None and symbol not in self._pending and symbol != PROBE_INSTRUMENT
+        ]
+        for record in again:
+            self.offer(record)
+        return len(again)
 
     @property
     def _pending_count(self) -> int:
@@ -110,6 +131,7 @@ class LatestValueWriter(RedisSink):
                 names = [name for bit, name in enumerate(OPTIONAL_FIELDS) if gone >> bit & 1]
                 prelude.append(command("HDEL", last_tick(symbol), *names))
             target.mask = mask
+            target.newest = record
             pieces.append(f"*{2 + ARGUMENTS[mask]}\r\n{target.head}{encoded.text}")
             records.append(record)
             if symbol == PROBE_INSTRUMENT:

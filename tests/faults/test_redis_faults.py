@@ -32,6 +32,7 @@ from services.storage.client import check_server, make_client
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 from tests.support.fault_rig import WritePath
+from tests.support.row_report import report_row
 from tests.support.servers import PrivateRedis, free_port
 from tests.support.storage import RETENTION_MS, assert_all_stored, entries, offer, samples
 
@@ -113,57 +114,91 @@ async def test_r2_down_for_longer_than_the_disk_lasts(
                 await server.start()
                 await in_state(path, SinkState.READY)
             await path.settled()
+            await eventually(lambda: path.gaps("stream") and path.gaps("time_series"))
+            await path.settled()
     for sink in path.spooled:
         assert sink.counters.dropped.keys() == {"spool_full"}
         assert sink.counters.rejected == {}
-    stored = [entry_id for entry_id, _ in await entries(client)]
-    fed_ids = [record.position for record in path.ticks.made]
+    stored = await entries(client)
+    stored_ids = {entry_id for entry_id, _ in stored}
+    missing = [record for record in path.ticks.made if record.position not in stored_ids]
     lost = path.stream.counters.dropped["spool_full"]
-    assert lost > 1_000
+    assert len(missing) == lost > 1_000
     # What is lost is the oldest of the outage, in one piece; all else is there, in order.
-    gap_at = next(n for n, (a, b) in enumerate(zip(stored, fed_ids, strict=False)) if a != b)
+    gap_at = path.ticks.made.index(missing[0])
     assert gap_at >= before
-    assert stored == fed_ids[:gap_at] + fed_ids[gap_at + lost :]
+    fed_ids = [record.position for record in path.ticks.made]
+    assert [entry_id for entry_id, _ in stored] == fed_ids[:gap_at] + fed_ids[gap_at + lost :]
+    # It is declared in the stream, to the millisecond.
+    said = [fields for _, fields in stored if fields["type"] == "gap" and fields["store"] == "stream"]
+    assert {fields["reason"] for fields in said} == {"spool_full"}
+    declared = [(int(fields["from"]), int(fields["to"])) for fields in said]
+    assert all(any(a <= record.position_ms <= b for a, b in declared) for record in missing)
+    assert min(a for a, _ in declared) == missing[0].position_ms
+    assert max(b for _, b in declared) == missing[-1].position_ms
     found = 0
+    absent = []
     for instrument in path.feed.instruments:
-        fed_samples = {record.timestamp: record.price for record in path.ticks.of(instrument)}
         held = dict(await samples(client, instrument, "price"))
+        fed_samples = {record.timestamp: record.price for record in path.ticks.of(instrument)}
         assert held.items() <= fed_samples.items()
+        absent += [record for record in path.ticks.of(instrument) if record.timestamp not in held]
         found += len(held)
-    assert found == len(fed_ids) - path.time_series.counters.dropped["spool_full"]
+    assert len(absent) == path.time_series.counters.dropped["spool_full"]
+    spans = [(gap.fields["from"], gap.fields["to"]) for gap in path.gaps("time_series")]
+    assert all(any(a <= record.position_ms <= b for a, b in spans) for record in absent)
     levels = [
         log["percent"] for log in logs if log["event"] == "spool_filling" and log["channel"] == "stream"
     ]
     assert levels == [50, 80, 100]
     assert any(log["event"] == "spool_emptying" for log in logs)
+    report_row(
+        "R2",
+        lost=f"{lost} of {len(fed_ids)} entries, the oldest of the outage, counted and inside a gap",
+        allowed="ticks beyond the spool's limit, all counted",
+    )
 
 
 @pytest.mark.parametrize("how", ["flushed", "a new empty server"])
 async def test_r3_restarted_empty(server: PrivateRedis, client: Redis, tmp_path: Path, how: str) -> None:
-    async with WritePath(server.url, tmp_path / "spool") as path:
-        async with path.feed.flowing():
-            await warmed_up(path)
-        await path.settled()
-        seen = len(path.ticks.made)
-        if how == "flushed":
-            await client.flushall()
-        else:
-            await server.kill()
-            await in_state(path, SinkState.UNAVAILABLE)
-            offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(2_000)], *path.sinks)
-            await path.spilled()
-            shutil.rmtree(server.data_folder)
-            await server.start()
-        async with path.feed.flowing():
-            await fed(path, 2_000)
-        offer([path.ticks.tick(symbol) for symbol in path.feed.instruments], *path.sinks)
-        await path.settled()
-        path.assert_nothing_lost()
-        del path.ticks.made[:seen]
-        await assert_all_stored(client, path.ticks, path.feed.instruments)
-        made = await client.ts().info("md:ts:{NSE:SYM3}:price")
-        assert (made.retention_msecs, made.duplicate_policy) == (RETENTION_MS, "last")
-        assert made.labels["instrument"] == "NSE:SYM3"
+    with capture_logs() as logs:
+        async with WritePath(server.url, tmp_path / "spool") as path:
+            async with path.feed.flowing():
+                await warmed_up(path)
+            quiet = path.ticks.tick("NSE:QUIET")
+            offer([quiet], *path.sinks)
+            await path.settled()
+            await eventually(lambda: path.history.epoch)
+            former = path.history.epoch
+            assert await client.get("md:epoch") == former
+            seen = len(path.ticks.made)
+            if how == "flushed":
+                await client.flushall()
+            else:
+                await server.kill()
+                await in_state(path, SinkState.UNAVAILABLE)
+                offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(2_000)], *path.sinks)
+                await path.spilled()
+                shutil.rmtree(server.data_folder)
+                await server.start()
+            async with path.feed.flowing():
+                await fed(path, 2_000)
+            offer([path.ticks.tick(symbol) for symbol in path.feed.instruments], *path.sinks)
+            await eventually(lambda: path.epochs)
+            await path.settled()
+            path.assert_nothing_lost()
+            # Everybody can see that it is another history, and it was noticed once.
+            assert path.epochs == [path.history.epoch]
+            assert await client.get("md:epoch") == path.history.epoch != former
+            # The newest value of an instrument that did not move since is there again.
+            assert (await client.hgetall("md:last:{NSE:QUIET}"))["p"] == str(quiet.price)
+            del path.ticks.made[:seen]
+            await assert_all_stored(client, path.ticks, path.feed.instruments)
+            made = await client.ts().info("md:ts:{NSE:SYM3}:price")
+            assert (made.retention_msecs, made.duplicate_policy) == (RETENTION_MS, "last")
+            assert made.labels["instrument"] == "NSE:SYM3"
+    assert [log["event"] for log in logs].count("history_lost") == 1
+    report_row("R3", lost="0 new ticks; what Redis held before", allowed="all history in Redis; 0 new ticks")
 
 
 async def test_r4_out_of_memory(server: PrivateRedis, client: Redis, tmp_path: Path) -> None:

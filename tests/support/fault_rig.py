@@ -5,7 +5,8 @@
         await path.settled()
         await assert_all_stored(client, path.ticks, path.feed.instruments)
 
-On leaving, the account of every writer must balance and the loop must never have stood still.
+As in the daemon, losses are declared in the stream, and a history that got lost is noticed. On leaving,
+the account of every writer must balance and the loop must never have stood still.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from types import TracebackType
 from typing import Any
 
 from services.market_data.clock import SystemClock
+from services.market_data.records import ControlRecord, Record
+from services.pipeline.sink import SinkState
 from services.storage.entry import EntryEncoder
+from services.storage.history_watch import HistoryWatch
 from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.losses import LossDeclaration
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import Spool
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
 from tests.support.eventually import eventually
 from tests.support.loop_lag import LoopLag
-from tests.support.storage import RETENTION_MS, Feed, Ticks, quick
+from tests.support.storage import RETENTION_MS, Feed, Ticks, offer, quick
 
 
 class WritePath:
@@ -57,13 +62,27 @@ class WritePath:
         self.sinks: tuple[RedisSink, ...] = (self.time_series, self.stream, self.latest)
         self.spooled = (self.time_series, self.stream)
         self.feed = Feed(self.ticks, self.sinks)
+        self.losses = LossDeclaration(
+            {sink.name: sink.losses for sink in self.spooled},
+            folder=folder,
+            clock=clock,
+            publish=self.publish,
+            possible=lambda: self.stream.state is SinkState.READY,
+        )
+        self.history = HistoryWatch(url, self._history_lost, look_every_s=0.1)
+        self.epochs: list[str] = []
         self.lag = LoopLag()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WritePath:
         await self.spool.open()
         self._tasks = [asyncio.create_task(sink.run(), name=sink.name) for sink in self.sinks]
-        self._tasks.append(asyncio.create_task(self.lag.run(), name="lag"))
+        for name, run in (
+            ("losses", self.losses.run),
+            ("history", self.history.run),
+            ("lag", self.lag.run),
+        ):
+            self._tasks.append(asyncio.create_task(run(), name=name))
         return self
 
     async def __aexit__(
@@ -83,6 +102,22 @@ class WritePath:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self.spool.close()
+
+    def publish(self, record: Record) -> None:
+        """Hand a record to every writer, as the pipeline does."""
+        offer([self.ticks.remember(record)], *self.sinks)
+
+    def _history_lost(self, epoch: str) -> None:
+        self.epochs.append(epoch)
+        self.latest.write_again()
+
+    def gaps(self, store: str) -> list[ControlRecord]:
+        """Return what was declared lost of one store, in order."""
+        return [
+            record
+            for record in self.ticks.made
+            if isinstance(record, ControlRecord) and record.fields.get("store") == store
+        ]
 
     def assert_balanced(self) -> None:
         for sink in self.sinks:

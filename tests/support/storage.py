@@ -51,15 +51,16 @@ class Ticks:
             exchange=instrument.partition(":")[0],
             **(values | fields),
         )
-        return self._remember(record)
+        return self.remember(record)
 
     def control(self, kind: Any = "gap", instrument: str = "NSE:RELIANCE", **fields: str | int) -> Any:
         """Return the next control record."""
         at_ms = self.start_ms + len(self.made)
         exchange = instrument.partition(":")[0]
-        return self._remember(ControlRecord(kind, instrument, exchange, at_ms, at_ms, "DHAN", fields))
+        return self.remember(ControlRecord(kind, instrument, exchange, at_ms, at_ms, "DHAN", fields))
 
-    def _remember(self, record: Record) -> Record:
+    def remember(self, record: Record) -> Record:
+        """Give a record its position, as the pipeline does when it publishes one."""
         self._sequencer.stamp(record)
         self.made.append(record)
         return record
