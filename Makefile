@@ -4,7 +4,7 @@
 export PYTHON
 BIN := .venv/bin
 
-.PHONY: help setup demo run test test-faults check
+.PHONY: help setup demo run test test-faults test-chaos check
 
 help:
 	@echo "make setup   install everything into .venv"
@@ -12,6 +12,7 @@ help:
 	@echo "make run     live providers, settings from .env"
 	@echo "make test    everything quick, real PostgreSQL and Redis"
 	@echo "make test-faults   the whole fault matrix with its slow rows, and its table"
+	@echo "make test-chaos    faults at random on a running stack, SEED=n repeats a run, MINUTES=10"
 	@echo "make check   formatter, linter, types, import rules"
 
 setup:
@@ -30,6 +31,9 @@ test: setup
 
 test-faults: setup
 	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults --fault-table $(ARGS)
+
+test-chaos: setup
+	@TIMEOUT_FACTOR=$${TIMEOUT_FACTOR:-2} exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),10) $(ARGS)
 
 check: setup
 	@$(BIN)/python -m ruff format --check .
