@@ -1,0 +1,13 @@
+export { Backoff } from "./backoff.js";
+export type ClientOptions = import("./client.js").ClientOptions;
+export type Tick = import("./records.js").Tick;
+export type Control = import("./records.js").Control;
+export type Bar = import("./records.js").Bar;
+export type Skipped = import("./records.js").Skipped;
+export type Subscribed = import("./records.js").Subscribed;
+export type Disconnected = import("./records.js").Disconnected;
+export type Notice = import("./records.js").Notice;
+export type ResumePoint = import("./records.js").ResumePoint;
+export type MarketRecord = import("./records.js").MarketRecord;
+export { Client, websocketUrl } from "./client.js";
+export { ClientError, ConnectionRefused, SubscriptionRefused } from "./errors.js";
