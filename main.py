@@ -291,6 +291,7 @@ def _ingestion_config(
         dynamic_subscriptions=settings.subscription_mode == "dynamic",
         pinned_instruments=settings.pinned(),
         subscription_linger_s=settings.subscription_linger_s,
+        always_open=settings.market_calendar == "always_open",
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
         stream_max_entries=settings.stream_max_entries,
         spool_limit_bytes=settings.spool_limit_mib << 20,

@@ -144,7 +144,8 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     over it; restored when their data begins or begins again, also after the very first subscription,
     before the first tick is delivered. A symbol that is unwanted meanwhile is not reported restored.
     `backoff()` makes the series of waits of one connection, `poll_s` is how often a parked provider
-    looks whether its settings changed, in seconds.
+    looks whether its settings changed, in seconds. `open_markets()` returns which exchanges of the
+    provider's instruments are in session now: only then may silence be a fault.
     """
 
     clock: Clock
@@ -155,6 +156,7 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     connection_restored: Callable[[Iterable[str], int], None]
     backoff: Callable[[], Backoff] = Backoff
     poll_s: float = 3.0
+    open_markets: Callable[[], frozenset[str]] = frozenset
 
 
 class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `dynamic_subscriptions`: subscribe only what a client watches, a lease in Redis asks for, or
     `pinned_instruments` (keys or `EXCHANGE:*`) names, and `subscription_linger_s` seconds longer.
+    `always_open`: every market trades at any time, so that silence is always a fault.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps, `spool_limit_bytes` how much disk the records may take that wait
     for Redis. `api_tokens` maps name to secret, empty for none.
@@ -74,6 +75,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     dynamic_subscriptions: bool = False
     pinned_instruments: tuple[str, ...] = ()
     subscription_linger_s: float = LINGER_S
+    always_open: bool = False
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
     spool_limit_bytes: int = LIMIT_BYTES
@@ -128,6 +130,7 @@ class LiveDataIngestion:
             supervisor=self.supervisor,
             show_reference=lambda record: self.broadcast.seed([record]),
             factories=factories,
+            always_open=config.always_open,
         )
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         self._gateway = Gateway(

@@ -14,12 +14,12 @@ from typing import Any
 import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext
-from services.connection.websocket_provider import WebSocketProvider
 from services.dhan_provider import DhanProvider
 from services.market_data.clock import Clock
 from services.market_data.gaps import GapBook
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import ControlRecord, DataIngestionFormat, ProviderTick, Record
+from services.market_data.sessions import open_among
 from services.pipeline.supervisor import Supervisor
 from services.provider_plugins import load_plugins
 from services.provider_runtime import ProviderRuntime
@@ -45,8 +45,7 @@ def provider_factories() -> dict[str, ProviderFactory]:
 class ProviderManager:
     """Runs the providers of a mapping snapshot and routes each instrument to one of them.
 
-    `mute_after_s` is after how many seconds without data a connection is given up, None where a closed
-    market makes silence ordinary.
+    `always_open` says that every market trades at any time; otherwise the exchanges' hours count.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class ProviderManager:
         supervisor: Supervisor,
         show_reference: Callable[[DataIngestionFormat], None],
         factories: Mapping[str, ProviderFactory] | None = None,
-        mute_after_s: float | None = None,
+        always_open: bool = False,
     ) -> None:
         self._clock = clock
         self._settings = settings
@@ -66,7 +65,7 @@ class ProviderManager:
         self._supervisor = supervisor
         self._show_reference = show_reference
         self._factories = dict(factories) if factories is not None else None
-        self._mute_after_s = mute_after_s
+        self._always_open = always_open
         self._runtimes: dict[str, ProviderRuntime] = {}
         self._candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
         self._active: dict[str, str] = {}
@@ -99,8 +98,6 @@ class ProviderManager:
                     _log.error("provider_unknown", provider=entry.code, remedy="install its package")
                     continue
                 runtime.provider = factory(self._context(runtime))
-                if isinstance(runtime.provider, WebSocketProvider):
-                    runtime.provider.mute_after_s = self._mute_after_s
 
     async def apply(self, snapshot: MappingSnapshot) -> None:
         """Go over to a changed mapping snapshot while running; what did not change is not touched.
@@ -409,6 +406,9 @@ class ProviderManager:
                 usable = now_usable
                 await self.reroute()
 
+    def _open_markets(self, runtime: ProviderRuntime) -> frozenset[str]:
+        return runtime.exchanges if self._always_open else open_among(runtime.exchanges, self._clock.now_ms())
+
     def _context(self, runtime: ProviderRuntime) -> ProviderContext:
         return ProviderContext(
             clock=self._clock,
@@ -417,4 +417,5 @@ class ProviderManager:
             spawn=self._supervisor.spawn,
             connection_lost=lambda symbols, since_ms, reason: self._lost(runtime, symbols, since_ms, reason),
             connection_restored=lambda symbols, at_ms: self._restored(runtime, symbols, at_ms),
+            open_markets=lambda: self._open_markets(runtime),
         )

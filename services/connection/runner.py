@@ -15,6 +15,7 @@ import structlog
 from services.base_provider import ProviderState
 from services.connection.link import Link, silent
 from services.connection.liveness import Liveness, Pulse
+from services.connection.muteness import MuteRules, MuteWatch
 from services.connection.rules import ConnectionEnd, ConnectionRules
 from services.connection.share import Share, ShareHost
 from services.connection.transport import Connector, Endpoint
@@ -44,7 +45,12 @@ _FLAPPING_AFTER = 5
 class ConnectionHost(ShareHost, Protocol):
     """What a connection asks of its provider."""
 
-    mute_after_s: float | None
+    mute_rules: MuteRules
+
+    @property
+    def open_markets(self) -> frozenset[str]:
+        """Which exchanges among those of its symbols are in session now."""
+        ...
 
     @property
     def code(self) -> str:
@@ -131,6 +137,7 @@ class ConnectionRunner:
         self._link: Link | None = None
         self._assigned = asyncio.Event()
         self._stale = ""
+        self._mute = MuteWatch()
         self._failures = 0
         self._logged_reason = ""
 
@@ -214,6 +221,7 @@ class ConnectionRunner:
             self._clock.monotonic_s(), ping_after_s=rules.ping_after_s, pong_within_s=rules.pong_within_s
         )
         repeated_s = self._clock.monotonic_s()
+        self._mute.connected(repeated_s)
         while not link.over:
             await self.share.bring_in_line(link)
             if not self.share.assigned and self.index:
@@ -265,9 +273,11 @@ class ConnectionRunner:
             return
         if link.data_frames:
             self._stale = ""
-        mute_after_s = self._host.mute_after_s if self.share.asked else None
+        now_s = self._clock.monotonic_s()
+        markets = self._host.open_markets if self.share.asked else frozenset()
+        mute_after_s = self._mute.limit_s(self._host.mute_rules, now_s, link.data_frames, markets)
         pulse = liveness.look(
-            self._clock.monotonic_s(),
+            now_s,
             link.signs,
             link.data_frames,
             mute_after_s=mute_after_s,
@@ -278,7 +288,10 @@ class ConnectionRunner:
         elif pulse is Pulse.DEAD:
             link.finish(silent())
         elif pulse is Pulse.MUTE:
+            self._mute.gave_up()
             self._stale = f"subscribed, but no data for {mute_after_s:g} s"
+            if self._mute.futile > 1:
+                self._stale += f", {self._mute.futile} connections in a row"
             link.finish(ProviderUnavailable(self._stale, reason="mute"))
 
     def _make_smaller(self, error: ProviderError) -> ProviderError:

@@ -15,6 +15,7 @@ import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext, ProviderState
 from services.connection.failures import close_error
+from services.connection.muteness import MuteRules
 from services.connection.picows_transport import PicowsConnector
 from services.connection.planner import Change, SharePlan
 from services.connection.rules import ConnectionEnd, ConnectionRules, Request
@@ -51,8 +52,8 @@ class WebSocketProvider(BaseMarketDataProvider):
     | `farewell` | no | what to send before a wanted end |
     | `explain_end` | no | why the peer may have ended a connection |
 
-    `rules` are the vendor's limits. `mute_after_s` is how many seconds may pass without data before a
-    connection counts as stale and is opened anew; None where silence is normal, as in a closed market.
+    `rules` are the vendor's limits, `mute_rules` say when a busy connection that brings no data while a
+    market is open counts as stale and is opened anew.
     """
 
     rules: ConnectionRules
@@ -67,7 +68,7 @@ class WebSocketProvider(BaseMarketDataProvider):
     ) -> None:
         super().__init__(context)
         self.rules = rules or self.default_rules
-        self.mute_after_s: float | None = None
+        self.mute_rules = MuteRules()
         self._connector = connector or PicowsConnector()
         self._runners: list[ConnectionRunner] = []
         self._runner_tasks: list[asyncio.Task[None]] = []
@@ -190,6 +191,11 @@ class WebSocketProvider(BaseMarketDataProvider):
         """Each connection judges its own damage."""
 
     # ---- what a connection calls ----------------------------------------------------------------------
+
+    @property
+    def open_markets(self) -> frozenset[str]:
+        """Which exchanges of this provider's instruments are in session now."""
+        return self.context.open_markets()
 
     @property
     def has_credentials(self) -> bool:

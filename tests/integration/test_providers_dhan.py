@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from services.base_provider import ProviderState
+from services.connection.muteness import MuteRules
 from services.connection.rules import ConnectionRules
 from services.dhan_provider import DhanProvider
 from services.market_data.records import FLAG_SNAPSHOT
@@ -311,7 +312,8 @@ async def test_forgotten_requests_are_repeated() -> None:
 async def test_a_mute_server_is_left_and_taken_up_again() -> None:
     async with DhanSimulator(rate=50) as sim:
         provider, recorder = provider_on(sim)
-        provider.mute_after_s = 0.5
+        provider.mute_rules = MuteRules(after_s=0.5, windows=0)
+        recorder.context.open_markets = lambda: frozenset({"NSE"})
         await provider.want([EQUITY])
         async with running(provider):
             await eventually(lambda: len(recorder.ticks) > 5)

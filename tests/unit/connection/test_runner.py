@@ -27,6 +27,7 @@ from websocket_rig import (
 )
 
 from services.base_provider import ProviderState
+from services.connection.muteness import MuteRules
 from services.connection.rules import Request
 from services.errors import (
     CredentialsRejected,
@@ -375,7 +376,8 @@ async def test_a_mute_connection_is_stale_and_opened_anew_until_data_comes() -> 
     async with serving() as server:
         recorder = recorder_for(server)
         provider = PairProvider(recorder.context)
-        provider.mute_after_s = 0.3
+        provider.mute_rules = MuteRules(after_s=0.3, windows=0)
+        recorder.context.open_markets = lambda: frozenset({"NSE"})
         await provider.want(["A"])
         async with running(provider):
             await streaming(provider, server, 1)
