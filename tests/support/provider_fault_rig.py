@@ -1,120 +1,231 @@
-"""A `ProviderManager` with the real Dhan provider on its simulator, and what a fault test asserts of it."""
+"""A `ProviderManager` with the real providers on their simulators, and what a fault test asserts of them.
+
+    async with DhanSimulator(...) as dhan, YahooSimulator(...) as yahoo, fault_rig(dhan, yahoo) as rig:
+        rig.feeds["DHAN"].provider ...
+
+Everything is real from the socket to the sequencer; what is published is kept in a list instead of sinks.
+On leaving, the accounts must balance and the loop must never have stood still.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
 from services.base_provider import ProviderContext, ProviderState
+from services.connection.muteness import MuteRules
+from services.connection.rules import ConnectionRules
 from services.connection.transport import TransportLimits
+from services.connection.websocket_provider import WebSocketProvider
 from services.dhan_provider import DhanProvider
 from services.market_data.clock import SystemClock
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot, ProviderEntry
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.backoff import Backoff
+from services.pipeline.sequencer import Sequencer
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderManager
-from simulators import DhanSimulator
+from services.yahoo_finance_connection import YahooFinanceConnection
+from simulators import DhanSimulator, YahooSimulator
 from tests.support.eventually import eventually
+from tests.support.feed_oracle import FeedJudgement, judge_feed
 from tests.support.loop_lag import LoopLag
 
+Simulator = DhanSimulator | YahooSimulator
 EQUITY, SECOND = "NSE_EQ:2885", "NSE_EQ:1333"
-KEYS = {EQUITY: "NSE:RELIANCE", SECOND: "NSE:HDFCBANK"}
-QUICK = msgspec.structs.replace(
-    DhanProvider.default_rules,
-    transport=TransportLimits(open_timeout_s=0.5),
-    ping_after_s=0.5,
-    pong_within_s=0.5,
-    stagger_s=0.0,
-    pace_s=0.001,
-    settle_s=0.02,
-    close_within_s=0.3,
-    resubscribe_missing_after_s=0.5,
-)
+INDIAN = {EQUITY: "NSE:RELIANCE", SECOND: "NSE:HDFCBANK"}
+AMERICAN = {"AAPL": "NASDAQ:AAPL", "MSFT": "NASDAQ:MSFT"}
+QUICK_MUTE = MuteRules(after_s=1.0, window_s=0.5, windows=2, least_frames=300)
+"""A connection with five frames a second is busy, and is given up after a second."""
+
+
+def quick(rules: ConnectionRules) -> ConnectionRules:
+    """A vendor's rules with times that fit into a test."""
+    return msgspec.structs.replace(
+        rules,
+        transport=TransportLimits(open_timeout_s=0.5),
+        ping_after_s=0.5,
+        pong_within_s=0.5,
+        stagger_s=0.0,
+        pace_s=0.001,
+        settle_s=0.02,
+        close_within_s=0.3,
+        resubscribe_every_s=rules.resubscribe_every_s and 0.5,
+        resubscribe_missing_after_s=rules.resubscribe_missing_after_s and 0.5,
+    )
+
+
+class Feed:
+    """One provider on its simulator. `symbols` are provider symbols and their instrument keys."""
+
+    def __init__(self, sim: Simulator, url: str | None, symbols: Mapping[str, str] | None) -> None:
+        self.sim = sim
+        self.kind: type[WebSocketProvider]
+        if isinstance(sim, DhanSimulator):
+            self.code, self.kind, self.symbols = "DHAN", DhanProvider, dict(symbols or INDIAN)
+            self.url_name = "DHAN_FEED_URL"
+            self.settings = {"DHAN_CLIENT_ID": sim.client_id, "DHAN_ACCESS_TOKEN": sim.access_token}
+        else:
+            self.code, self.kind, self.symbols = "YF", YahooFinanceConnection, dict(symbols or AMERICAN)
+            self.url_name = "YAHOO_STREAM_URL"
+            self.settings = {}
+        self.settings[self.url_name] = url or sim.url
+        self.provider: WebSocketProvider
+
+    def make(self, context: ProviderContext) -> WebSocketProvider:
+        context.poll_s = 0.02
+        context.backoff = lambda: Backoff(base_s=0.05, cap_s=0.3)
+        self.provider = self.kind(context, rules=quick(self.kind.default_rules))
+        self.provider.mute_rules = QUICK_MUTE
+        return self.provider
+
+    @property
+    def watched(self) -> set[str]:
+        return {symbol for symbol, _ in self.sim.watched()}
+
+    async def streaming(self) -> None:
+        """Wait until every instrument is subscribed at the simulator."""
+        await eventually(lambda: self.watched >= set(self.symbols), within_s=10)
+        await eventually(lambda: self.provider.state is ProviderState.STREAMING, within_s=10)
 
 
 class FaultRig:
-    """The manager, its one provider, and every record it published. `url` may lead through a proxy."""
+    """The manager, its providers, and every record it published."""
 
-    def __init__(self, sim: DhanSimulator, url: str | None, mute_after_s: float | None) -> None:
-        self.sim = sim
-        self.settings = {
-            "DHAN_FEED_URL": url or sim.url,
-            "DHAN_CLIENT_ID": sim.client_id,
-            "DHAN_ACCESS_TOKEN": sim.access_token,
-        }
+    def __init__(
+        self, feeds: list[Feed], always_open: bool, kinds: Mapping[str, AssetClass] | None = None
+    ) -> None:
+        self.feeds = {feed.code: feed for feed in feeds}
+        self.first = feeds[0]
+        self.sim = self.first.sim
+        self.settings = {name: value for feed in feeds for name, value in feed.settings.items()}
         self.published: list[Record] = []
         self.references: list[DataIngestionFormat] = []
         self.supervisor = Supervisor()
         self.lag = LoopLag()
+        self.sequencer = Sequencer(SystemClock())
         self.manager = ProviderManager(
             clock=SystemClock(),
             settings=lambda: dict(self.settings),
-            publish=self.published.append,
+            publish=self._publish,
             supervisor=self.supervisor,
             show_reference=self.references.append,
-            factories={"DHAN": self._make},
-            mute_after_s=mute_after_s,
+            factories={feed.code: feed.make for feed in feeds},
+            always_open=always_open,
         )
-        self.provider: DhanProvider
-        self.manager.load(
-            MappingSnapshot(
-                version=1,
-                loaded_ms=SystemClock().now_ms(),
-                providers=(ProviderEntry(code="DHAN", name="Dhan"),),
-                mappings=tuple(_mapping(symbol, key) for symbol, key in KEYS.items()),
-            )
+        self.snapshot = MappingSnapshot(
+            version=1,
+            loaded_ms=SystemClock().now_ms(),
+            providers=tuple(ProviderEntry(code=feed.code, name=feed.code) for feed in feeds),
+            mappings=tuple(
+                mapping_of(feed.code, symbol, key, (kinds or {}).get(key, AssetClass.EQUITY))
+                for feed in feeds
+                for symbol, key in feed.symbols.items()
+            ),
         )
+        self.manager.load(self.snapshot)
 
-    def _make(self, context: ProviderContext) -> DhanProvider:
-        context.poll_s = 0.02
-        context.backoff = lambda: Backoff(base_s=0.05, cap_s=0.3)
-        self.provider = DhanProvider(context, rules=QUICK)
-        return self.provider
+    def _publish(self, record: Record) -> None:
+        self.sequencer.stamp(record)
+        self.published.append(record)
+
+    @property
+    def provider(self) -> WebSocketProvider:
+        return self.first.provider
+
+    @property
+    def keys(self) -> set[str]:
+        return set(self.first.symbols.values())
 
     @property
     def ticks(self) -> list[DataIngestionFormat]:
         return [record for record in self.published if isinstance(record, DataIngestionFormat)]
 
+    def ticks_of(self, instrument: str) -> list[DataIngestionFormat]:
+        return [tick for tick in self.ticks if tick.symbol == instrument]
+
+    def controls(self, kind: str) -> list[ControlRecord]:
+        return [r for r in self.published if isinstance(r, ControlRecord) and r.type == kind]
+
     @property
     def gaps(self) -> list[ControlRecord]:
-        return [r for r in self.published if isinstance(r, ControlRecord) and r.type == "gap"]
+        return self.controls("gap")
 
     @property
     def ledger(self) -> dict[str, Any]:
-        return self.manager.ledger()["DHAN"]
+        return self.manager.ledger()[self.first.code]
 
     async def streaming(self) -> None:
-        """Wait until both instruments are subscribed at the simulator."""
-        await eventually(lambda: {s for s, _ in self.sim.watched()} == set(KEYS), within_s=10)
-        await eventually(lambda: self.provider.state is ProviderState.STREAMING, within_s=10)
+        """Wait until every instrument of every provider is subscribed."""
+        for feed in self.feeds.values():
+            await feed.streaming()
 
     async def gap_of_each(self, reason: str) -> None:
-        """Wait for the gap of every instrument; from before to, and this reason."""
-        await eventually(lambda: {gap.symbol for gap in self.gaps} >= set(KEYS.values()), within_s=10)
+        """Wait for a gap of every instrument of the first provider, and of no other, for this reason."""
+        await eventually(lambda: {gap.symbol for gap in self.gaps} >= self.keys, within_s=10)
         for gap in self.gaps:
+            assert gap.symbol in self.keys, gap
             assert gap.fields["reason"] == reason, gap
             assert 0 < int(gap.fields["from"]) <= int(gap.fields["to"]), gap
 
+    def gap_text(self) -> str:
+        """How long the gaps were, in words."""
+        longest_ms = max((int(gap.fields["to"]) - int(gap.fields["from"]) for gap in self.gaps), default=0)
+        return f"{len(self.gaps)} declared gaps, the longest {longest_ms / 1000:.1f} s"
+
+    async def settled(self) -> FeedJudgement:
+        """Let each instrument trade once more, wait until that is published, and judge all of it."""
+        for feed in self.feeds.values():
+            feed.sim.set_rate(0)
+            feed.sim.release_held()
+            last = {key: feed.sim.emit(symbol)[-1].price for symbol, key in feed.symbols.items()}
+            await eventually(
+                lambda last=last: {
+                    key for key, price in last.items() if any(t.price == price for t in self.ticks_of(key))
+                }
+                == set(last),
+                within_s=10,
+            )
+        return self.judge()
+
+    def judge(self) -> FeedJudgement:
+        """Compare all that was sent with all that was published; nothing may be unaccounted for."""
+        sent = [tick for feed in self.feeds.values() for tick in feed.sim.journal.ticks]
+        names = {symbol: key for feed in self.feeds.values() for symbol, key in feed.symbols.items()}
+        verdict = judge_feed(self.published, sent, names)
+        assert verdict.clean, verdict
+        return verdict
+
     def check_balance(self) -> None:
         """Assert that every frame and every record is accounted for, and that the loop never stood."""
-        ledger = self.ledger
-        assert ledger["frames"] == ledger["decoded"] + sum(ledger["wire_errors"].values())
-        rejected = sum(ledger["rejected"].values())
-        assert ledger["records"] == ledger["accepted"] + ledger["merged"] + rejected
+        for code, ledger in self.manager.ledger().items():
+            assert ledger["frames"] == ledger["decoded"] + sum(ledger["wire_errors"].values()), code
+            rejected = sum(ledger["rejected"].values())
+            assert ledger["records"] == ledger["accepted"] + ledger["merged"] + rejected, code
+        assert len(self.ticks) == sum(ledger["passed"] for ledger in self.manager.ledger().values())
         self.lag.check()
 
 
 @asynccontextmanager
 async def fault_rig(
-    sim: DhanSimulator, *, url: str | None = None, mute_after_s: float | None = None, wait: bool = True
+    *sims: Simulator,
+    url: str | None = None,
+    symbols: Mapping[str, str] | None = None,
+    kinds: Mapping[str, AssetClass] | None = None,
+    always_open: bool = True,
+    wait: bool = True,
 ) -> AsyncIterator[FaultRig]:
-    """Run a manager on the simulator while the body lasts; its books must balance at the end."""
-    rig = FaultRig(sim, url, mute_after_s)
+    """Run a manager on the simulators while the body lasts; its books must balance at the end.
+
+    `url` (which may lead through a proxy) and `symbols` are of the first simulator, `kinds` says what an
+    instrument is where it is no equity.
+    """
+    feeds = [Feed(sim, url if sim is sims[0] else None, symbols if sim is sims[0] else None) for sim in sims]
+    rig = FaultRig(feeds, always_open, kinds)
     probe = asyncio.create_task(rig.lag.run())
     await rig.manager.start()
     try:
@@ -129,21 +240,22 @@ async def fault_rig(
         await rig.supervisor.stop()
 
 
-def _mapping(symbol: str, key: str) -> InstrumentMapping:
-    segment, security_id = symbol.split(":")
-    exchange, name = key.split(":")
+def mapping_of(code: str, symbol: str, key: str, kind: AssetClass = AssetClass.EQUITY) -> InstrumentMapping:
+    """The row that maps one provider symbol to an instrument."""
+    segment, _, security_id = symbol.partition(":")
+    exchange, _, name = key.partition(":")
     return InstrumentMapping(
         mapping_id=1,
         instrument=key,
         exchange=exchange,
         symbol=name,
         name=name,
-        asset_class=AssetClass.EQUITY,
+        asset_class=kind,
         currency="INR",
-        provider_code="DHAN",
-        search_code=f"{name}-EQ",
+        provider_code=code,
+        search_code=name if security_id else symbol,
         is_primary=True,
         priority=1,
-        segment=segment,
-        security_id=security_id,
+        segment=segment if security_id else None,
+        security_id=security_id or None,
     )
