@@ -14,7 +14,8 @@ class MuteRules(msgspec.Struct, frozen=True, kw_only=True):
     """When a connection that answers pings but brings no data is given up; times in seconds.
 
     It counts as busy after `windows` windows of `window_s` in a row with `least_frames` data frames a
-    minute or more, and until they are less than half as many. A busy one is given up after `after_s` without data, at most `tries` times in a row;
+    minute or more, and until they are less than half as many. A busy one is given up after `after_s`
+    without data, at most `tries` times in a row;
     then it is left open until it speaks by itself.
     """
 

@@ -1,4 +1,4 @@
-"""The judge of the way from a vendor's wire to the sequencer: every tick sent is published, refused or in a gap.
+"""The judge of the way from a vendor's wire to the sequencer: every tick is published, or in a gap.
 
 Works on simulators in identity mode, where each tick of an instrument has a price of its own, so that
 what was published can be told tick by tick. A tick that is missing is accounted for only when a `gap`
@@ -32,7 +32,8 @@ class FeedJudgement:
     def clean(self) -> bool:
         return not (self.lost or self.doubled or self.foreign or self.changed)
 
-    def __str__(self) -> str:
+    @property
+    def in_words(self) -> str:
         return f"{self.in_gaps} of {self.in_gaps + self.published} ticks, all in declared gaps"
 
 
@@ -48,17 +49,20 @@ def judge_feed(
     for exchange, found in by_exchange.items():
         assert found == sorted(set(found)), f"the positions of {exchange} increase"
     for symbol, instrument in instrument_of.items():
-        expected = {tick.price: tick for tick in reversed(sent) if tick.symbol == symbol and not tick.fault}
+        # One tick may be sent several times: in copies of its frame, and as the snapshot of a reconnect.
+        expected: dict[float, list[SentTick]] = defaultdict(list)
+        for tick in sent:
+            if tick.symbol == symbol and not tick.fault:
+                expected[tick.price].append(tick)
         own = [record for record in published if record.symbol == instrument]
-        _judge_one(instrument, [expected[price] for price in reversed(expected)], own, verdict)
+        _judge_one(instrument, list(expected.values()), own, verdict)
     return verdict
 
 
-def _judge_one(
-    instrument: str, expected: list[SentTick], own: list[Record], verdict: FeedJudgement
-) -> None:
-    order = {tick.price: index for index, tick in enumerate(expected)}
+def _judge_one(instrument: str, expected: list[SentTick], own: list[Record], verdict: FeedJudgement) -> None:
+    order = {copies[0].price: index for index, copies in enumerate(expected)}
     places: dict[int, int] = {}
+    seen: set[tuple[int, int]] = set()
     gaps: list[int] = []
     newest_ms = 0
     for place, record in enumerate(own):
@@ -71,8 +75,11 @@ def _judge_one(
         if index is None:
             verdict.foreign.append(label)
             continue
-        if index in places:
+        # The snapshot of an instrument that has not traded yet has a new time with every subscription.
+        said = (index, record.timestamp // 1000)
+        if said in seen:
             verdict.doubled.append(label)
+        seen.add(said)
         places[index] = place
         verdict.changed += [f"{label}: {why}" for why in _changes(record, expected[index])]
         if not record.flags & FLAG_LATE:
@@ -80,7 +87,7 @@ def _judge_one(
                 verdict.changed.append(f"{label}: older than the tick before it, and not marked late")
             newest_ms = record.timestamp
     verdict.published += len(places)
-    for index, tick in enumerate(expected):
+    for index, (tick, *_) in enumerate(expected):
         if index in places:
             continue
         before = max((places[other] for other in places if other < index), default=-1)
@@ -91,12 +98,12 @@ def _judge_one(
             verdict.lost.append(f"{instrument} {tick.price_text} seq {tick.seq}")
 
 
-def _changes(record: DataIngestionFormat, tick: SentTick) -> list[str]:
+def _changes(record: DataIngestionFormat, copies: list[SentTick]) -> list[str]:
     problems = []
-    if record.timestamp // 1000 != tick.event_ms // 1000:
-        problems.append(f"second {record.timestamp} instead of {tick.event_ms}")
+    if record.timestamp // 1000 not in {tick.event_ms // 1000 for tick in copies}:
+        problems.append(f"second {record.timestamp} instead of {copies[0].event_ms}")
     if record.timestamp > record.received_ms + _AHEAD_MS:
         problems.append("a time in the future would poison the series")
-    if record.cumulative_volume != tick.volume:
-        problems.append(f"volume {record.cumulative_volume} instead of {tick.volume}")
+    if record.cumulative_volume != copies[0].volume:
+        problems.append(f"volume {record.cumulative_volume} instead of {copies[0].volume}")
     return problems

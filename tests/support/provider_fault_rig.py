@@ -117,17 +117,34 @@ class FaultRig:
             factories={feed.code: feed.make for feed in feeds},
             always_open=always_open,
         )
-        self.snapshot = MappingSnapshot(
+        self._kinds = kinds or {}
+        self.manager.load(self.snapshot_of_feeds())
+
+    def snapshot_of_feeds(self) -> MappingSnapshot:
+        """The mappings as the feeds have them; the first feed is the first choice of what both know."""
+        return MappingSnapshot(
             version=1,
             loaded_ms=SystemClock().now_ms(),
-            providers=tuple(ProviderEntry(code=feed.code, name=feed.code) for feed in feeds),
+            providers=tuple(ProviderEntry(code=feed.code, name=feed.code) for feed in self.feeds.values()),
             mappings=tuple(
-                mapping_of(feed.code, symbol, key, (kinds or {}).get(key, AssetClass.EQUITY))
-                for feed in feeds
+                mapping_of(
+                    feed.code,
+                    symbol,
+                    key,
+                    self._kinds.get(key, AssetClass.EQUITY),
+                    primary=feed is self.first or key not in self.first.symbols.values(),
+                )
+                for feed in self.feeds.values()
                 for symbol, key in feed.symbols.items()
             ),
         )
-        self.manager.load(self.snapshot)
+
+    def leave_alone_for(self, code: str, seconds: float) -> None:
+        """Make the manager believe that a provider has been away for so long."""
+        runtime = self.manager._runtimes[code]
+        runtime.look()
+        assert runtime._away_since_s is not None, "it is not away"
+        runtime._away_since_s -= seconds
 
     def _publish(self, record: Record) -> None:
         self.sequencer.stamp(record)
@@ -184,10 +201,10 @@ class FaultRig:
             feed.sim.release_held()
             last = {key: feed.sim.emit(symbol)[-1].price for symbol, key in feed.symbols.items()}
             await eventually(
-                lambda last=last: {
-                    key for key, price in last.items() if any(t.price == price for t in self.ticks_of(key))
-                }
-                == set(last),
+                lambda last=last: (
+                    {key for key, price in last.items() if any(t.price == price for t in self.ticks_of(key))}
+                    == set(last)
+                ),
                 within_s=10,
             )
         return self.judge()
@@ -240,7 +257,9 @@ async def fault_rig(
         await rig.supervisor.stop()
 
 
-def mapping_of(code: str, symbol: str, key: str, kind: AssetClass = AssetClass.EQUITY) -> InstrumentMapping:
+def mapping_of(
+    code: str, symbol: str, key: str, kind: AssetClass = AssetClass.EQUITY, *, primary: bool = True
+) -> InstrumentMapping:
     """The row that maps one provider symbol to an instrument."""
     segment, _, security_id = symbol.partition(":")
     exchange, _, name = key.partition(":")
@@ -254,8 +273,8 @@ def mapping_of(code: str, symbol: str, key: str, kind: AssetClass = AssetClass.E
         currency="INR",
         provider_code=code,
         search_code=name if security_id else symbol,
-        is_primary=True,
-        priority=1,
+        is_primary=primary,
+        priority=1 if primary else 2,
         segment=segment if security_id else None,
         security_id=security_id or None,
     )
