@@ -266,6 +266,8 @@ class LiveDataIngestion:
                 self.sequencer.resume_after(exchange, position)
             self.broadcast.seed_positions({exchange: positions[exchange] for exchange in exchanges})
             newest = await last_ticks(client, sorted(self._instruments))
+            # Redis knows nothing of what waits on disk; the last trade repeated must still be recognised.
+            newest |= await self._spool.newest_ticks(self._instruments)
             self.providers.seed(newest.values())
             self.broadcast.seed(newest.values())
             self.epoch, _ = await ensure_epoch(client)

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from services.market_data.records import Record
+from services.market_data.records import DataIngestionFormat, Record
 from services.pipeline.sequencer import START, Position
 from services.storage.spool_format import TRIED
 from services.storage.spool_log import SEGMENT_BYTES, SYNC_EVERY_S, Appended, SpoolLog
+from services.storage.spool_newest import newest_ticks
 from services.storage.spool_reader import ReadOut
 
 _log = structlog.get_logger(__name__)
@@ -259,6 +260,19 @@ class Spool:
             for exchange, position in log.positions.items():
                 newest[exchange] = max(position, newest.get(exchange, START))
         return newest
+
+    async def newest_ticks(self, instruments: Iterable[str]) -> dict[str, DataIngestionFormat]:
+        """Return the newest waiting tick of each instrument that has one; before the sinks run."""
+        loop = asyncio.get_running_loop()
+        found: dict[str, DataIngestionFormat] = {}
+        for log in self._logs.values():
+            if log.pending:
+                ticks = await loop.run_in_executor(self._executor, newest_ticks, log.folder, instruments)
+                for key, tick in ticks.items():
+                    known = found.get(key)
+                    if known is None or tick.timestamp >= known.timestamp:
+                        found[key] = tick
+        return found
 
     def status(self) -> list[ChannelStatus]:
         """Return what every channel holds."""
