@@ -26,20 +26,23 @@ from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
-from services.market_data.records import PROBE_EXCHANGE, Record
+from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
 from services.operations.health_probe import HealthProbe
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
+from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, sink_account
 from services.pipeline.sequencer import Sequencer
-from services.pipeline.sink import Sink
+from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
-from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks
+from services.storage.bootstrap import last_positions, last_ticks
 from services.storage.client import check_server, make_client
 from services.storage.credentials import replace_credentials
 from services.storage.entry import EntryEncoder
+from services.storage.history_watch import HistoryWatch
 from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.losses import LossDeclaration
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_writer import StreamWriter
@@ -106,22 +109,29 @@ class LiveDataIngestion:
         encoder = EntryEncoder()
         self._spool = Spool(config.state_dir / FOLDER, limit_bytes=config.spool_limit_bytes)
         channels = self._spool.channels
-        self._sinks: tuple[Sink, ...] = (
-            TimeSeriesWriter(
-                config.redis_url,
-                clock=self.clock,
-                retention_ms=config.tick_retention_ms,
-                spool=channels["time_series"],
-            ),
-            StreamWriter(
-                config.redis_url,
-                max_entries=config.stream_max_entries,
-                encoder=encoder,
-                spool=channels["stream"],
-            ),
-            LatestValueWriter(config.redis_url, encoder=encoder),
-            self.broadcast,
+        time_series = TimeSeriesWriter(
+            config.redis_url,
+            clock=self.clock,
+            retention_ms=config.tick_retention_ms,
+            spool=channels["time_series"],
         )
+        stream = StreamWriter(
+            config.redis_url,
+            max_entries=config.stream_max_entries,
+            encoder=encoder,
+            spool=channels["stream"],
+        )
+        self._latest = LatestValueWriter(config.redis_url, encoder=encoder)
+        self._sinks: tuple[Sink, ...] = (time_series, stream, self._latest, self.broadcast)
+        self._losses = LossDeclaration(
+            {sink.name: sink.losses for sink in (time_series, stream)},
+            folder=config.state_dir / FOLDER,
+            clock=self.clock,
+            publish=self.publish,
+            possible=lambda: stream.state is SinkState.READY,
+        )
+        self._history = HistoryWatch(config.redis_url, self._history_lost)
+        self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self.providers = ProviderManager(
             clock=self.clock,
@@ -174,6 +184,9 @@ class LiveDataIngestion:
         self.supervisor.keep("event_loop_lag", self._measure_lag)
         for sink in self._sinks:
             self.supervisor.keep(f"sink:{sink.name}", sink.run)
+        self.supervisor.keep("ledger", self._ledger.run)
+        self.supervisor.keep("losses", self._losses.run)
+        self.supervisor.keep("history", self._history.run)
         self.api_url = await self._gateway.start()
         self.supervisor.keep("gateway", self._gateway.run)
         self.supervisor.keep("health_probe", self._probe.run)
@@ -270,9 +283,25 @@ class LiveDataIngestion:
             newest |= await self._spool.newest_ticks(self._instruments)
             self.providers.seed(newest.values())
             self.broadcast.seed(newest.values())
-            self.epoch, _ = await ensure_epoch(client)
+            self._latest.remember(newest.values())
+            self.epoch = await self._history.start(client)
         finally:
             await client.aclose()
+
+    def _history_lost(self, epoch: str) -> None:
+        """Write again what is known, and tell everybody that positions until now mean nothing any more."""
+        self.epoch = epoch
+        self._latest.write_again()
+        now_ms = self.clock.now_ms()
+        for exchange in self.broadcast.positions():
+            fields: dict[str, str | int] = {
+                "from": now_ms - self.config.tick_retention_ms,
+                "to": now_ms,
+                "reason": "history_lost",
+                "epoch": epoch,
+            }
+            self.publish(ControlRecord("gap", "", exchange, now_ms, now_ms, "", fields))
+        self._gateway.epoch_changed()
 
     async def _apply_mappings(self, snapshot: MappingSnapshot) -> None:
         """Go over to an accepted change of the mapping tables."""
@@ -325,7 +354,14 @@ class LiveDataIngestion:
             )
         mappings = self._mappings.status
         degraded = [f"mappings are not refreshed: {mappings.reason}"] if mappings.reason else []
+        degraded += self._ledger.problems()
         return Readiness(ready=not reasons, reasons=reasons, degraded=degraded)
+
+    def _accounts(self) -> list[Account]:
+        accounts = [sink_account(sink) for sink in self._sinks]
+        for code, figures in self.providers.ledger().items():
+            accounts += provider_accounts(code, figures)
+        return accounts
 
     def pipeline_status(self) -> dict[str, Any]:
         """Return the state of sinks, tasks and mappings, and the account of every record."""
@@ -358,6 +394,7 @@ class LiveDataIngestion:
             "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "ledger": self.providers.ledger(),
+            "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
 

@@ -41,15 +41,16 @@ _async_received_ms: ContextVar[int] = ContextVar("received_ms", default=0)
 
 
 class ProviderCounters(msgspec.Struct):
-    """Plain counts, exported on demand. `frames = decoded + sum(wire_errors)`.
+    """Plain counts, exported on demand. `frames = decoded + sum(wire_errors) + waiting`.
 
     `records` counts what came out of decoded frames, `ticks` what was emitted, `ignored` records that
     carry no market data (heartbeats, unknown kinds), by kind. `resubscribed` counts symbols that were
-    asked for again because nothing had come.
+    asked for again because nothing had come, `waiting` messages that an `async def` handler is not done with.
     """
 
     frames: int = 0
     decoded: int = 0
+    waiting: int = 0
     records: int = 0
     ticks: int = 0
     reconnects: int = 0
@@ -156,6 +157,7 @@ class FrameIntake:
         for _, unhandled in self._pending:
             _discard(unhandled)
             self._count("handler_cancelled")
+            self._counters.waiting -= 1
         self._pending.clear()
         self._worker = None
 
@@ -170,6 +172,7 @@ class FrameIntake:
             self._count_damage("handler_overrun", ProviderError("message_handler is too slow"), raw)
             return False
         self._pending.append((self.current_ms, result))
+        self._counters.waiting += 1
         self._pending_added.set()
         if self._worker is None or self._worker.done():
             self._worker = self._spawn(self._work_off(), "message_handler")
@@ -199,8 +202,16 @@ class FrameIntake:
                     self._count_damage(error.reason, error, error.frame)
                 except DECODE_ERRORS as error:
                     self._count_damage(f"handler_{type(error).__name__}", error, b"")
+                except ProviderError:
+                    self._counters.decoded += 1
+                    raise
+                except BaseException:
+                    self._count("handler_cancelled")
+                    raise
                 else:
                     self._counters.decoded += 1
+                finally:
+                    self._counters.waiting -= 1
             self._pending_added.clear()
             await self._pending_added.wait()
 

@@ -93,6 +93,7 @@ class ProviderRuntime:
             "frames": provider.counters.frames if provider else 0,
             "decoded": provider.counters.decoded if provider else 0,
             "wire_errors": dict(provider.counters.wire_errors) if provider else {},
+            "waiting": provider.counters.waiting if provider else 0,
             "ignored": dict(provider.counters.ignored) if provider else {},
             "records": counters.records,
             "accepted": counters.accepted,

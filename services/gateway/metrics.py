@@ -44,6 +44,7 @@ class _DaemonCollector(Collector):
         yield _gauge("marketd_ready", "1 when data can flow.", int(self._backend.readiness().ready))
         yield from _providers(self._backend.provider_status())
         yield from _ledger(pipeline.get("ledger", {}))
+        yield from _accounts(pipeline.get("accounts", []))
         yield from _sinks(pipeline.get("sinks", []))
         yield from _tasks(pipeline.get("tasks", []))
         yield from _gateway(self._clients())
@@ -109,6 +110,21 @@ def _ledger(ledger: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
             else:
                 records.add_metric([code, step], value)
     yield from (records, reasons)
+
+
+def _accounts(accounts: list[dict[str, Any]]) -> Iterator[Metric]:
+    imbalance = GaugeMetricFamily(
+        "marketd_ledger_imbalance", "Frames or records unaccounted for just now.", labels=["account"]
+    )
+    fault = GaugeMetricFamily(
+        "marketd_ledger_fault",
+        "1 when an account has not balanced for seconds: a defect.",
+        labels=["account"],
+    )
+    for account in accounts:
+        imbalance.add_metric([account["account"]], account["imbalance"])
+        fault.add_metric([account["account"]], int(account["fault"]))
+    yield from (imbalance, fault)
 
 
 def _sinks(sinks: list[dict[str, Any]]) -> Iterator[Metric]:

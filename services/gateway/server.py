@@ -174,6 +174,11 @@ class Gateway:
         if revoked or closed:
             _log.info("tokens_replaced", revoked=sorted(revoked), sessions_closed=closed)
 
+    def epoch_changed(self) -> None:
+        """Tell every client that its positions mean nothing any more, and the new ones."""
+        for session in list(self._sockets.sessions):
+            session.resync()
+
     def client_figures(self) -> dict[str, Any]:
         """Return the figures of the WebSocket side: clients, what they watch, what was sent and skipped."""
         return self._sockets.figures() | {

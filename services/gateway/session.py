@@ -202,6 +202,11 @@ class ClientSession:
         for refusal in self._subscriptions.catalogue_changed():
             self._answer_error(refusal.code, str(refusal))
 
+    def resync(self) -> None:
+        """Tell the client the new epoch: what it remembers of positions cannot be resumed from."""
+        if self.principal is not None and len(self._subscriptions):
+            self._answer(self._subscriptions.resync())
+
     @property
     def instruments(self) -> int:
         """How many instruments the client watches."""

@@ -121,6 +121,17 @@ class Subscriptions:
             self._watch(found[:room], wish)
         return refusals
 
+    def resync(self) -> dict[str, Any]:
+        """Return the notice of another epoch, with the positions in it of what is watched."""
+        exchanges = sorted({key.partition(":")[0] for key in self._watches})
+        position = {name: text for name in exchanges if (text := self._broadcast.position(name)) is not None}
+        return {
+            "type": "resync",
+            "reason": "history_lost",
+            "epoch": self._backend.epoch,
+            "position": position,
+        }
+
     def clear(self) -> None:
         """Stop watching everything."""
         self._broadcast.detach(self._outlet, self._watches)

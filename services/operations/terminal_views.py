@@ -60,7 +60,18 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         )
     grid.add_row("")
     grid.add_row(sinks)
+    grid.add_row("")
+    grid.add_row(_ledger_line(pipeline.get("accounts", [])))
     return grid
+
+
+def _ledger_line(accounts: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line: whether everything that came in is accounted for, and where it is not."""
+    faults = [account for account in accounts if account["fault"]]
+    if faults:
+        named = ", ".join(f"{account['account']} {account['imbalance']:+}" for account in faults)
+        return f"ledger [red]does not balance: {escape(named)}[/]"
+    return f"ledger [green]balances[/] [dim]({len(accounts)} accounts)[/]" if accounts else ""
 
 
 def spool_view(channels: Sequence[ChannelContents]) -> Table:
