@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from services.operations.embedded_postgres import EmbeddedPostgres
+from services.operations.embedded_postgres import EmbeddedPostgres, program_folder
+from tests.support.daemon import ROOT
+
+ROLES_SCRIPT = ROOT / "deploy" / "postgres" / "roles.sql"
 
 
 class PrivatePostgres:
@@ -59,6 +62,21 @@ class PrivatePostgres:
             await connection.execute(statement)
         finally:
             await connection.close()
+
+    async def make_roles(self, database: str, password: str) -> None:
+        """Run the shipped script as documented, with psql, and give both roles this password."""
+        process = await asyncio.create_subprocess_exec(
+            str(program_folder() / "psql"),
+            *("-X", "-q", "-f", str(ROLES_SCRIPT)),
+            *("-h", "127.0.0.1", "-p", str(self.port), "-U", "marketd", "-d", database),
+            env={"PGPASSWORD": self._server.secret, "PATH": os.environ["PATH"]},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+        for role in ("marketd_daemon", "marketd_loader"):
+            await self.sql(f"ALTER ROLE {role} PASSWORD '{password}'")
 
     async def _is_open(self) -> bool:
         connection = await asyncpg.connect(self._server.url)
