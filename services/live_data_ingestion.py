@@ -45,6 +45,7 @@ from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.losses import LossDeclaration
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
+from services.storage.stream_history import StreamHistory
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
 from services.subscriptions import FILE as SUBSCRIPTIONS_FILE
@@ -153,6 +154,7 @@ class LiveDataIngestion:
                 tokens=dict(config.api_tokens),
                 allowed_origins=config.api_allowed_origins,
             ),
+            StreamHistory(config.redis_url),
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -277,6 +279,7 @@ class LiveDataIngestion:
             # What still waits on disk must come before anything new in its stream.
             for exchange, position in self._spool.positions().items():
                 self.sequencer.resume_after(exchange, position)
+                positions[exchange] = max(position, positions.get(exchange, position))
             self.broadcast.seed_positions({exchange: positions[exchange] for exchange in exchanges})
             newest = await last_ticks(client, sorted(self._instruments))
             # Redis knows nothing of what waits on disk; the last trade repeated must still be recognised.

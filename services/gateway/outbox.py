@@ -6,12 +6,14 @@ Pure: no I/O, no clock. `take` and `take_control` are called on the hot path and
 * `latest`: a `Pace` keeps one tick per instrument, the newest; it leaves when the pace is due.
 * A control record leaves in its place in the queue, behind the instrument's last tick before it.
 * The queue always leaves before a pace, so no older value of an instrument follows a newer one.
+* What a client missed while it was away stands before the queue, with what the queue held then; nothing
+  of it is ever skipped.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import is_
 
@@ -26,6 +28,8 @@ from services.gateway.encoding import (
     to_json,
 )
 from services.market_data.records import DataIngestionFormat, Record
+
+WIDE_CONTROLS_REMEMBERED = 1_000
 
 
 class SharedFrames:
@@ -63,9 +67,12 @@ class Outbox:
         self._limit_bytes = limit_bytes
         self._wake = wake
         self._queue: deque[Publication | bytes] = deque()
+        self._backlog: deque[Publication | bytes] = deque()
+        self._wide_controls: dict[tuple[str, int, int], None] = {}
         self._skipped: dict[str, int] = {}
         self.paces: dict[int, Pace] = {}
         self.queued_bytes = 0
+        self.backlog_bytes = 0
         self.skipped_total = 0
         self.overfull = False
         """Set for good when answers and control records alone exceed the cap: this client must go."""
@@ -88,6 +95,8 @@ class Outbox:
     def take_control(self, publication: Publication) -> None:
         """Queue one control record behind the pending ticks it concerns."""
         record = publication.record
+        if not self.is_new(record):
+            return
         for pace in self.paces.values():
             if is_exchange_wide(record):
                 for before in [
@@ -110,6 +119,39 @@ class Outbox:
         elif self.queued_bytes > self._limit_bytes:
             self._shed()
 
+    def is_new(self, record: Record) -> bool:
+        """Tell whether a record was not queued before, as far as that can happen; remember it.
+
+        A record that concerns a whole exchange comes once with every subscription of a client.
+        """
+        if isinstance(record, DataIngestionFormat) or not is_exchange_wide(record) or not record.position_ms:
+            return True
+        known = self._wide_controls
+        name = (record.exchange, record.position_ms, record.position_seq)
+        if name in known:
+            return False
+        known[name] = None
+        if len(known) > WIDE_CONTROLS_REMEMBERED:
+            del known[next(iter(known))]
+        return True
+
+    def restore(self, answer: bytes, missed: Iterable[Publication]) -> None:
+        """Queue an answer and what the client missed, behind all that waits now; none of it is skipped."""
+        backlog = self._backlog
+        if self._skipped:
+            self._put_back(text_frame(to_json(skipped_message(self._skipped))))
+            self._skipped = {}
+        backlog.extend(self._queue)
+        self.backlog_bytes += self.queued_bytes
+        self._queue.clear()
+        self.queued_bytes = 0
+        self._put_back(answer)
+        for publication in missed:
+            if self.is_new(publication.record):
+                backlog.append(publication)
+                self.backlog_bytes += len(fragment(publication))
+        self._wake()
+
     def forget(self, instrument: str) -> None:
         """Drop the pending tick of an instrument that is no longer conflated here."""
         for pace in self.paces.values():
@@ -120,27 +162,26 @@ class Outbox:
     @property
     def waiting(self) -> bool:
         """Whether something stands in the queue (pending ticks of a pace do not count)."""
-        return bool(self._queue or self._skipped)
+        return bool(self._queue or self._backlog or self._skipped)
 
     def pop_queue(self, budget_bytes: int) -> list[bytes]:
         """Take complete frames from the queue, in order, until about `budget_bytes` are reached."""
         queue = self._queue
+        if self._backlog:
+            frames, freed = self._pop_line(self._backlog, budget_bytes)
+            self.backlog_bytes -= freed
+            return frames
         if len(queue) == 1 and not self._skipped:
-            return [self._pop_one(queue.popleft())]
-        frames: list[bytes] = []
+            item = queue.popleft()
+            self.queued_bytes -= _size(item)
+            return [_frame(item)]
+        notice = []
         if self._skipped:
-            frames.append(text_frame(to_json(skipped_message(self._skipped))))
+            notice.append(text_frame(to_json(skipped_message(self._skipped))))
             self._skipped = {}
-        size = 0
-        while queue and size < budget_bytes:
-            head = queue.popleft()
-            if queue and isinstance(head, Publication) and isinstance(head.record, DataIngestionFormat):
-                frame = self._gather(head)
-            else:
-                frame = self._pop_one(head)
-            frames.append(frame)
-            size += len(frame)
-        return frames
+        frames, freed = self._pop_line(queue, budget_bytes)
+        self.queued_bytes -= freed
+        return notice + frames
 
     def pop_pace(self, pace: Pace, budget_bytes: int) -> list[bytes]:
         """Take frames of the pace's pending ticks until about `budget_bytes` are reached."""
@@ -154,29 +195,40 @@ class Outbox:
             size += len(frame)
         return frames
 
-    def _pop_one(self, item: Publication | bytes) -> bytes:
-        if isinstance(item, bytes):
-            self.queued_bytes -= len(item)
-            return item
-        self.queued_bytes -= len(item.fragment or fragment(item))
-        return item.frame or single_frame(item)
+    def _put_back(self, frame: bytes) -> None:
+        self._backlog.append(frame)
+        self.backlog_bytes += len(frame)
 
-    def _gather(self, head: Publication) -> bytes:
-        """Take consecutive ticks of different instruments into one frame."""
-        queue = self._queue
+    def _pop_line(self, line: deque[Publication | bytes], budget_bytes: int) -> tuple[list[bytes], int]:
+        """Take frames of about `budget_bytes`; return them, and by how much the line is smaller."""
+        frames: list[bytes] = []
+        size = freed = 0
+        while line and size < budget_bytes:
+            head = line.popleft()
+            freed += _size(head)
+            if line and isinstance(head, Publication) and isinstance(head.record, DataIngestionFormat):
+                frame, more = self._gather(head, line)
+                freed += more
+            else:
+                frame = _frame(head)
+            frames.append(frame)
+            size += len(frame)
+        return frames, freed
+
+    def _gather(self, head: Publication, line: deque[Publication | bytes]) -> tuple[bytes, int]:
+        """Take consecutive ticks of different instruments into one frame with `head`; return their size."""
         seen = {head.record.symbol}
-        if not _may_follow(queue[0], seen):
-            return self._pop_one(head)
+        if not _may_follow(line[0], seen):
+            return _frame(head), 0
         batch = [head]
-        while queue and len(batch) < MAX_TICKS_PER_FRAME:
-            item = queue[0]
+        while line and len(batch) < MAX_TICKS_PER_FRAME:
+            item = line[0]
             if not isinstance(item, Publication) or not _may_follow(item, seen):
                 break
-            queue.popleft()
+            line.popleft()
             batch.append(item)
             seen.add(item.record.symbol)
-        self.queued_bytes -= sum(len(fragment(item)) for item in batch)
-        return self._frames.frame_of(batch)
+        return self._frames.frame_of(batch), sum(map(_size, batch)) - _size(head)
 
     def _shed(self) -> None:
         """Drop the oldest ticks until half the cap is left; answers and control records stay."""
@@ -219,6 +271,14 @@ def _build_frame(batch: list[Publication]) -> bytes:
             newest[exchange] = record
             top_ms, top_seq = position_ms, record.position_seq
     return tick_frame([item.fragment or fragment(item) for item in batch], newest)
+
+
+def _size(item: Publication | bytes) -> int:
+    return len(item) if isinstance(item, bytes) else len(item.fragment or fragment(item))
+
+
+def _frame(item: Publication | bytes) -> bytes:
+    return item if isinstance(item, bytes) else item.frame or single_frame(item)
 
 
 def _may_follow(item: Publication | bytes, seen: set[str]) -> bool:

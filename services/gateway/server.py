@@ -32,6 +32,7 @@ from services.gateway.origin import OriginPolicy
 from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
 from services.gateway.protocol import MAX_MESSAGE_BYTES
+from services.gateway.recovery import History, RecoveryDesk, RecoveryLimits
 from services.gateway.session import CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
 from services.gateway.websocket import WebSocketEndpoint
@@ -61,13 +62,24 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: tuple[str, ...] = ()
     limits: ClientLimits = ClientLimits()
     flow: FlowLimits = FlowLimits()
+    recovery: RecoveryLimits = RecoveryLimits()
     web_root: Path = WEB_ROOT
 
 
 class Gateway:
-    """Serves clients. `start`, keep `run` running, `stop`; `stop` is harmless when repeated."""
+    """Serves clients. `start`, keep `run` running, `stop`; `stop` is harmless when repeated.
 
-    def __init__(self, backend: GatewayBackend, broadcast: DataBroadcast, config: GatewayConfig) -> None:
+    `history` is where clients that come back are answered from; without it a client is recovered only
+    when it has missed nothing.
+    """
+
+    def __init__(
+        self,
+        backend: GatewayBackend,
+        broadcast: DataBroadcast,
+        config: GatewayConfig,
+        history: History | None = None,
+    ) -> None:
         self.config = config
         self._backend = backend
         self._broadcast = broadcast
@@ -77,10 +89,11 @@ class Gateway:
         self._directory = InstrumentDirectory(backend, broadcast.clock)
         self._pacer = Pacer(broadcast.clock)
         self._guard = Guard(authenticator)
+        self._desk = RecoveryDesk(history, broadcast.clock, config.recovery, self._held_bytes)
         self._sockets = WebSocketEndpoint(
             SessionContext(
                 subscriptions=SubscriptionContext(
-                    backend, self._directory, broadcast, config.limits, self._pacer.spread
+                    backend, self._directory, broadcast, config.limits, self._pacer.spread, self._desk
                 ),
                 clock=broadcast.clock,
                 authenticator=authenticator,
@@ -141,8 +154,10 @@ class Gateway:
         return self.url
 
     async def run(self) -> None:
-        """Serve the clients' paces, pings and deadlines until cancelled."""
-        await self._pacer.run()
+        """Serve the clients' paces, pings, deadlines and returns until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._desk.run(), name="recovery")
+            group.create_task(self._pacer.run(), name="pacer")
 
     async def stop(self) -> None:
         """Refuse new clients, tell those connected to come back (1012), and close, within about 4 s."""
@@ -185,7 +200,11 @@ class Gateway:
             "http_refused": dict(self._guard.refused),
             "connections": self._open_connections,
             "connections_refused": self._refused_connections,
+            "resumed": msgspec.to_builtins(self._desk.figures),
         }
+
+    def _held_bytes(self) -> int:
+        return sum(session.outbox.backlog_bytes for session in self._sockets.sessions)
 
     def _limit_connections(self) -> None:
         """Take what the operating system allows; a server without descriptors can accept and do nothing."""

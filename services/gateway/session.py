@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -106,8 +107,13 @@ class ClientSession:
         self._bucket = TokenBucket(context.limits.messages_per_s, context.limits.message_burst, now_s)
         self._errors = ErrorBudget(context.limits.errors_per_minute)
         self._subscriptions = Subscriptions(
-            context.subscriptions, self, self.outbox, lambda: context.paced(self)
+            context.subscriptions,
+            self,
+            self.outbox,
+            paced=lambda: context.paced(self),
+            recovered=self._obey_deferred,
         )
+        self._deferred: deque[ClientMessage] = deque()
         self._close_sent_s: float | None = None
         self.close_code = 0
         self.close_reason = ""
@@ -143,11 +149,11 @@ class ClientSession:
         except ClientMessageError as refusal:
             self.refuse(refusal)
             return
-        try:
-            self._obey(message)
-        except ClientMessageError as refusal:
-            # A good message beyond a limit: told, but no sign of a broken client.
-            self._answer_error(refusal.code, str(refusal), message.id)
+        if self._subscriptions.recovering:
+            # Messages are answered in order, and what was missed stands before any later answer.
+            self._deferred.append(message)
+        else:
+            self._try_to_obey(message)
 
     def refuse(self, refusal: ClientMessageError) -> None:
         """Tell the client what is wrong with its message; end the session when that happens too often."""
@@ -172,6 +178,17 @@ class ClientSession:
         elif not self._bucket.take(now_s):
             self.close(CLOSE_TOO_MANY_MESSAGES, "too many pongs")
 
+    def _obey_deferred(self) -> None:
+        while self._deferred and not (self._subscriptions.recovering or self.closing):
+            self._try_to_obey(self._deferred.popleft())
+
+    def _try_to_obey(self, message: ClientMessage) -> None:
+        try:
+            self._obey(message)
+        except ClientMessageError as refusal:
+            # A good message beyond a limit: told, but no sign of a broken client.
+            self._answer_error(refusal.code, str(refusal), message.id)
+
     def _obey(self, message: ClientMessage) -> None:
         if isinstance(message, Authenticate):
             self._authenticate(message)
@@ -180,11 +197,14 @@ class ClientSession:
                 "unauthenticated", 'the first message must be {"action":"auth","token":…}'
             )
         elif isinstance(message, Subscribe):
-            self._answer(self._subscriptions.subscribe(message))
+            self._subscriptions.subscribe(message)
         elif isinstance(message, Unsubscribe):
             self._answer(self._subscriptions.unsubscribe(message))
         elif isinstance(message, Ping):
-            self._answer({"type": "pong", "id": message.id})
+            answer: dict[str, Any] = {"type": "pong", "id": message.id}
+            if position := self._subscriptions.position():
+                answer["position"] = position
+            self._answer(answer)
         else:
             self._answer(self._subscriptions.listed(message))
 

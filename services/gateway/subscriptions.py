@@ -2,7 +2,8 @@
 
 Stands between the client's messages and the broadcast: it attaches the client's outlet and says the
 answers. A message is obeyed as a whole or, when it is beyond a limit, not at all. Subscribing, the
-snapshot and its position are one step of the event loop, so that nothing falls between them.
+snapshot and its position are one step of the event loop, so that nothing falls between them. A client
+that resumes is answered when what it missed has been read; the tail of live records waits with it.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from typing import Any
 
 import msgspec
 
-from services.data_broadcast import DataBroadcast, Outlet
+from services.data_broadcast import DataBroadcast, Outlet, Publication
 from services.gateway.backend import GatewayBackend
 from services.gateway.directory import InstrumentDirectory
-from services.gateway.encoding import raw_tick
+from services.gateway.encoding import raw_tick, text_frame, to_json
 from services.gateway.limits import ClientLimits
 from services.gateway.outbox import Outbox, Pace
 from services.gateway.protocol import (
     ClientMessageError,
     ListSubscriptions,
-    ResumePoint,
     Subscribe,
     Unsubscribe,
     is_well_formed,
 )
+from services.gateway.recovery import Recovery, RecoveryDesk, Tail
+from services.gateway.resumption import NOTHING_YET, Spans, judge
 
 
 class SubscriptionContext(msgspec.Struct, frozen=True):
@@ -36,6 +38,7 @@ class SubscriptionContext(msgspec.Struct, frozen=True):
     broadcast: DataBroadcast
     limits: ClientLimits
     spread: Callable[[], float]
+    desk: RecoveryDesk
 
 
 class _Watch(msgspec.Struct, frozen=True):
@@ -47,17 +50,39 @@ class _Watch(msgspec.Struct, frozen=True):
     every_ms: int
 
 
+class _Return(msgspec.Struct, frozen=True):
+    """A client on its way back: what it wished, the answer as far as it is known, its tail."""
+
+    wish: Subscribe
+    found: list[str]
+    answer: dict[str, Any]
+    tail: Tail
+    recovery: Recovery
+
+
 class Subscriptions:
-    """The subscriptions of one client. `paced()` is called when its outbox has a new pace."""
+    """The subscriptions of one client.
+
+    `paced()` is called when its outbox has a new pace, `recovered()` when a resume has been answered.
+    """
 
     def __init__(
-        self, context: SubscriptionContext, outlet: Outlet, outbox: Outbox, paced: Callable[[], None]
+        self,
+        context: SubscriptionContext,
+        outlet: Outlet,
+        outbox: Outbox,
+        *,
+        paced: Callable[[], None],
+        recovered: Callable[[], None],
     ) -> None:
         self._backend = context.backend
         self._directory = context.directory
         self._broadcast = context.broadcast
         self._limits = context.limits
         self._spread = context.spread
+        self._desk = context.desk
+        self._recovered = recovered
+        self._return: _Return | None = None
         self._outlet = outlet
         self._outbox = outbox
         self._paced = paced
@@ -68,8 +93,17 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._watches)
 
-    def subscribe(self, wish: Subscribe) -> dict[str, Any]:
-        """Watch what is wished, or change how it is delivered; return the answer.
+    @property
+    def recovering(self) -> bool:
+        """Whether a resume waits for its answer; nothing else may be obeyed before it."""
+        return self._return is not None
+
+    def position(self) -> dict[str, str]:
+        """Return the bus's newest position of every exchange that is watched: all before it is queued."""
+        return self._positions({instrument.partition(":")[0] for instrument in self._watches})
+
+    def subscribe(self, wish: Subscribe) -> None:
+        """Watch what is wished, or change how it is delivered; queue the answer, at once or when it is known.
 
         Raises `ClientMessageError` (`too_many`), changing nothing, beyond the client's limits.
         """
@@ -77,8 +111,18 @@ class Subscriptions:
         self._check_limits(wish, found)
         self._wildcards.update(dict.fromkeys(wildcards, wish))
         self._left_out.difference_update(found)
-        self._watch(found, wish)
-        return self._subscribed(wish, found, rejected)
+        answer: dict[str, Any] = {
+            "type": "subscribed",
+            "id": wish.id,
+            "accepted": [key for key in wish.instruments if key not in rejected],
+            "rejected": rejected,
+            "epoch": self._backend.epoch,
+        }
+        if wish.resume is None:
+            self._watch(found, wish)
+            self._begin(wish, found, answer)
+        else:
+            self._come_back(wish, found, answer)
 
     def unsubscribe(self, message: Unsubscribe) -> dict[str, Any]:
         """Stop watching; return the answer, which names what was watched until now."""
@@ -134,6 +178,10 @@ class Subscriptions:
 
     def clear(self) -> None:
         """Stop watching everything."""
+        if self._return is not None:
+            self._return.recovery.cancelled = True
+            self._broadcast.detach(self._return.tail, self._return.found)
+            self._return = None
         self._broadcast.detach(self._outlet, self._watches)
         self._watches.clear()
         self._wildcards.clear()
@@ -220,36 +268,97 @@ class Subscriptions:
             self._outbox.forget(instrument)
         self._drop_unused_paces()
 
-    def _subscribed(self, wish: Subscribe, found: list[str], rejected: dict[str, str]) -> dict[str, Any]:
-        broadcast = self._broadcast
-        exchanges = sorted({instrument.partition(":")[0] for instrument in found})
-        position = {
-            exchange: text for exchange in exchanges if (text := broadcast.position(exchange)) is not None
-        }
-        answer: dict[str, Any] = {
-            "type": "subscribed",
-            "id": wish.id,
-            "accepted": [key for key in wish.instruments if key not in rejected],
-            "rejected": rejected,
-            "epoch": self._backend.epoch,
-            "position": position,
-        }
-        recovered = False
-        if wish.resume is not None:
-            recovered = self._nothing_missed(wish.resume, exchanges, position)
-            answer["recovered"] = recovered
+    def _positions(self, exchanges: set[str]) -> dict[str, str]:
+        return {exchange: self._broadcast.position(exchange) or NOTHING_YET for exchange in sorted(exchanges)}
+
+    def _begin(self, wish: Subscribe, found: list[str], answer: dict[str, Any], reason: str = "") -> None:
+        """Answer with where the bus is now and the newest values."""
+        answer["position"] = self._positions({instrument.partition(":")[0] for instrument in found})
+        if reason:
+            answer |= {"recovered": False, "reason": reason}
+            self._desk.figures.count_refusal(reason)
         snapshot = {}
-        if "tick" in wish.channels and not recovered:
+        if "tick" in wish.channels:
             for instrument in found:
-                newest = broadcast.latest(instrument)
+                newest = self._broadcast.latest(instrument)
                 if newest is not None:
                     snapshot[instrument] = raw_tick(newest)
         answer["snapshot"] = snapshot
-        return answer
+        self._outbox.put(text_frame(to_json(answer)))
 
-    def _nothing_missed(self, resume: ResumePoint, exchanges: list[str], position: dict[str, str]) -> bool:
-        # All or nothing: the epoch is the same, and no exchange that is asked for has moved since.
-        return resume.epoch == self._backend.epoch and all(
-            exchange in position and resume.position.get(exchange) == position[exchange]
-            for exchange in exchanges
+    # ---- coming back ----------------------------------------------------------------------------
+
+    def _come_back(self, wish: Subscribe, found: list[str], answer: dict[str, Any]) -> None:
+        """Answer a resume at once where nothing need be read; else hold back the tail and read."""
+        resume = wish.resume
+        assert resume is not None  # noqa: S101 - asked before the call
+        exchanges = {instrument.partition(":")[0] for instrument in found}
+        reason, spans = judge(resume, self._backend.epoch, exchanges, self._positions(exchanges))
+        if "tick" not in wish.channels:
+            reason = "no_ticks"
+        elif spans and not self._desk.available:
+            reason = reason or "history_unavailable"
+        if reason:
+            self._watch(found, wish)
+            self._begin(wish, found, answer, reason)
+            return
+        # Where the client is when it has read the answer: still where it was.
+        answer["position"] = {exchange: resume.position[exchange] for exchange in sorted(exchanges)}
+        if spans:
+            self._read_missed(wish, found, answer, spans)
+        else:
+            self._watch(found, wish)
+            self._join(wish, found, answer, [], Tail(0))
+
+    def _read_missed(self, wish: Subscribe, found: list[str], answer: dict[str, Any], spans: Spans) -> None:
+        tail = Tail(self._desk.limits.tail)
+        # First the tail, then off with the old watch: nobody's interest in between is lost.
+        self._broadcast.attach(tail, found, tail.pending if wish.delivery == "latest" else None)
+        self._broadcast.detach(self._outlet, found)
+        watch = _Watch(wish.channels, wish.interval, wish.delivery, wish.every_ms)
+        for instrument in found:
+            self._watches[instrument] = watch
+            self._outbox.forget(instrument)
+        recovery = Recovery(
+            spans,
+            frozenset(found),
+            ticks=wish.delivery == "all",
+            done=self._missed_read,
+            asked_s=self._broadcast.clock.monotonic_s(),
         )
+        self._return = _Return(wish, found, answer, tail, recovery)
+        self._desk.submit(recovery)
+
+    def _missed_read(self, recovery: Recovery) -> None:
+        """Answer a resume: with all that was missed and the tail behind it, or with a new beginning."""
+        waiting, self._return = self._return, None
+        assert waiting is not None  # noqa: S101 - one that was cancelled is not called
+        tail, wish = waiting.tail, waiting.wish
+        reason = recovery.refusal or ("too_far_behind" if tail.overfull else "")
+        if waiting.answer["epoch"] != self._backend.epoch:
+            waiting.answer["epoch"] = self._backend.epoch
+            reason = "epoch_changed"
+        found = [instrument for instrument in waiting.found if instrument in self._watches]
+        self._watch(found, wish)
+        self._broadcast.detach(tail, waiting.found)
+        if reason:
+            self._begin(wish, found, waiting.answer, reason)
+        else:
+            self._join(wish, found, waiting.answer, recovery.found, tail)
+        self._recovered()
+
+    def _join(
+        self, wish: Subscribe, found: list[str], answer: dict[str, Any], missed: list[Publication], tail: Tail
+    ) -> None:
+        """Queue what was missed and the tail, in order, in front of everything that comes from now on."""
+        answer |= {"recovered": True, "snapshot": {}}
+        self._desk.figures.recovered += 1
+        self._outbox.restore(text_frame(to_json(answer)), (*missed, *tail.items))
+        if wish.delivery == "latest":
+            pending = self._pace(wish.every_ms).pending
+            pending.update(tail.pending)
+            # Positions of conflated ticks say nothing of other instruments: everyone's newest is sent.
+            for instrument in found:
+                newest = self._broadcast.latest(instrument)
+                if newest is not None and instrument not in pending:
+                    pending[instrument] = Publication(newest)

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from math import isfinite
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from services.errors import StorageError, StorageMisconfigured
-from services.market_data.records import FLAG_TEXT, DataIngestionFormat
+from services.market_data.records import DataIngestionFormat
 from services.pipeline.sequencer import START, Position, parse_position
 from services.storage.client import storage_error
+from services.storage.entry_reader import tick_of
 from services.storage.keys import EPOCH, last_tick, tick_stream
 
 _CHUNK = 1_000
-_FLAGS_OF = {text: flags for flags, text in enumerate(FLAG_TEXT)}
 
 LastTick: TypeAlias = DataIngestionFormat
 """The newest stored tick of an instrument. `provider_symbol` and the position are not stored, so not set."""
@@ -57,7 +56,7 @@ async def last_ticks(client: Redis, instruments: Iterable[str]) -> dict[str, Las
     ticks: dict[str, LastTick] = {}
     for key, reply in zip(keys, replies, strict=True):
         if not isinstance(reply, ResponseError) and reply:
-            tick = _tick(key, _pairs(reply))
+            tick = tick_of(key, _pairs(reply))
             if tick is not None:
                 ticks[key] = tick
     return ticks
@@ -106,42 +105,3 @@ def _pairs(reply: Any) -> dict[Any, Any]:
     if isinstance(reply, dict):
         return reply
     return dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-def _tick(instrument: str, fields: dict[str, str]) -> DataIngestionFormat | None:
-    try:
-        price = float(fields["p"])
-        if not isfinite(price):
-            return None
-        return DataIngestionFormat(
-            instrument,
-            price,
-            _whole(fields, "v"),
-            int(fields["t"]),
-            fields["src"],
-            received_ms=int(fields["r"]),
-            cumulative_volume=_whole(fields, "cv"),
-            bid=_number(fields, "b"),
-            ask=_number(fields, "a"),
-            bid_size=_whole(fields, "bs"),
-            ask_size=_whole(fields, "as"),
-            oi=_whole(fields, "oi"),
-            day_open=_number(fields, "o"),
-            day_high=_number(fields, "h"),
-            day_low=_number(fields, "l"),
-            previous_close=_number(fields, "pc"),
-            flags=_FLAGS_OF.get(fields.get("f", ""), 0),
-            exchange=instrument.partition(":")[0],
-        )
-    except (KeyError, ValueError):
-        return None
-
-
-def _whole(fields: dict[str, str], name: str) -> int | None:
-    text = fields.get(name)
-    return None if text is None else int(text)
-
-
-def _number(fields: dict[str, str], name: str) -> float | None:
-    text = fields.get(name)
-    return None if text is None else float(text)

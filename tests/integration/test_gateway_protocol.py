@@ -31,7 +31,7 @@ async def test_subscribing_answers_with_snapshot_and_position_and_then_ticks_com
                 "BSE:*": "unknown_exchange",
             },
             "epoch": "epoch-1",
-            "position": {"NSE": before.position},
+            "position": {"NASDAQ": "0-0", "NSE": before.position},
             "snapshot": {
                 "NSE:RELIANCE": {
                     "last_price": 2456.75,

@@ -17,7 +17,11 @@ from services.data_broadcast import DataBroadcast
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import SystemClock
-from services.market_data.records import ControlRecord, DataIngestionFormat
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+from services.pipeline.sink import Sink
+from services.storage.stream_history import StreamHistory
+from services.storage.stream_writer import StreamWriter
+from tests.support.storage import quick
 
 
 class StubBackend:
@@ -107,10 +111,11 @@ def provider_status(code: str, state: str = "streaming") -> dict[str, Any]:
 
 
 class Market:
-    """Makes ticks with positions and offers them to a broadcast."""
+    """Makes ticks with positions and offers them to a broadcast, and to a stream writer if there is one."""
 
-    def __init__(self, broadcast: DataBroadcast) -> None:
-        self.broadcast = broadcast
+    def __init__(self, *sinks: Sink) -> None:
+        self.sinks = sinks
+        self.made: list[Record] = []
         self.position_ms = 1_700_000_000_000
         self.sequence = 0
 
@@ -127,7 +132,13 @@ class Market:
             position_seq=self.sequence,
             **values,
         )
-        self.broadcast.offer(record)
+        return self.offer(record)
+
+    def offer(self, record: Any) -> Any:
+        """Hand one record to every sink, as the bus does."""
+        self.made.append(record)
+        for sink in self.sinks:
+            sink.offer(record)
         return record
 
     def control(self, kind: Any, instrument: str, **fields: str | int) -> ControlRecord:
@@ -144,16 +155,24 @@ class Market:
             self.position_ms,
             self.sequence,
         )
-        self.broadcast.offer(record)
+        self.offer(record)
         return record
 
 
 class GatewayRig:
     """A running gateway with its broadcast, its backend and a client's HTTP session."""
 
-    def __init__(self, backend: StubBackend, broadcast: DataBroadcast, gateway: Gateway, url: str) -> None:
+    def __init__(
+        self,
+        backend: StubBackend,
+        broadcast: DataBroadcast,
+        gateway: Gateway,
+        url: str,
+        stream: StreamWriter | None,
+    ) -> None:
         self.backend, self.broadcast, self.gateway, self.url = backend, broadcast, gateway, url
-        self.market = Market(broadcast)
+        self.market = Market(broadcast, *([stream] if stream else []))
+        self.stream = stream
         self.port = int(url.rpartition(":")[2])
         self.http = aiohttp.ClientSession()
         self.sockets: list[aiohttp.ClientWebSocketResponse] = []
@@ -189,16 +208,29 @@ class GatewayRig:
 
 @contextlib.asynccontextmanager
 async def running_gateway(
-    instruments: Sequence[str] = ("NSE:RELIANCE", "NSE:TCS", "NASDAQ:AAPL"), **config: Any
+    instruments: Sequence[str] = ("NSE:RELIANCE", "NSE:TCS", "NASDAQ:AAPL"),
+    *,
+    redis_url: str | None = None,
+    max_entries: int = 1_000_000,
+    **config: Any,
 ) -> AsyncIterator[GatewayRig]:
-    """A gateway on a free loopback port, stopped (within its bound) at the end."""
+    """A gateway on a free loopback port, stopped (within its bound) at the end.
+
+    With `redis_url` the market's records go into streams there, and clients that come back are
+    answered from them.
+    """
     backend = StubBackend(instruments)
     broadcast = DataBroadcast(SystemClock())
     config.setdefault("port", 0)
-    gateway = Gateway(backend, broadcast, GatewayConfig(**config))
+    history = stream = None
+    if redis_url is not None:
+        history = StreamHistory(redis_url)
+        stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
+    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history)
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
-    rig = GatewayRig(backend, broadcast, gateway, url)
+    writing = asyncio.create_task(stream.run()) if stream else None
+    rig = GatewayRig(backend, broadcast, gateway, url, stream)
     try:
         yield rig
         assert not serving.done(), "the gateway's loop ended"
@@ -209,9 +241,11 @@ async def running_gateway(
         began_s = time.monotonic()
         await gateway.stop()
         took_s = time.monotonic() - began_s
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
+        tasks = [serving] + ([writing] if writing else [])
+        for task in tasks:
+            task.cancel()
+        # Not awaited one by one: an exception would tie this frame, and its sockets, into a cycle.
+        await asyncio.wait(tasks)
     assert took_s < 4.0, f"stopping took {took_s:.1f} s"
 
 
