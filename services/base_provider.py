@@ -145,7 +145,8 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     before the first tick is delivered. A symbol that is unwanted meanwhile is not reported restored.
     `backoff()` makes the series of waits of one connection, `poll_s` is how often a parked provider
     looks whether its settings changed, in seconds. `open_markets()` returns which exchanges of the
-    provider's instruments are in session now: only then may silence be a fault.
+    provider's instruments are in session now: only then may silence be a fault. A symbol that was not
+    answered for `unresolved_after_s` seconds counts as unknown to the vendor.
     """
 
     clock: Clock
@@ -157,6 +158,7 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     backoff: Callable[[], Backoff] = Backoff
     poll_s: float = 3.0
     open_markets: Callable[[], frozenset[str]] = frozenset
+    unresolved_after_s: float = 15.0
 
 
 class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +236,7 @@ class BaseMarketDataProvider(ABC):
         self._deliver = context.deliver
         self._wanted: dict[str, None] = {}
         self._something_wanted = asyncio.Event()
-        self._fresh: set[str] = set()
+        self._fresh: dict[str, float] = {}
         self._dark: set[str] = set()
         self._gate = CredentialGate(
             context.settings,
@@ -306,7 +308,7 @@ class BaseMarketDataProvider(ABC):
         if gone:
             for symbol in gone:
                 del self._wanted[symbol]
-            self._fresh.difference_update(gone)
+            self._forget_fresh(gone)
             self._dark.difference_update(gone)
             if not self._wanted:
                 self._something_wanted.clear()
@@ -386,6 +388,17 @@ class BaseMarketDataProvider(ABC):
         """The symbols asked for without a price since: quiet, unknown to the vendor, or forgotten by it."""
         return tuple(sorted(self._fresh))
 
+    @property
+    def unresolved(self) -> dict[str, str]:
+        """The symbols that seem unknown to the vendor, and why: asked for a while ago, and no answer at all.
+
+        A known symbol is answered with its last price even when its market is closed.
+        """
+        after_s = self.context.unresolved_after_s
+        until_s = self.context.clock.monotonic_s() - after_s
+        why = f"no answer for {after_s:g} s"
+        return {symbol: why for symbol, asked_s in self._fresh.items() if asked_s <= until_s}
+
     # ---- what a provider calls ----------------------------------------------------------------------
 
     def setting(self, name: str, default: str = "") -> str:
@@ -461,7 +474,7 @@ class BaseMarketDataProvider(ABC):
 
     def _expect(self, symbols: Iterable[str]) -> None:
         symbols = list(symbols)
-        self._fresh.update(symbols)
+        self._fresh.update(dict.fromkeys(symbols, self.context.clock.monotonic_s()))
         self._dark.update(symbols)
 
     def _confirm(self, symbols: Iterable[str]) -> None:
@@ -477,16 +490,20 @@ class BaseMarketDataProvider(ABC):
             self._dark.discard(symbol)
             self.context.connection_restored([symbol], received_ms)
         if tick.price is not None:
-            self._fresh.discard(symbol)
+            del self._fresh[symbol]
             if self.snapshot_first:
                 tick.flags |= FLAG_SNAPSHOT
 
     def _report_lost(self, symbols: Iterable[str], since_ms: int, reason: str) -> None:
         lost = [symbol for symbol in symbols if symbol in self._wanted]
-        self._fresh.difference_update(lost)
+        self._forget_fresh(lost)
         if lost:
             self._dark.update(lost)
             self.context.connection_lost(lost, since_ms, reason)
+
+    def _forget_fresh(self, symbols: Iterable[str]) -> None:
+        for symbol in symbols:
+            self._fresh.pop(symbol, None)
 
     def _frame_damaged(self) -> None:
         if self._damage.add(self.context.clock.monotonic_s()):

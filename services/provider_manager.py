@@ -380,7 +380,8 @@ class ProviderManager:
 
         The fields are those of `/api/providers/status`: `code, name, state, reason, since_ms,
         connections, subscribed, instruments_live, ticks_per_s, last_tick_ms, latency_ms {p50, p99},
-        reconnects, last_error, credential_expires_ms`; times in UTC epoch ms, None where unknown.
+        reconnects, last_error, credential_expires_ms, unresolved` (instruments without any answer); times
+        in UTC epoch ms, None where unknown.
         """
         return {code: runtime.status() for code, runtime in sorted(self._runtimes.items())}
 

@@ -9,15 +9,21 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from services.base_provider import BaseMarketDataProvider, ProviderState
 from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping, ProviderEntry
 from services.market_data.normaliser import Normaliser
 
+_log = structlog.get_logger(__name__)
+
 LIVE_WITHIN_MS = 60_000
 """An instrument counts as live while its newest tick is younger than this."""
 UNUSABLE_AFTER_S = 30.0
 """So long without a working connection, and the next provider in an instrument's order takes over."""
+UNRESOLVED_SHOWN = 100
+"""So many instruments without an answer are named; more are an outage, not mistakes in the mappings."""
 _RATE_WINDOW_S = 5
 _LATENCY_SAMPLES = 1_024
 _AWAY = (
@@ -50,6 +56,7 @@ class ProviderRuntime:
         self.flowing: set[str] = set()
         self._rate_marks: deque[int] = deque([0], maxlen=_RATE_WINDOW_S + 1)
         self._away_since_s: float | None = None
+        self._unresolved: dict[str, str] = {}
 
     def load(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> None:
         """Take over the provider's rows of a mapping snapshot."""
@@ -72,6 +79,27 @@ class ProviderRuntime:
             self._away_since_s = None
         elif self._away_since_s is None:
             self._away_since_s = self.clock.monotonic_s()
+        self._look_for_unresolved()
+
+    def _look_for_unresolved(self) -> None:
+        """Say once of each instrument that the vendor does not answer for it."""
+        symbols = self.provider.unresolved if self.provider is not None else {}
+        found = {
+            mapping.instrument: why
+            for symbol, why in symbols.items()
+            if (mapping := self.instrument_of.get(symbol)) is not None
+        }
+        new = sorted(found.keys() - self._unresolved.keys())
+        self._unresolved = found
+        if new:
+            _log.warning(
+                "instruments_unresolved",
+                provider=self.entry.code,
+                count=len(new),
+                instruments=new[:20],
+                reason=found[new[0]],
+                remedy="check their symbols in provider_instrument_mappings",
+            )
 
     @property
     def usable(self) -> bool:
@@ -128,6 +156,7 @@ class ProviderRuntime:
                 "reconnects": 0,
                 "last_error": None,
                 "credential_expires_ms": None,
+                "unresolved": [],
             }
         own = self.provider.status()
         return {
@@ -142,6 +171,7 @@ class ProviderRuntime:
             "reconnects": own.reconnects,
             "last_error": own.last_error or None,
             "credential_expires_ms": own.credential_expires_ms,
+            "unresolved": sorted(self._unresolved)[:UNRESOLVED_SHOWN],
         }
 
     def _ticks_per_s(self) -> float:

@@ -168,6 +168,11 @@ class WebSocketProvider(BaseMarketDataProvider):
         """Wanted symbols that are not asked for, and why."""
         return dict(self._refused)
 
+    @property
+    def unresolved(self) -> dict[str, str]:
+        """The symbols that cannot be asked for or are not answered, and why."""
+        return {**super().unresolved, **self._refused}
+
     # ---- what the session calls: the connections speak for themselves ---------------------------------
 
     def session_opened(self) -> None:

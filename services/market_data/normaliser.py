@@ -36,6 +36,7 @@ from services.market_data.records import (
     DataIngestionFormat,
     ProviderTick,
 )
+from services.market_data.sessions import trading_day
 
 _log = structlog.get_logger(__name__)
 
@@ -46,12 +47,14 @@ _ZONE_TOLERANCE_MS = 60_000
 ZONE_ALARM_AFTER = 100
 """So many ticks in a row that are ahead by that much are no coincidence."""
 _REMEMBERED_SECONDS = 8
+_SAMPLE_EVERY_MS = 60_000
 
 
 class NormaliserCounters(msgspec.Struct):
     """What became of the records of one provider. `merged` are reference updates without a price.
 
-    `noted` counts remarks on accepted ticks (`off_tick`, `skewed`, `volume_rebased`, `suspect`, `late`).
+    `noted` counts remarks on accepted ticks (`off_tick`, `skewed`, `volume_rebased` at a new day,
+    `volume_backwards` within one, `suspect`, `late`).
     """
 
     records: int = 0
@@ -136,6 +139,9 @@ class Normaliser:
         self.counters = NormaliserCounters()
         self.reference_quote: DataIngestionFormat | None = None
         self._zone_suspects = 0
+        self._behind_utc = False
+        self._unmapped_logged_ms = 0
+        self._unmapped_unlogged = 0
         self._states: dict[str, _InstrumentState] = {}
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
@@ -177,6 +183,7 @@ class Normaliser:
         state = self._states.get(tick.provider_symbol)
         if state is None:
             counters.reject("unmapped")
+            self._sample_unmapped(tick.provider_symbol, received_ms)
             return None
         if tick.oi is not None:
             state.oi = tick.oi
@@ -206,6 +213,14 @@ class Normaliser:
             counters.note("skewed")
             self._watch_zone(event_ms - received_ms)
             event_ms, resolution_ms = received_ms, 1
+        elif event_ms < received_ms - STALE_AFTER_MS and not flags & FLAG_SNAPSHOT:
+            self._watch_zone(event_ms - received_ms)
+            if self._behind_utc:
+                flags |= FLAG_SKEWED
+                counters.note("skewed")
+                event_ms, resolution_ms = received_ms, 1
+        elif self._zone_suspects and not flags & FLAG_SNAPSHOT:
+            self._zone_suspects, self._behind_utc = 0, False
 
         clean_price, on_grid = state.grid.clean(price, tick.price_decimals)
         stale = event_ms < received_ms - STALE_AFTER_MS
@@ -234,6 +249,13 @@ class Normaliser:
         else:
             event_ms = _time_in_order(state.last_event_ms, event_ms, resolution_ms, received_ms, flags)
             quantity = self._traded(state, volume)
+            if quantity is not None and quantity < 0:
+                quantity = None
+                if self._same_day(state, event_ms):
+                    flags |= FLAG_SUSPECT
+                    counters.note("volume_backwards")
+                else:
+                    counters.note("volume_rebased")
             if state.band and self._outside_band(state, clean_price):
                 flags |= FLAG_SUSPECT
                 counters.note("suspect")
@@ -253,19 +275,43 @@ class Normaliser:
         )
 
     def _watch_zone(self, ahead_ms: int) -> None:
-        """Raise one alarm when times are ahead by India's offset from UTC, tick after tick."""
-        if abs(ahead_ms - IST_OFFSET_MS) > _ZONE_TOLERANCE_MS:
-            self._zone_suspects = 0
+        """Raise one alarm when times are off by India's offset from UTC, tick after tick.
+
+        Times that are behind would be refused as stale, all of them: from the alarm on the receive time
+        stands in for those too.
+        """
+        if abs(abs(ahead_ms) - IST_OFFSET_MS) > _ZONE_TOLERANCE_MS:
+            self._zone_suspects, self._behind_utc = 0, False
             return
         self._zone_suspects += 1
         if self._zone_suspects == ZONE_ALARM_AFTER:
+            self._behind_utc = ahead_ms < 0
             _log.error(
                 "provider_time_zone_wrong",
                 provider=self.provider_code,
                 ahead_ms=ahead_ms,
                 ticks=ZONE_ALARM_AFTER,
-                remedy="times look like Indian time taken for UTC; the receive time is used instead",
+                remedy="Indian time taken for UTC, or shifted twice? the receive time is used instead",
             )
+
+    def _sample_unmapped(self, provider_symbol: str, received_ms: int) -> None:
+        """Name one of the symbols that nobody mapped, once a minute."""
+        if abs(received_ms - self._unmapped_logged_ms) < _SAMPLE_EVERY_MS:
+            self._unmapped_unlogged += 1
+            return
+        _log.warning(
+            "tick_unmapped",
+            provider=self.provider_code,
+            symbol=provider_symbol[:40],
+            unlogged=self._unmapped_unlogged,
+        )
+        self._unmapped_logged_ms, self._unmapped_unlogged = received_ms, 0
+
+    @staticmethod
+    def _same_day(state: _InstrumentState, event_ms: int) -> bool:
+        """Tell whether the exchange's day is still that of the tick before."""
+        exchange = state.mapping.exchange
+        return trading_day(exchange, event_ms) == trading_day(exchange, state.last_event_ms)
 
     def _record(
         self,
@@ -325,17 +371,13 @@ class Normaliser:
             )
         return raw_event_ms < state.last_raw_event_ms and (raw_event_ms, price, volume) in state.recent
 
-    def _traded(self, state: _InstrumentState, volume: int | None) -> int | None:
-        """Return the quantity since the previous tick, None at a new baseline or where unknown."""
+    @staticmethod
+    def _traded(state: _InstrumentState, volume: int | None) -> int | None:
+        """Return the quantity since the previous tick, None where unknown, negative where it fell back."""
         if volume is None:
             return None
         baseline, state.baseline = state.baseline, volume
-        if baseline is None:
-            return None
-        if volume < baseline:
-            self.counters.note("volume_rebased")
-            return None
-        return volume - baseline
+        return None if baseline is None else volume - baseline
 
     @staticmethod
     def _outside_band(state: _InstrumentState, price: float) -> bool:

@@ -41,6 +41,9 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         )
         if row["reason"]:
             providers.add_row("", f"[dim]{escape(str(row['reason']))}[/]")
+        if unresolved := row.get("unresolved"):
+            names = ", ".join(unresolved[:5]) + (" …" if len(unresolved) > 5 else "")
+            providers.add_row("", f"[yellow]{len(unresolved)} unresolved: {escape(names)}[/]")
     grid.add_row(providers)
     pipeline = answer.get("pipeline") or {}
     sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

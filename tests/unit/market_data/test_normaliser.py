@@ -202,13 +202,55 @@ def test_volume_is_the_difference_of_the_cumulative_figure() -> None:
 
 def test_a_falling_cumulative_volume_is_a_new_baseline_and_never_negative() -> None:
     subject = normaliser()
-    volumes = []
+    volumes, flags = [], []
     for step, cumulative in enumerate([1_000, 900, 950]):
         record = subject.accept(tick(1192.3 + step * 0.05, cumulative_volume=cumulative), NOW_MS)
         assert record is not None
         volumes.append(record.volume)
+        flags.append(record.flags)
     assert volumes == [None, None, 50]
-    assert subject.counters.noted["volume_rebased"] == 1
+    assert flags == [0, FLAG_SUSPECT, 0]
+    assert subject.counters.noted == {"volume_backwards": 1}
+
+
+def test_at_a_new_day_the_volume_begins_anew_without_a_remark_on_the_tick() -> None:
+    subject = normaliser()
+    for at_ms, cumulative in ((NOW_MS - 24 * 3_600_000, 9_000), (NOW_MS, 100), (NOW_MS + 1_000, 130)):
+        record = subject.accept(tick(1192.3, event_ms=at_ms, cumulative_volume=cumulative), at_ms)
+        assert record is not None
+        assert not record.flags
+    assert record.volume == 30
+    assert subject.counters.noted == {"volume_rebased": 1}
+
+
+def test_times_that_are_constantly_behind_by_indias_offset_raise_an_alarm_and_are_replaced() -> None:
+    subject = normaliser()
+    behind_ms = NOW_MS - IST_OFFSET_MS
+    with structlog.testing.capture_logs() as logs:
+        records = [
+            subject.accept(tick(1192.3 + i * 0.05, event_ms=behind_ms + i * 1_000), NOW_MS + i * 1_000)
+            for i in range(150)
+        ]
+    assert [entry["event"] for entry in logs] == ["provider_time_zone_wrong"]
+    assert subject.counters.rejected == {"stale": ZONE_ALARM_AFTER - 1}
+    kept = [record for record in records if record is not None]
+    assert [record.timestamp for record in kept] == [
+        NOW_MS + i * 1_000 for i in range(ZONE_ALARM_AFTER - 1, 150)
+    ]
+    assert {record.flags for record in kept} == {FLAG_SKEWED}
+    good = subject.accept(tick(1200.0, event_ms=NOW_MS + 200_000), NOW_MS + 200_000)
+    assert good is not None
+    assert not good.flags
+
+
+def test_a_symbol_nobody_mapped_is_named_once_a_minute() -> None:
+    subject = normaliser()
+    with structlog.testing.capture_logs() as logs:
+        for second in range(125):
+            stray = ProviderTick(provider_symbol="NSE_EQ:9", price=1.0)
+            assert subject.accept(stray, NOW_MS + second * 1_000) is None
+    assert [(entry["symbol"], entry["unlogged"]) for entry in logs] == [("NSE_EQ:9", n) for n in (0, 59, 59)]
+    assert subject.counters.rejected == {"unmapped": 125}
 
 
 def test_after_a_rebase_the_next_figure_is_only_a_baseline() -> None:
