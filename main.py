@@ -462,7 +462,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list."
     else:
         for check in results:
             mark = "[green]ok  [/]" if check.passed else "[red]FAIL[/]"
-            remedy = "" if check.passed or not check.remedy else f"  -> {check.remedy}"
+            if check.warning:
+                mark = "[yellow]warn[/]"
+            ok = check.passed and not check.warning
+            remedy = "" if ok or not check.remedy else f"  -> {check.remedy}"
             out.print(f"{mark} {check.name}: {escape(redact(check.detail))}{escape(remedy)}")
     if not all(check.passed for check in results):
         raise typer.Exit(EXIT_CONFIGURATION)
@@ -470,6 +473,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list."
 
 async def _doctor(settings: Settings) -> list[Check]:
     from services.operations import doctor as checks
+    from services.operations.doctor_rights import check_database_rights, check_redis_rights
 
     results = [checks.Check("settings", True, "all names known, all values valid")]
     results.append(checks.check_secret_file(dotenv_path()))
@@ -488,6 +492,11 @@ async def _doctor(settings: Settings) -> list[Check]:
             return results
         results += await checks.check_database(database_url, settings.state_dir)
         results += await checks.check_redis(redis_url)
+        # The embedded servers have one user each, for everything.
+        if settings.redis_url is not None:
+            results += await check_redis_rights(redis_url)
+        if settings.database_url is not None:
+            results += await check_database_rights(database_url)
     return results
 
 

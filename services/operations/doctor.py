@@ -28,12 +28,16 @@ CLOCK_TOLERANCE_MS = 1_000
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One answered question. `remedy` is empty when there is nothing to do."""
+    """One answered question. `remedy` is empty when there is nothing to do.
+
+    `warning` marks what works but should be mended; it has passed.
+    """
 
     name: str
     passed: bool
     detail: str
     remedy: str = ""
+    warning: bool = False
 
 
 async def check_database(url: str, state_dir: Path) -> list[Check]:
