@@ -4,7 +4,7 @@
 export PYTHON
 BIN := .venv/bin
 
-.PHONY: help setup demo run test test-faults test-chaos check
+.PHONY: help setup demo run test test-faults test-chaos test-outage check
 
 help:
 	@echo "make setup   install everything into .venv"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    everything quick, real PostgreSQL and Redis"
 	@echo "make test-faults   the whole fault matrix with its slow rows, and its table"
 	@echo "make test-chaos    faults at random on a running stack, SEED=n repeats a run, MINUTES=10"
+	@echo "make test-outage   Redis away for MINUTES=10 at RATE=5000 ticks a second"
 	@echo "make check   formatter, linter, types, import rules"
 
 setup:
@@ -30,10 +31,13 @@ test: setup
 	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest --faults=quick $(ARGS)
 
 test-faults: setup
-	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults --fault-table $(ARGS)
+	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults tests/chaos --fault-table $(ARGS)
 
 test-chaos: setup
 	@TIMEOUT_FACTOR=$${TIMEOUT_FACTOR:-2} exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),10) $(ARGS)
+
+test-outage: setup
+	@TIMEOUT_FACTOR=$${TIMEOUT_FACTOR:-2} exec $(BIN)/python -m tests.chaos --outage --minutes $(or $(MINUTES),10) --rate $(or $(RATE),5000) $(ARGS)
 
 check: setup
 	@$(BIN)/python -m ruff format --check .
