@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     spool_limit_mib: int = Field(
         512, ge=16, description="MiB on disk, under STATE_DIR/spool, for what Redis cannot take."
     )
+    lease_policy: Literal["standby", "exit"] = Field(
+        "standby",
+        description="What to do while another daemon writes the same Redis. standby: wait, and take over "
+        "when it ends. exit: end with exit code 75.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

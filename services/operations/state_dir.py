@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from services.errors import ConfigurationError, TemporaryError
 _KIND_FILE = "kind"
 _LOCK_FILE = "daemon.lock"
 _RUNTIME_FILE = "runtime.json"
+_INSTANCE_FILE = "instance_id"
 _LOOKED_AT_S = 0.1
 
 
@@ -90,6 +92,25 @@ class StateDirectory:
     def clear_runtime(self) -> None:
         """Remove `runtime.json`; harmless when there is none."""
         (self.path / _RUNTIME_FILE).unlink(missing_ok=True)
+
+    @staticmethod
+    def instance_id(path: Path) -> str:
+        """Return the id of the state directory `path`, made at the first call and kept in it.
+
+        It holds the directory's inode, so a copy of a state directory has an id of its own. Raises
+        `ConfigurationError` when it cannot be kept.
+        """
+        file = path / _INSTANCE_FILE
+        try:
+            kept = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else ""
+            if not kept.isalnum():
+                kept = secrets.token_hex(8)
+                write_private(file, kept + "\n")
+            return f"{kept}.{path.stat().st_ino}"
+        except OSError as error:
+            raise ConfigurationError(
+                f"STATE_DIR {path} cannot be used: {error.strerror}. Choose another or mend its permissions."
+            ) from error
 
     @staticmethod
     def read_runtime(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import hiredis
 
@@ -32,6 +32,17 @@ Reply = object
 """What hiredis makes of a reply: `str`, `int`, `list`, None, or a `ReplyError`."""
 
 
+class Fence(NamedTuple):
+    """What a connection must prove before it is used, and what must hold at every batch.
+
+    The key must hold `value` after the connection got its name; `is_open` is asked before each batch.
+    """
+
+    key: str
+    value: str
+    is_open: Callable[[], bool]
+
+
 class RedisConnection(asyncio.Protocol):
     """A connection that is logged in and answers. Made by `open_connection`.
 
@@ -43,6 +54,7 @@ class RedisConnection(asyncio.Protocol):
         self.closed_by: Exception | None = None
         self.on_closed: Callable[[], None] | None = None
         self.writable = True
+        self.fence: Fence | None = None
         self._reply_timeout_s = reply_timeout_s
         self._reader = hiredis.Reader(encoding="utf-8", errors="replace")
         self._expected: deque[tuple[int, Callable[[list[Reply]], None]]] = deque()
@@ -62,6 +74,15 @@ class RedisConnection(asyncio.Protocol):
                 self._arm(self._reply_timeout_s)
         self._expected.append((replies, on_replies))
         self._transport.write(payload)
+
+    def takes_a_batch(self) -> bool:
+        """Tell whether a batch may be sent now; a connection whose fence has closed is cut."""
+        if not self.writable or self.closed_by is not None:
+            return False
+        if self.fence is not None and not self.fence.is_open():
+            self.abort(StorageUnavailable("the lease of this Redis was not renewed in time"))
+            return False
+        return True
 
     def abort(self, reason: Exception) -> None:
         """Cut the connection at once. Harmless when it is cut already."""
@@ -162,8 +183,11 @@ async def open_connection(
     *,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     reply_timeout_s: float = REPLY_TIMEOUT_S,
+    fence: Fence | None = None,
 ) -> RedisConnection:
     """Connect, log in, select the database and name the connection, within `connect_timeout_s`.
+
+    With a `fence` the server must say, after the naming, that it stands.
 
     Raises `StorageUnavailable` when it may work later, `StorageMisconfigured` when an operator must act.
     """
@@ -175,7 +199,7 @@ async def open_connection(
                 await loop.create_unix_connection(lambda: connection, address.path)
             else:
                 await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
-            await _log_in(connection, address, name)
+            await _log_in(connection, address, name, fence)
     except TimeoutError as error:
         connection.abort(StorageUnavailable("given up"))
         raise StorageUnavailable(
@@ -198,7 +222,9 @@ async def open_connection(
     return connection
 
 
-async def _log_in(connection: RedisConnection, address: RedisAddress, name: str) -> None:
+async def _log_in(
+    connection: RedisConnection, address: RedisAddress, name: str, fence: Fence | None
+) -> None:
     hello = ["HELLO", "2"]
     login = current_login(address)
     if login.password is not None:
@@ -208,6 +234,8 @@ async def _log_in(connection: RedisConnection, address: RedisAddress, name: str)
         commands.append(command("SELECT", str(address.database)))
     # A server that cannot take writes (loading, failed snapshot, lost master) refuses this one too.
     commands.append(command("PING"))
+    if fence is not None:
+        commands.append(command("GET", fence.key))
     answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
 
     def take(replies: list[Reply]) -> None:
@@ -239,6 +267,12 @@ async def _log_in(connection: RedisConnection, address: RedisAddress, name: str)
             assert refusal is not None  # noqa: S101 - READONLY is in the table
             connection.abort(refusal)
             raise refusal
+    if fence is not None:
+        if replies[-1] != fence.value or not fence.is_open():
+            lost = StorageUnavailable("the lease of this Redis is not ours any more")
+            connection.abort(lost)
+            raise lost
+        connection.fence = fence
 
 
 def _surplus(reply: Reply) -> StorageError:

@@ -15,6 +15,11 @@ INTEREST = "md:interest"
 EPOCH = "md:epoch"
 """Random text made with an empty key space; another value means that the history was lost."""
 
+LEASE = "md:lease"
+"""JSON of the daemon that may write this key space; ends by itself when it is not renewed."""
+FENCE = "md:fence"
+"""How often the lease changed hands: the epoch of the newest leader."""
+
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")
 """The fields of a tick that are kept as series, in the order they are written."""

@@ -186,7 +186,7 @@ class RedisSink(Sink):
             # A far or slow server: more batches on the way make up for the time each of them takes.
             window = self._busy_window
         while len(in_flight) < window:
-            if not connection.writable or connection.closed_by is not None:
+            if not connection.takes_a_batch():
                 return
             batch = self._replay.popleft() if self._replay else self._next_batch()
             if batch is None:

@@ -115,6 +115,9 @@ class ModelConnection:
         self.writable = True
         self.sent: deque[tuple[bytes, int, Callable[[list[Reply]], None]]] = deque()
 
+    def takes_a_batch(self) -> bool:
+        return self.writable and self.closed_by is None
+
     def send(self, payload: bytes, replies: int, on_replies: Callable[[list[Reply]], None]) -> None:
         if self.closed_by is None:
             self.sent.append((payload, replies, on_replies))

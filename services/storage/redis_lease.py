@@ -1,0 +1,215 @@
+"""The lease in Redis: `md:lease` says who may write this key space, `md:fence` counts who ever might.
+
+Stands beneath `leadership`, which decides; here are only the commands, each of them one step that the
+server carries out as a whole. The value of `md:lease` is JSON: `owner` (random, one a process start),
+`host`, `pid`, `state_dir` (id of the state directory), `boot` (id of the kernel's start), `epoch`. It
+ends by itself when it is not renewed. Never retries and never waits for the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from services.errors import StorageMisconfigured, StorageUnavailable
+from services.storage.address import parse_address
+from services.storage.client import check_server, make_client, storage_error
+from services.storage.keys import FENCE, LEASE
+
+_log = structlog.get_logger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_WRITER_NAME = re.compile(r"^marketd:[a-z_]+:(\d+\.[0-9a-f]+)$")
+_FENCING_ROUNDS = 5
+
+# Only GET and SET, so that a Redis user with few rights can do it. A lease of our own state directory
+# on this very kernel is a dead process's: its file lock is ours now.
+_ACQUIRE = """
+local held = redis.call('GET', KEYS[1])
+if held then
+  local ok, lease = pcall(cjson.decode, held)
+  local dead = ok and type(lease) == 'table' and lease.state_dir == ARGV[3] and lease.boot == ARGV[4]
+  if not dead then return {0, held} end
+end
+local epoch = string.format('%d', (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
+local lease = ARGV[1] .. epoch .. '}'
+redis.call('SET', KEYS[2], epoch)
+redis.call('SET', KEYS[1], lease, 'PX', ARGV[2])
+return {1, lease}
+"""
+_RENEW = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return {0, held} end
+if not held then
+  local fence = redis.call('GET', KEYS[2])
+  if fence and fence ~= ARGV[3] then return {0, ''} end
+  redis.call('SET', KEYS[2], ARGV[3])
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {held and 1 or 2, ARGV[1]}
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', 1)
+return 1
+"""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds the key space. `text` is the value of `md:lease` to the byte."""
+
+    owner: str = ""
+    host: str = ""
+    pid: int = 0
+    state_dir: str = ""
+    boot: str = ""
+    epoch: int = 0
+    text: str = ""
+
+    @property
+    def token(self) -> str:
+        """What the names of the writers' connections carry: no two leases have the same."""
+        return f"{self.epoch}.{self.owner}"
+
+    def __str__(self) -> str:
+        if not self.text:
+            return "another daemon"
+        return f"the daemon with pid {self.pid} on {self.host} (epoch {self.epoch})"
+
+
+class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an attempt: `lease` is the one that stands now, ours where `ours` is true.
+
+    `lapsed` says that ours had ended, and nobody had led since.
+    """
+
+    ours: bool
+    lease: Lease
+    lapsed: bool = False
+
+
+def read_lease(text: str) -> Lease:
+    """Return what the value of `md:lease` says; of a damaged one only that there is one."""
+    try:
+        return msgspec.structs.replace(msgspec.json.decode(text, type=Lease), text=text)
+    except msgspec.MsgspecError:
+        return Lease(owner="unknown", host="unknown", text=text)
+
+
+def boot_id() -> str:
+    """Return the id of this start of the kernel; a file lock proves something within one only."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class RedisLease:
+    """The commands of one claimant. All raise `StorageError`; `close` when done."""
+
+    def __init__(self, redis_url: str, *, state_dir: str, ttl_s: float) -> None:
+        """Prepare a claim for the state directory of id `state_dir`; the lease lasts `ttl_s` seconds."""
+        self._url = redis_url
+        self._ttl_ms = str(round(ttl_s * 1000))
+        self._database = str(parse_address(redis_url).database)
+        self._client: Redis | None = None
+        self._checked = False
+        self._told_of_rights = False
+        claim = {
+            "owner": secrets.token_hex(4),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "state_dir": state_dir,
+            "boot": boot_id(),
+        }
+        self._claim = msgspec.json.encode(claim).decode()[:-1] + ',"epoch":'
+        self._dead_mark = (state_dir, claim["boot"] if claim["boot"] != "unknown" else "")
+
+    async def acquire(self) -> LeaseAnswer:
+        """Take the lease if nobody holds it, or only a dead process of our own state directory."""
+        if not self._checked:
+            await check_server(self._redis())
+            self._checked = True
+        won, text = await self._eval(_ACQUIRE, self._claim, self._ttl_ms, *self._dead_mark)
+        return LeaseAnswer(ours=bool(won), lease=read_lease(str(text)))
+
+    async def renew(self, lease: Lease) -> LeaseAnswer:
+        """Make ours last from now on. One that ended while nobody else led is ours again."""
+        how, text = await self._eval(_RENEW, lease.text, self._ttl_ms, str(lease.epoch))
+        if not how:
+            return LeaseAnswer(ours=False, lease=read_lease(str(text)) if text else Lease())
+        return LeaseAnswer(ours=True, lease=lease, lapsed=how == 2)
+
+    async def release(self, lease: Lease) -> None:
+        """Let go of ours at once; harmless when it is no longer."""
+        await self._eval(_RELEASE, lease.text)
+
+    async def fence_off(self, lease: Lease) -> bool:
+        """Cut every writer's connection of another lease in this database, with all it still had to say.
+
+        Returns False where the Redis user may not do that: then only time keeps the others out.
+        """
+        try:
+            for _ in range(_FENCING_ROUNDS):
+                others = self._writers_of_others(await self._redis().client_list(_type="normal"), lease)
+                if not others:
+                    return True
+                _log.warning("writers_fenced_off", names=sorted(others.values()), epoch=lease.epoch)
+                for connection_id in others:
+                    await self._redis().client_kill_filter(_id=connection_id, skipme=False)
+        except (NoPermissionError, ResponseError) as error:
+            if not self._told_of_rights:
+                self._told_of_rights = True
+                _log.error(
+                    "fencing_by_time_only",
+                    error=str(error),
+                    remedy="give the Redis user +client|list and +client|kill",
+                )
+            return False
+        except RedisError as error:
+            raise storage_error(error) from error
+        raise StorageUnavailable("the writers of the last leader do not go away")
+
+    async def close(self) -> None:
+        """Close the connection; harmless when there is none."""
+        client, self._client = self._client, None
+        self._checked = False
+        if client is not None:
+            await client.aclose()
+
+    def _writers_of_others(self, rows: Any, lease: Lease) -> dict[str, str]:
+        found = {}
+        for row in rows:
+            match = _WRITER_NAME.match(row.get("name", ""))
+            if match and match[1] != lease.token and row.get("db") == self._database:
+                found[str(row["id"])] = str(row["name"])
+        return found
+
+    def _redis(self) -> Redis:
+        if self._client is None:
+            self._client = make_client(self._url, name="marketd:lease")
+        return self._client
+
+    async def _eval(self, script: str, *arguments: str) -> Any:
+        try:
+            return await self._redis().eval(script, 2, LEASE, FENCE, *arguments)
+        except RedisError as error:
+            self._checked = False
+            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+                raise StorageMisconfigured(
+                    f"the key {LEASE} or {FENCE} holds something else: delete it"
+                ) from error
+            raise storage_error(error) from error
+        except (OSError, asyncio.TimeoutError) as error:
+            self._checked = False
+            raise StorageUnavailable(f"Redis cannot be reached: {error}") from error
