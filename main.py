@@ -153,7 +153,9 @@ async def _run(settings: Settings, *, demo: bool) -> int:
                         "service_manager",
                         lambda: notifier.watch(daemon.stuck, lambda: _health_line(daemon)),
                     )
-                await _first_of(stop.requested, daemon.supervisor.failed)
+                await _first_of(stop.requested, daemon.supervisor.failed, daemon.ended)
+                if not stop.requested.is_set():
+                    daemon.check_lease()
         finally:
             waiting.cancel()
             notifier.stopping()
@@ -295,6 +297,7 @@ def _ingestion_config(
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
         stream_max_entries=settings.stream_max_entries,
         spool_limit_bytes=settings.spool_limit_mib << 20,
+        lease_policy=settings.lease_policy,
     )
 
 

@@ -3,7 +3,9 @@
     providers -> normaliser -> router (ProviderManager) -> sequencer -> bus
         -> time series, stream, latest value, broadcast -> gateway -> clients
 
-It owns the supervisor and therefore every task. It decides nothing about data.
+It owns the supervisor and therefore every task. It decides nothing about data. What talks to providers
+or writes runs only while this daemon leads (`services.storage.leadership`); the gateway always runs, and
+takes clients while it does.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
+from services.errors import StorageError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
 from services.operations.health_probe import HealthProbe
+from services.operations.state_dir import StateDirectory
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
@@ -37,12 +41,14 @@ from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
 from services.storage.bootstrap import last_positions, last_ticks
-from services.storage.client import check_server, make_client
+from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
 from services.storage.entry import EntryEncoder
 from services.storage.history_watch import HistoryWatch
 from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Role
 from services.storage.losses import LossDeclaration
+from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_history import StreamHistory
@@ -54,6 +60,8 @@ from services.subscriptions import DynamicSubscriptions
 _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
+STEP_DOWN_S = 1.0
+_RECALL_AGAIN_S = 0.5
 
 
 class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +72,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `always_open`: every market trades at any time, so that silence is always a fault.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps, `spool_limit_bytes` how much disk the records may take that wait
-    for Redis. `api_tokens` maps name to secret, empty for none.
+    for Redis. `api_tokens` maps name to secret, empty for none. `lease_policy` says what to do while another
+    daemon writes the same Redis.
     """
 
     database_url: str
@@ -83,6 +92,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
     spool_limit_bytes: int = LIMIT_BYTES
+    lease_policy: LeasePolicy = "standby"
+    lease_times: LeaseTimes = LeaseTimes()
 
 
 class LiveDataIngestion:
@@ -107,6 +118,21 @@ class LiveDataIngestion:
         self.broadcast = DataBroadcast(self.clock)
         self._catalogue = Catalogue(config.database_url, config.state_dir / "mappings.json", self.clock)
         self._mappings = MappingRefresher(self._catalogue, MappingWatch(config.database_url))
+        self._leadership = Leadership(
+            RedisLease(
+                config.redis_url,
+                state_dir=lambda: StateDirectory.instance_id(config.state_dir),
+                ttl_s=config.lease_times.ttl_s,
+            ),
+            self.clock,
+            policy=config.lease_policy,
+            times=config.lease_times,
+        )
+        self._leadership.on_change = self._role_changed
+        self._role_news = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set when the lease's policy ends this daemon; `check_lease` says why."""
+        connect = self._leadership.connect
         encoder = EntryEncoder()
         self._spool = Spool(config.state_dir / FOLDER, limit_bytes=config.spool_limit_bytes)
         channels = self._spool.channels
@@ -115,15 +141,18 @@ class LiveDataIngestion:
             clock=self.clock,
             retention_ms=config.tick_retention_ms,
             spool=channels["time_series"],
+            connect=connect,
         )
         stream = StreamWriter(
             config.redis_url,
             max_entries=config.stream_max_entries,
             encoder=encoder,
             spool=channels["stream"],
+            connect=connect,
         )
-        self._latest = LatestValueWriter(config.redis_url, encoder=encoder)
-        self._sinks: tuple[Sink, ...] = (time_series, stream, self._latest, self.broadcast)
+        self._latest = LatestValueWriter(config.redis_url, encoder=encoder, connect=connect)
+        self._writers: tuple[RedisSink, ...] = (time_series, stream, self._latest)
+        self._sinks: tuple[Sink, ...] = (*self._writers, self.broadcast)
         self._losses = LossDeclaration(
             {sink.name: sink.losses for sink in (time_series, stream)},
             folder=config.state_dir / FOLDER,
@@ -131,7 +160,9 @@ class LiveDataIngestion:
             publish=self.publish,
             possible=lambda: stream.state is SinkState.READY,
         )
-        self._history = HistoryWatch(config.redis_url, self._history_lost)
+        self._history = HistoryWatch(
+            config.redis_url, self._history_lost, may_write=self._leadership.may_write
+        )
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self.providers = ProviderManager(
@@ -172,33 +203,31 @@ class LiveDataIngestion:
         )
         self._instruments: dict[str, InstrumentMapping] = {}
         self._phase = "starting"
+        self._obstacle = ""
         self._started_ms = self.clock.now_ms()
 
     # ---- life -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bring everything up. Raises `ConfigurationError` or `TemporaryError` with the remedy."""
+        """Bring everything up, as far as this daemon may: without the lease it stands by.
+
+        Raises `ConfigurationError`, `StorageMisconfigured` or `TemporaryError` with the remedy.
+        """
+        await self._leadership.begin()
+        self.supervisor.keep("lease", self._leadership.run)
         snapshot = await self._mappings.first()
         self._note(snapshot)
         self.providers.load(snapshot)
         await self._spool.open()
-        await self._recall(snapshot)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
-        for sink in self._sinks:
-            self.supervisor.keep(f"sink:{sink.name}", sink.run)
-        self.supervisor.keep("ledger", self._ledger.run)
-        self.supervisor.keep("losses", self._losses.run)
-        self.supervisor.keep("history", self._history.run)
+        self.supervisor.keep("sink:broadcast", self.broadcast.run)
+        self._phase = "standing_by"
+        self._gateway.hold()
         self.api_url = await self._gateway.start()
         self.supervisor.keep("gateway", self._gateway.run)
-        self.supervisor.keep("health_probe", self._probe.run)
-        if self._subscriptions is not None:
-            # What is pinned, and what clients watched before a restart, is subscribed before they are back.
-            await self._subscriptions.follow()
-            self.supervisor.keep("subscriptions", self._subscriptions.run)
-        await self.providers.start()
-        self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
-        self._phase = "running"
+        if self._leadership.leading:
+            await self._take_up()
+        self.supervisor.keep("leadership", self._follow_leadership)
         # What was built until here lives as long as the process: keep the collector from walking it.
         gc.collect()
         gc.freeze()
@@ -208,22 +237,30 @@ class LiveDataIngestion:
             instruments=len(self._instruments),
             providers=[entry.code for entry in snapshot.providers],
             demo=self.demo,
+            role=self._leadership.role.value,
         )
 
+    def check_lease(self) -> None:
+        """Raise the `TemporaryError` for which the lease's policy ended this daemon, if it did."""
+        if self._leadership.ended is not None:
+            raise self._leadership.ended
+
     async def stop(self, deadline_s: float = DRAIN_DEADLINE_S) -> dict[str, int]:
-        """Stop in order: providers, sinks, clients. Returns the records each sink could not settle."""
+        """Stop in order: providers, sinks, clients, lease. Returns the records no sink could settle."""
         if self._phase == "stopped":
             return {}
-        was_running, self._phase = self._phase == "running", "stopping"
+        led, was_running = self._phase == "running", self._phase in ("running", "standing_by")
+        self._phase = "stopping"
         if was_running:
             _log.info("daemon_stopping", deadline_s=deadline_s)
-        if self._subscriptions is not None:
-            await self.supervisor.end("subscriptions")
-            self._subscriptions.save()
+        await self.supervisor.end("leadership")
+        if led:
+            await self._end_subscriptions()
         await self.providers.stop()
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
         await until_hurried(self._gateway.stop(), self._hurry)
         pending = await self.supervisor.stop()
+        await self._leadership.release()
         await self._spool.close()
         await self._catalogue.close()
         self._phase = "stopped"
@@ -239,9 +276,9 @@ class LiveDataIngestion:
         config = self.config
         self.providers.credentials_changed()
         if replace_credentials(config.redis_url, redis_url):
-            for sink in self._sinks:
-                if isinstance(sink, RedisSink):
-                    sink.retry_now()
+            self._leadership.poke()
+            for writer in self._writers:
+                writer.retry_now()
         else:
             _log.warning("restart_needed", setting="REDIS_URL", reason="it names another server")
         if shown_url(database_url) == shown_url(config.database_url):
@@ -260,18 +297,99 @@ class LiveDataIngestion:
 
     def stuck(self) -> list[str]:
         """Return what in this process does not do its work; a dependency that is away is none of it."""
-        return self._probe.stuck()
+        return self._probe.stuck() if self._phase == "running" else []
 
     def publish(self, record: Record) -> None:
         """Give a record its position and hand it to every sink."""
         self.sequencer.stamp(record)
         self.bus.publish(record)
 
+    # ---- leading and standing by ----------------------------------------------------------------
+
+    def _role_changed(self) -> None:
+        self._role_news.set()
+        if self._leadership.ended is not None:
+            self.ended.set()
+        if self._leadership.may_write():
+            for writer in self._writers:
+                writer.retry_now()
+
+    async def _follow_leadership(self) -> None:
+        """Take up the work when this daemon leads, and put it down when it does no longer."""
+        while True:
+            self._role_news.clear()
+            if self._leadership.role is Role.LEADING and self._phase == "standing_by":
+                await self._take_up()
+            elif self._leadership.role is Role.LOST and self._leadership.ended is None:
+                await self._step_down()
+            else:
+                await self._role_news.wait()
+
+    async def _take_up(self) -> None:
+        """Read where the last leader stopped, then let data flow."""
+        snapshot = self._mappings.current
+        assert snapshot is not None  # noqa: S101 - loaded at the start
+        try:
+            await self._recall(snapshot)
+        except StorageError as error:
+            self._obstacle = f"the last positions cannot be read from Redis: {error}"
+            await asyncio.sleep(_RECALL_AGAIN_S)
+            return
+        self._obstacle = ""
+        if not self._leadership.leading:
+            return
+        self._phase = "running"
+        for writer in self._writers:
+            self.supervisor.keep(f"sink:{writer.name}", writer.run)
+        for name, run in (
+            ("ledger", self._ledger.run),
+            ("losses", self._losses.run),
+            ("history", self._history.run),
+            ("health_probe", self._probe.run),
+        ):
+            self.supervisor.keep(name, run)
+        if self._subscriptions is not None:
+            # What is pinned, and what clients watched before a restart, is subscribed before they are back.
+            await self._subscriptions.follow()
+            self.supervisor.keep("subscriptions", self._subscriptions.run)
+        await self.providers.start()
+        self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
+        self._gateway.admit()
+        _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
+
+    async def _end_subscriptions(self) -> None:
+        if self._subscriptions is not None:
+            await self.supervisor.end("subscriptions")
+            self._subscriptions.save()
+
+    async def _step_down(self) -> None:
+        """Leave providers and Redis to the daemon that leads now; what was not written stays on disk."""
+        if self._phase == "running":
+            await self._end_subscriptions()
+        self._phase = "standing_by"
+        for name in ("mappings", "health_probe", "history", "losses", "ledger"):
+            await self.supervisor.end(name)
+        await self.providers.stop()
+        self.providers.forget_gaps()
+        await self._gateway.send_away("another daemon leads now; connect again")
+        for writer in self._writers:
+            if not writer.keeps_on_disk:
+                writer.give_up("lease_lost")
+        await asyncio.gather(*(writer.drain(STEP_DOWN_S) for writer in self._writers))
+        for writer in self._writers:
+            await self.supervisor.end(f"sink:{writer.name}")
+        _log.warning(
+            "daemon_stepped_down",
+            reason=self._leadership.reason,
+            spooled={writer.name: writer.counters.spooled for writer in self._writers},
+            dropped={writer.name: dict(writer.counters.dropped) for writer in self._writers},
+        )
+        self._leadership.stepped_down()
+
     async def _recall(self, snapshot: MappingSnapshot) -> None:
         """Read from Redis where the last run stopped: positions, newest ticks, the epoch."""
         client = make_client(self.config.redis_url)
         try:
-            await check_server(client)
             exchanges = sorted({mapping.exchange for mapping in snapshot.mappings})
             positions = await last_positions(client, [*exchanges, PROBE_EXCHANGE])
             for exchange, position in positions.items():
@@ -348,9 +466,14 @@ class LiveDataIngestion:
 
     def readiness(self) -> Readiness:
         """Say whether data can flow, and if not what stands in the way."""
-        reasons = list(self._probe.problems())
-        if self._phase != "running":
-            reasons.insert(0, f"the daemon is {self._phase}")
+        if self._phase == "standing_by":
+            reasons = [self._obstacle or self._leadership.reason or "this daemon takes up its work"]
+        else:
+            reasons = list(self._probe.problems())
+            if self._phase != "running":
+                reasons.insert(0, f"the daemon is {self._phase}")
+            elif self._leadership.reason:
+                reasons.insert(0, self._leadership.reason)
         if self._mappings.current is not None and not self._instruments:
             reasons.append(
                 "no instruments are mapped: run python data_migration/populate_instrument_mappings.py"
@@ -374,6 +497,7 @@ class LiveDataIngestion:
             "started_ms": self._started_ms,
             "published": self.bus.published,
             "loop_lag_ms": self._loop_lag_ms,
+            "lease": self._leadership.status(),
             "mappings": {
                 "version": snapshot.version if snapshot else 0,
                 "loaded_ms": snapshot.loaded_ms if snapshot else None,

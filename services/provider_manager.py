@@ -170,9 +170,16 @@ class ProviderManager:
         self._supervisor.keep("provider_manager", self._watch)
 
     async def stop(self) -> None:
-        """Close every provider's session; the supervisor ends their tasks."""
+        """Close every provider's session. They may be started again."""
+        await self._supervisor.end("provider_manager")
         for code, runtime in self._runtimes.items():
             await self._end(code, runtime)
+
+    def forget_gaps(self) -> None:
+        """Forget what is not delivered now: another daemon delivers, and tells of its own gaps."""
+        self._gaps = GapBook()
+        for runtime in self._runtimes.values():
+            runtime.flowing.clear()
 
     def _keep(self, code: str) -> None:
         provider = self._runtimes[code].provider

@@ -170,6 +170,18 @@ class Gateway:
             await runner.cleanup()
             _log.info("gateway_closed")
 
+    def hold(self) -> None:
+        """Take no clients (503 on `/ws`) until `admit`; health and status are answered all the same."""
+        self._sockets.stopping = True
+
+    def admit(self) -> None:
+        """Take clients."""
+        self._sockets.stopping = False
+
+    async def send_away(self, reason: str) -> None:
+        """Take no more clients and tell those connected to connect again (1012), within about 4 s."""
+        await self._sockets.close_all(self._limits.closing_s, reason)
+
     def catalogue_changed(self) -> None:
         """Bring directory and subscriptions into line with the instruments there are now."""
         self._directory.forget()

@@ -54,7 +54,7 @@ class WebSocketEndpoint:
         principal = self._authenticate(request)
         address = request.remote or ""
         if self.stopping:
-            raise HttpError(503, "stopping", "the daemon is stopping; connect again", retry_after_s=2)
+            raise HttpError(503, "not_ready", "the daemon takes no clients now; try again", retry_after_s=2)
         if len(self.sessions) >= self._limits.clients or not self._census.enter(address):
             self.refused += 1
             raise HttpError(503, "too_many_clients", "all places are taken; try later", retry_after_s=10)
@@ -79,18 +79,18 @@ class WebSocketEndpoint:
             **sums,
         }
 
-    async def close_all(self, within_s: float) -> None:
+    async def close_all(self, within_s: float, reason: str = "the daemon stops; connect again") -> None:
         """Tell every client to connect again (1012), wait for them, cut those that remain."""
         self.stopping = True
         for session in list(self.sessions):
-            session.close(CLOSE_RESTARTING, "the daemon stops; connect again")
+            session.close(CLOSE_RESTARTING, reason)
         if self.sessions:
             self._left = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._left.wait()
         for session in list(self.sessions):
-            session.abort(CLOSE_RESTARTING, "the daemon stops")
+            session.abort(CLOSE_RESTARTING, reason)
 
     def _authenticate(self, request: web.Request) -> Principal | None:
         """Return who connects, None when the first message must say so. Raises 401 for a wrong secret."""

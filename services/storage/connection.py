@@ -222,9 +222,7 @@ async def open_connection(
     return connection
 
 
-async def _log_in(
-    connection: RedisConnection, address: RedisAddress, name: str, fence: Fence | None
-) -> None:
+async def _log_in(connection: RedisConnection, address: RedisAddress, name: str, fence: Fence | None) -> None:
     hello = ["HELLO", "2"]
     login = current_login(address)
     if login.password is not None:

@@ -97,6 +97,11 @@ class LatestValueWriter(RedisSink):
             self.offer(record)
         return len(again)
 
+    def give_up(self, reason: str) -> None:
+        """Drop all that waits, and what is known of the hashes: another daemon may have written them."""
+        super().give_up(reason)
+        self._hashes.clear()
+
     @property
     def _pending_count(self) -> int:
         return len(self._pending)

@@ -8,11 +8,11 @@ ends by itself when it is not renewed. Never retries and never waits for the lea
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ local held = redis.call('GET', KEYS[1])
 if held then
   local ok, lease = pcall(cjson.decode, held)
   local dead = ok and type(lease) == 'table' and lease.state_dir == ARGV[3] and lease.boot == ARGV[4]
+    and ARGV[4] ~= ''
   if not dead then return {0, held} end
 end
 local epoch = string.format('%d', (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
@@ -107,40 +108,44 @@ def read_lease(text: str) -> Lease:
 
 
 def boot_id() -> str:
-    """Return the id of this start of the kernel; a file lock proves something within one only."""
+    """Return the id of this start of the kernel, empty where unknown; a file lock holds within one only."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
-        return "unknown"
+        return ""
 
 
 class RedisLease:
     """The commands of one claimant. All raise `StorageError`; `close` when done."""
 
-    def __init__(self, redis_url: str, *, state_dir: str, ttl_s: float) -> None:
-        """Prepare a claim for the state directory of id `state_dir`; the lease lasts `ttl_s` seconds."""
+    def __init__(self, redis_url: str, *, state_dir: Callable[[], str], ttl_s: float) -> None:
+        """Prepare a claim; the lease lasts `ttl_s` seconds.
+
+        `state_dir()` returns the id of the state directory, at the first attempt.
+        """
         self._url = redis_url
         self._ttl_ms = str(round(ttl_s * 1000))
         self._database = str(parse_address(redis_url).database)
         self._client: Redis | None = None
         self._checked = False
         self._told_of_rights = False
-        claim = {
-            "owner": secrets.token_hex(4),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "state_dir": state_dir,
-            "boot": boot_id(),
-        }
-        self._claim = msgspec.json.encode(claim).decode()[:-1] + ',"epoch":'
-        self._dead_mark = (state_dir, claim["boot"] if claim["boot"] != "unknown" else "")
+        self._state_dir = state_dir
+        self._owner = secrets.token_hex(4)
 
     async def acquire(self) -> LeaseAnswer:
         """Take the lease if nobody holds it, or only a dead process of our own state directory."""
         if not self._checked:
             await check_server(self._redis())
             self._checked = True
-        won, text = await self._eval(_ACQUIRE, self._claim, self._ttl_ms, *self._dead_mark)
+        claim = {
+            "owner": self._owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "state_dir": self._state_dir(),
+            "boot": boot_id(),
+        }
+        unfinished = msgspec.json.encode(claim).decode()[:-1] + ',"epoch":'
+        won, text = await self._eval(_ACQUIRE, unfinished, self._ttl_ms, str(claim["state_dir"]), self._boot)
         return LeaseAnswer(ours=bool(won), lease=read_lease(str(text)))
 
     async def renew(self, lease: Lease) -> LeaseAnswer:
@@ -210,6 +215,6 @@ class RedisLease:
                     f"the key {LEASE} or {FENCE} holds something else: delete it"
                 ) from error
             raise storage_error(error) from error
-        except (OSError, asyncio.TimeoutError) as error:
+        except OSError as error:
             self._checked = False
             raise StorageUnavailable(f"Redis cannot be reached: {error}") from error

@@ -143,6 +143,22 @@ class RedisSink(Sink):
             return self.queued
         return 0
 
+    @property
+    def keeps_on_disk(self) -> bool:
+        """Whether `drain` brings to disk what Redis does not take."""
+        return False
+
+    def give_up(self, reason: str) -> None:
+        """Drop all that waits in memory, counted under `reason`. Only while Redis is not written to."""
+        waiting = self.queued
+        while self._pending_count:
+            self._discard_oldest()
+        self._replay.clear()
+        self._batched = 0
+        if waiting:
+            self.counters.drop(reason, waiting)
+        self._note_settled()
+
     def retry_now(self) -> None:
         """Try to connect at once instead of at the end of the wait, as after a changed password."""
         self._retry.set()

@@ -103,8 +103,14 @@ class SpooledSink(RedisSink):
         """Records in memory that are not settled yet."""
         return super().queued + len(self._final) + self._handing
 
+    @property
+    def keeps_on_disk(self) -> bool:
+        """Whether `drain` brings to disk what Redis does not take."""
+        return self._spool is not None
+
     async def run(self) -> None:
-        """Keep connected, write, spill and replay until cancelled."""
+        """Keep connected, write, spill and replay until cancelled. May follow a `drain`."""
+        self._closing = False
         if self._spool is None:
             await super().run()
             return
