@@ -104,8 +104,6 @@ def run(
 
 
 async def _run(settings: Settings, *, demo: bool) -> int:
-    from services.live_data_ingestion import LiveDataIngestion
-
     stop = _StopRequest()
     stop.listen()
     notifier = SystemdNotifier.from_environment()
@@ -118,6 +116,9 @@ async def _run(settings: Settings, *, demo: bool) -> int:
         stack.callback(watchdog.stop)
         waiting = asyncio.ensure_future(notifier.wait_for_start(lambda: "starting"))
         stack.callback(waiting.cancel)
+        # Takes a second, which a second daemon on the same directory need not wait to be told.
+        from services.live_data_ingestion import LiveDataIngestion
+
         embedded: list[EmbeddedServer] = []
         database_url, redis_url = await _servers(settings, stack, started=embedded)
         live = _live_settings(settings, demo=demo)

@@ -145,7 +145,9 @@ class RedisLease:
             "boot": boot_id(),
         }
         unfinished = msgspec.json.encode(claim).decode()[:-1] + ',"epoch":'
-        won, text = await self._eval(_ACQUIRE, unfinished, self._ttl_ms, str(claim["state_dir"]), self._boot)
+        won, text = await self._eval(
+            _ACQUIRE, unfinished, self._ttl_ms, str(claim["state_dir"]), str(claim["boot"])
+        )
         return LeaseAnswer(ours=bool(won), lease=read_lease(str(text)))
 
     async def renew(self, lease: Lease) -> LeaseAnswer:

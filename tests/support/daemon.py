@@ -53,12 +53,21 @@ async def run_script(
 
 
 class Daemon:
-    """`python main.py run` with its log kept; entering waits until `wait_for` answers 200."""
+    """`python main.py run` with its log kept; entering waits until `wait_for` answers 200.
+
+    `program` is run in place of `main.py`.
+    """
 
     def __init__(
-        self, state_dir: Path, *arguments: str, wait_for: str = "/readyz", **settings: object
+        self,
+        state_dir: Path,
+        *arguments: str,
+        wait_for: str = "/readyz",
+        program: str = "main.py",
+        **settings: object,
     ) -> None:
         self.state_dir = state_dir
+        self._program = program
         self._arguments = arguments or ("run",)
         self._wait_for = wait_for
         self._settings = settings
@@ -87,7 +96,7 @@ class Daemon:
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "main.py",
+                self._program,
                 *self._arguments,
                 cwd=ROOT,
                 env=environment,

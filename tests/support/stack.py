@@ -48,6 +48,7 @@ class Stack:
         self.database_url, self.redis_url = database_url, redis_url
 
     def daemon(self, state_dir: Path, **more: object) -> Daemon:
+        """Return a daemon for this stack; `more` are settings, or options of `Daemon`."""
         settings = {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
@@ -58,7 +59,7 @@ class Stack:
             "YAHOO_STREAM_URL": self.yahoo.url,
             "MARKET_CALENDAR": "always_open",
         }
-        return Daemon(state_dir, **(settings | more))
+        return Daemon(state_dir, **(settings | more))  # type: ignore[arg-type]
 
     async def quiet(self) -> None:
         """Stop the market, and wait until what was sent has been read."""
