@@ -20,7 +20,7 @@ Stands beneath every other module of `services`; imports nothing of ours.
     `- StorageError
        |- StorageUnavailable         Redis cannot take writes just now              RETRY
        |- StorageRejected            one item will never be accepted                DROP
-       `- StorageMisconfigured       no TimeSeries, wrong password, wrong role      FATAL
+       `- StorageMisconfigured       no TimeSeries, wrong password                  FATAL
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -49,6 +49,36 @@ _PREFIX_OF: tuple[tuple[type[RedisError], str], ...] = (
     (TryAgainError, "TRYAGAIN"),
 )
 """redis-py turns the first word of an error reply into a class; this turns it back."""
+
+
+class _ClosedIsLost:
+    """Part of a connection: when uvloop complains of a socket that was reset, the connection is lost."""
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        """Send as redis-py does."""
+        try:
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise RedisConnectionError(f"the connection was lost: {error}") from error
+
+
+class _Tcp(_ClosedIsLost, Connection):
+    pass
+
+
+class _Tls(_ClosedIsLost, SSLConnection):
+    pass
+
+
+class _Unix(_ClosedIsLost, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTION_OF: dict[Any, type[Connection | UnixDomainSocketConnection]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
 
 
 class RedisFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +124,7 @@ def make_client(
         "protocol": 2,
         "credential_provider": CurrentCredentials(address),
     }
+    options["connection_class"] = _CONNECTION_OF[options.get("connection_class", Connection)]
     pool: BlockingConnectionPool = BlockingConnectionPool(**defaults | options)
     return Redis.from_pool(pool)
 
@@ -101,15 +132,16 @@ def make_client(
 async def check_server(client: Redis) -> RedisFacts:
     """Ask the server what it is, and refuse one that cannot keep market data.
 
-    Raises `StorageUnavailable` when it does not answer or is loading, `StorageMisconfigured` with the
-    remedy when the password is wrong, it is a replica, or it has no TimeSeries.
+    Raises `StorageUnavailable` when it does not answer, is loading or a replica, `StorageMisconfigured`
+    with the remedy when the password is wrong or it has no TimeSeries.
     """
     try:
         info: dict[str, Any] = await client.info()
         if info.get("loading"):
             raise StorageUnavailable("Redis is loading its data: try again in a moment")
         if info.get("role") != "master":
-            raise StorageMisconfigured(
+            # In the middle of a failover that is so for a moment only: worth another start.
+            raise StorageUnavailable(
                 "this Redis is a read-only replica: point REDIS_URL at the master "
                 f"({info.get('master_host', 'unknown')}:{info.get('master_port', '')})"
             )

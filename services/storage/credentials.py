@@ -54,6 +54,10 @@ class CurrentCredentials(CredentialProvider):
             return ()  # type: ignore[return-value]  # redis-py then logs in with nothing
         return (login.username, login.password) if login.username else (login.password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """Return the same; redis-py's own would log a warning at every connection."""
+        return self.get_credentials()
+
 
 def _key(address: RedisAddress) -> _Key:
     return (address.host, address.port, address.path, (address.username, address.password))

@@ -156,6 +156,11 @@ def _conclude_resources(report: ChaosReport, probes: Probes) -> None:
         report.lines.append(f"descriptors: {least} at least, {life[-1].descriptors} at rest")
         if life[-1].descriptors > least + _DESCRIPTORS_MORE:
             report.faults.append(f"descriptors grew from {least} to {life[-1].descriptors}")
+        steps = life[:: max(1, len(life) // 12)]
+        report.lines.append(
+            "memory in MiB at seconds of the longest life: "
+            + ", ".join(f"{one.rss_bytes / (1 << 20):.0f}@{one.at_s - life[0].at_s:.0f}" for one in steps)
+        )
     memory = probes.memory()
     if memory:
         report.lines.append(
