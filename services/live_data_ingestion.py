@@ -36,7 +36,7 @@ from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
 from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, sink_account
-from services.pipeline.sequencer import Sequencer
+from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
@@ -47,6 +47,7 @@ from services.storage.entry import EntryEncoder
 from services.storage.history_watch import HistoryWatch
 from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Role
+from services.storage.led_times import LED_TIMES_NAME, LedTimes
 from services.storage.losses import LossDeclaration
 from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import RedisSink
@@ -151,6 +152,9 @@ class LiveDataIngestion:
             connect=connect,
         )
         self._latest = LatestValueWriter(config.redis_url, encoder=encoder, connect=connect)
+        self._stream = stream
+        self._led_times = LedTimes(config.state_dir / LED_TIMES_NAME)
+        time_series.led_times = stream.led_times = self._led_times
         self._writers: tuple[RedisSink, ...] = (time_series, stream, self._latest)
         self._sinks: tuple[Sink, ...] = (*self._writers, self.broadcast)
         self._losses = LossDeclaration(
@@ -336,8 +340,13 @@ class LiveDataIngestion:
             await asyncio.sleep(_RECALL_AGAIN_S)
             return
         self._obstacle = ""
-        if not self._leadership.leading:
+        lease = self._leadership.lease
+        if lease is None:
             return
+        if self._led_times.lead(lease.epoch):
+            self._stream.overtaken_until_ms = self.clock.now_ms()
+        if not any(channel.pending for channel in self._spool.channels.values()):
+            self._led_times.forget_lost()
         self._phase = "running"
         for writer in self._writers:
             self.supervisor.keep(f"sink:{writer.name}", writer.run)
@@ -363,7 +372,7 @@ class LiveDataIngestion:
             self._subscriptions.save()
 
     async def _step_down(self) -> None:
-        """Leave providers and Redis to the daemon that leads now; what was not written stays on disk."""
+        """Leave providers and Redis to the daemon that leads now; what is unwritten stays on disk."""
         if self._phase == "running":
             await self._end_subscriptions()
         self._phase = "standing_by"
@@ -372,12 +381,17 @@ class LiveDataIngestion:
         await self.providers.stop()
         self.providers.forget_gaps()
         await self._gateway.send_away("another daemon leads now; connect again")
+        # What was accepted since the lease was last ours is stored by whoever leads now.
+        positions = map(parse_position, self.sequencer.positions().values())
+        accepted_ms = max((ms for ms, _ in positions), default=0)
+        self._led_times.lose(self._leadership.confirmed_ms, max(accepted_ms, self.clock.now_ms()))
         for writer in self._writers:
             if not writer.keeps_on_disk:
                 writer.give_up("lease_lost")
         await asyncio.gather(*(writer.drain(STEP_DOWN_S) for writer in self._writers))
         for writer in self._writers:
             await self.supervisor.end(f"sink:{writer.name}")
+            writer.give_up("lease_lost")
         _log.warning(
             "daemon_stepped_down",
             reason=self._leadership.reason,
@@ -401,7 +415,11 @@ class LiveDataIngestion:
             self.broadcast.seed_positions({exchange: positions[exchange] for exchange in exchanges})
             newest = await last_ticks(client, sorted(self._instruments))
             # Redis knows nothing of what waits on disk; the last trade repeated must still be recognised.
-            newest |= await self._spool.newest_ticks(self._instruments)
+            for instrument, waiting in (await self._spool.newest_ticks(self._instruments)).items():
+                stored = newest.get(instrument)
+                lost = self._led_times.was_lost(waiting.position_ms)
+                if not lost and (stored is None or waiting.timestamp >= stored.timestamp):
+                    newest[instrument] = waiting
             self.providers.seed(newest.values())
             self.broadcast.seed(newest.values())
             self._latest.remember(newest.values())

@@ -85,7 +85,8 @@ class RedisFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the server says of itself.
 
     `role` is `master` or `slave`; `timeseries_version` is `1.12.2`; `maxmemory_policy` is empty where
-    the server does not tell. `run_id` changes with every start of the server.
+    the server does not tell. `uptime_s` is since its start, `time_ms` its clock; `run_id` changes
+    with every start of the server.
     """
 
     version: str
@@ -94,6 +95,8 @@ class RedisFacts(msgspec.Struct, frozen=True, kw_only=True):
     timeseries_version: str
     maxmemory_policy: str
     run_id: str
+    uptime_s: int
+    time_ms: int
 
 
 def make_client(
@@ -157,6 +160,8 @@ async def check_server(client: Redis) -> RedisFacts:
         timeseries_version=timeseries_version,
         maxmemory_policy=str(info.get("maxmemory_policy", "")),
         run_id=str(info.get("run_id", "")),
+        uptime_s=int(info.get("uptime_in_seconds", 0)),
+        time_ms=int(info.get("server_time_usec", 0)) // 1_000,
     )
 
 

@@ -17,6 +17,8 @@ EPOCH = "md:epoch"
 
 LEASE = "md:lease"
 """JSON of the daemon that may write this key space; ends by itself when it is not renewed."""
+LEADER = "md:leader"
+"""The newest lease for as long as it was not released, so that a lapsed one is told from a free one."""
 FENCE = "md:fence"
 """How often the lease changed hands: the epoch of the newest leader."""
 

@@ -101,6 +101,8 @@ class Leadership:
         self.on_change: Callable[[], None] = lambda: None
         self.ended: TemporaryError | None = None
         self.fenced = True
+        self.confirmed_ms = 0
+        """When the lease was last known to be ours, UTC epoch ms."""
         self._store = store
         self._clock = clock
         self._policy = policy
@@ -227,7 +229,7 @@ class Leadership:
         answer = await self._store.acquire()
         if not answer.ours:
             self.lease = None
-            self._held_by(answer.lease)
+            self._held_by(answer.lease, awaited=answer.awaited)
             return
         lease = self.lease = answer.lease
         # Nothing is read or written before the last leader's connections are gone.
@@ -262,11 +264,12 @@ class Leadership:
     def _confirmed(self, asked_s: float) -> None:
         # Counted from before the question: the server's time begins later, so it ends later.
         self._renewed_s = asked_s
+        self.confirmed_ms = self._clock.now_ms()
         self._write_until_s = asked_s + self._times.hold_s
         self.reason = ""
 
-    def _held_by(self, lease: Lease) -> None:
-        self.holder = lease
+    def _held_by(self, lease: Lease, *, awaited: bool) -> None:
+        self.holder = lease if lease.text else None
         if self._policy == "exit":
             self.ended = TemporaryError(
                 f"{lease} holds the lease of this Redis: stop it, set another REDIS_URL, "
@@ -275,7 +278,8 @@ class Leadership:
             self.reason = str(self.ended)
             self.on_change()
             return
-        self.reason = f"this daemon stands by: {lease} holds the lease of this Redis"
+        what = "may come back to the lease of this Redis" if awaited else "holds the lease of this Redis"
+        self.reason = f"this daemon stands by: {lease} {what}"
         self._log_once("lease_held", holder_pid=lease.pid, holder_host=lease.host, epoch=lease.epoch)
 
     def _lost(self, lease: Lease) -> None:

@@ -3,7 +3,9 @@
 Stands beneath `leadership`, which decides; here are only the commands, each of them one step that the
 server carries out as a whole. The value of `md:lease` is JSON: `owner` (random, one a process start),
 `host`, `pid`, `state_dir` (id of the state directory), `boot` (id of the kernel's start), `epoch`. It
-ends by itself when it is not renewed. Never retries and never waits for the lease.
+ends by itself when it is not renewed. `md:leader` keeps the newest one until it is released: after an outage
+of Redis, in which it could not be renewed, its holder is given time to come back.
+Never retries and never waits for the lease.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,28 +26,39 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from services.errors import StorageMisconfigured, StorageUnavailable
 from services.storage.address import parse_address
-from services.storage.client import check_server, make_client, storage_error
-from services.storage.keys import FENCE, LEASE
+from services.storage.client import REPLY_TIMEOUT_S, check_server, make_client, storage_error
+from services.storage.keys import FENCE, LEADER, LEASE
 
 _log = structlog.get_logger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _WRITER_NAME = re.compile(r"^marketd:[a-z_]+:(\d+\.[0-9a-f]+)$")
 _FENCING_ROUNDS = 5
+_LATE_MS = round(REPLY_TIMEOUT_S * 1_000)
 
 # Only GET and SET, so that a Redis user with few rights can do it. A lease of our own state directory
 # on this very kernel is a dead process's: its file lock is ours now.
 _ACQUIRE = """
+local function own(text)
+  local ok, lease = pcall(cjson.decode, text)
+  return ok and type(lease) == 'table' and lease.state_dir == ARGV[3], lease
+end
 local held = redis.call('GET', KEYS[1])
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[7]) then return {3, ''} end
+local last = redis.call('GET', KEYS[3])
 if held then
-  local ok, lease = pcall(cjson.decode, held)
-  local dead = ok and type(lease) == 'table' and lease.state_dir == ARGV[3] and lease.boot == ARGV[4]
-    and ARGV[4] ~= ''
-  if not dead then return {0, held} end
+  local ours, lease = own(held)
+  if not (ours and lease.boot == ARGV[4] and ARGV[4] ~= '') then return {0, held} end
+elseif last and last ~= '' and ARGV[5] == '1' and not own(last) then
+  return {2, last}
+elseif not last and ARGV[6] == '1' then
+  return {2, ''}
 end
 local epoch = string.format('%d', (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
 local lease = ARGV[1] .. epoch .. '}'
 redis.call('SET', KEYS[2], epoch)
+redis.call('SET', KEYS[3], lease)
 redis.call('SET', KEYS[1], lease, 'PX', ARGV[2])
 return {1, lease}
 """
@@ -55,12 +69,14 @@ if not held then
   local fence = redis.call('GET', KEYS[2])
   if fence and fence ~= ARGV[3] then return {0, ''} end
   redis.call('SET', KEYS[2], ARGV[3])
+  redis.call('SET', KEYS[3], ARGV[1])
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {held and 1 or 2, ARGV[1]}
 """
 _RELEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[3], '')
 redis.call('SET', KEYS[1], ARGV[1], 'PX', 1)
 return 1
 """
@@ -91,12 +107,14 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an attempt: `lease` is the one that stands now, ours where `ours` is true.
 
-    `lapsed` says that ours had ended, and nobody had led since.
+    `lapsed` says that ours had ended, and nobody had led since; `awaited` that another's has, and that it is
+    left time to come back.
     """
 
     ours: bool
     lease: Lease
     lapsed: bool = False
+    awaited: bool = False
 
 
 def read_lease(text: str) -> Lease:
@@ -127,15 +145,30 @@ class RedisLease:
         self._ttl_ms = str(round(ttl_s * 1000))
         self._database = str(parse_address(redis_url).database)
         self._client: Redis | None = None
-        self._checked = False
+        self._ttl_s = ttl_s
+        self._checked = self._failed = False
+        self._patient_until_s = self._seen_until_s = 0.0
+        self._clock_ahead_ms = 0
         self._told_of_rights = False
         self._state_dir = state_dir
         self._owner = secrets.token_hex(4)
 
     async def acquire(self) -> LeaseAnswer:
-        """Take the lease if nobody holds it, or only a dead process of our own state directory."""
+        """Take the lease if nobody holds it, or only a dead process of our own state directory.
+
+        One that another daemon let lapse because Redis was away is left to it for as long as a lease lasts.
+        """
+        now_s = time.monotonic()
         if not self._checked:
-            await check_server(self._redis())
+            try:
+                facts = await check_server(self._redis())
+            except StorageUnavailable:
+                self._failed = True
+                raise
+            # Nobody could renew before this, however long ago the lease ended.
+            left_s = self._ttl_s if self._failed else self._ttl_s - facts.uptime_s
+            self._patient_until_s = max(self._patient_until_s, now_s + left_s)
+            self._clock_ahead_ms = facts.time_ms - round(time.monotonic() * 1_000)
             self._checked = True
         claim = {
             "owner": self._owner,
@@ -144,11 +177,23 @@ class RedisLease:
             "state_dir": self._state_dir(),
             "boot": boot_id(),
         }
-        unfinished = msgspec.json.encode(claim).decode()[:-1] + ',"epoch":'
-        won, text = await self._eval(
-            _ACQUIRE, unfinished, self._ttl_ms, str(claim["state_dir"]), str(claim["boot"])
+        how, text = await self._eval(
+            _ACQUIRE,
+            msgspec.json.encode(claim).decode()[:-1] + ',"epoch":',
+            self._ttl_ms,
+            str(claim["state_dir"]),
+            str(claim["boot"]),
+            str(int(now_s < self._patient_until_s)),
+            str(int(now_s < self._seen_until_s)),
+            # A server that was hung must not carry out what we gave up waiting for.
+            str(round(time.monotonic() * 1_000) + self._clock_ahead_ms + _LATE_MS),
         )
-        return LeaseAnswer(ours=bool(won), lease=read_lease(str(text)))
+        if how == 3:
+            self._checked, self._failed = False, True
+            raise StorageUnavailable("Redis came to our question for the lease too late")
+        if not how:
+            self._seen_until_s = now_s + self._ttl_s
+        return LeaseAnswer(ours=how == 1, lease=read_lease(str(text)), awaited=how == 2)
 
     async def renew(self, lease: Lease) -> LeaseAnswer:
         """Make ours last from now on. One that ended while nobody else led is ours again."""
@@ -209,14 +254,14 @@ class RedisLease:
 
     async def _eval(self, script: str, *arguments: str) -> Any:
         try:
-            return await self._redis().eval(script, 2, LEASE, FENCE, *arguments)
+            return await self._redis().eval(script, 3, LEASE, FENCE, LEADER, *arguments)
         except RedisError as error:
-            self._checked = False
+            self._checked, self._failed = False, True
             if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
                 raise StorageMisconfigured(
                     f"the key {LEASE} or {FENCE} holds something else: delete it"
                 ) from error
             raise storage_error(error) from error
         except OSError as error:
-            self._checked = False
+            self._checked, self._failed = False, True
             raise StorageUnavailable(f"Redis cannot be reached: {error}") from error

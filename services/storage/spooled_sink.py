@@ -15,6 +15,7 @@ import asyncio
 from abc import abstractmethod
 from collections import deque
 from functools import partial
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import structlog
@@ -24,6 +25,7 @@ from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
+from services.storage.led_times import LedTimes
 from services.storage.losses import Losses
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import SpoolChannel
@@ -80,6 +82,8 @@ class SpooledSink(RedisSink):
         self._look = asyncio.Event()
         self._spilling = asyncio.Lock()
         self._adopted = False
+        self.led_times: LedTimes | None = None
+        """Knows which records on disk are another leader's to store; those are dropped, counted."""
         self.losses = Losses(name)
         """What is to be declared as a gap: see `losses`."""
 
@@ -313,10 +317,19 @@ class SpooledSink(RedisSink):
         return batch
 
     def _next_spooled(self, spool: SpoolChannel) -> Batch | None:
-        before = len(self._read)
-        batch = self._encode_final(self._read)
-        taken = before - len(self._read)
+        led_times = self.led_times
+        source = self._read
+        if led_times is not None and led_times.any_lost:
+            if self._skip_lost(led_times, spool):
+                return None
+            source = deque(takewhile(lambda row: not led_times.was_lost(row[0].position_ms), source))
+        before = len(source)
+        batch = self._encode_final(source)
+        taken = before - len(source)
         until = 0
+        if source is not self._read:
+            for _ in range(taken):
+                self._read.popleft()
         for _ in range(taken):
             until = self._read_numbers.popleft() + 1
         sent = 0 if batch is None else len(batch.records)
@@ -327,6 +340,31 @@ class SpooledSink(RedisSink):
             batch.spooled_until = until
             self._spooled_out += 1
         return batch
+
+    def _skip_lost(self, led_times: LedTimes, spool: SpoolChannel) -> int:
+        """Drop the oldest records read that another leader stored; return how many those were."""
+        count = until = 0
+        while self._read and led_times.was_lost(self._read[0][0].position_ms):
+            self._read.popleft()
+            until = self._read_numbers.popleft() + 1
+            count += 1
+        if count:
+            self.counters.spooled -= count
+            self.counters.drop("lease_lost", count)
+            spool.ack(until)
+        return count
+
+    def give_up(self, reason: str) -> None:
+        """Drop what is in memory and on no disk, counted under `reason`."""
+        waiting = self.queued
+        while self._pending_count:
+            self._discard_oldest()
+        self._final.clear()
+        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._batched = 0
+        if dropped := waiting - self.queued:
+            self.counters.drop(reason, dropped)
+        self._note_settled()
 
     def _release(self, batch: Batch) -> None:
         if batch.spooled_until and self._spool is not None:

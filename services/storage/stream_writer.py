@@ -75,6 +75,8 @@ class StreamWriter(SpooledSink):
         self._encoder = encoder or EntryEncoder()
         self._pending: deque[Record] = deque()
         self._streams: dict[str, _Stream] = {}
+        self.overtaken_until_ms = 0
+        """When another daemon led since we last did: until when. Then a refusal proves nothing."""
 
     def offer(self, record: Record) -> None:
         """Queue one record, already carrying its position."""
@@ -163,11 +165,15 @@ class StreamWriter(SpooledSink):
             self._refuse(batch, replies)
         return True
 
+    def _overtaken(self, record: Record) -> bool:
+        """Tell whether another leader's entries stand above this one, so that it need not be stored."""
+        return record.position_ms <= self.overtaken_until_ms
+
     def _settle_entries(self, batch: Batch, stored: list[Reply]) -> None:
         outcomes: list[Reason | None] = []
-        for reply in stored:
+        for record, reply in zip(batch.records, stored, strict=True):
             reason = item_reason(str(reply)) if isinstance(reply, ReplyError) else None
-            if reason is Reason.BEHIND_STREAM_TOP and batch.maybe_stored:
+            if reason is Reason.BEHIND_STREAM_TOP and batch.maybe_stored and not self._overtaken(record):
                 # The first attempt was carried out after all; only its answer was lost.
                 self.counters.already_written += 1
                 reason = None

@@ -247,6 +247,21 @@ async def test_h11_a_leader_that_was_paused_writes_nothing_when_it_wakes(
         await settled(stack, second)
         verdict = await judged(client, stack)
         assert await undeclared(client, stack, verdict) == []
+        # And back again: it leads when the other ends, its old records harm nobody.
+        stack.dhan.schedule.set_rate(20)
+        stack.yahoo.schedule.set_rate(5)
+        assert await second.stop() == 0
+        await eventually(lambda: ready(first), within_s=20)
+        await ticks_pass(stack)
+        await settled(stack, first)
+        await eventually(lambda: _nothing_waits(first), within_s=20)
+        for sink in (await first.status())["pipeline"]["sinks"]:
+            assert sink["imbalance"] == 0, sink
+            if sink["name"] in ("stream", "time_series"):
+                assert sink["dropped"] == {"lease_lost": sink["dropped"]["lease_lost"]}
+                assert sink["rejected"] == {}
+    verdict = await judged(client, stack)
+    assert await undeclared(client, stack, verdict) == []
     report_row(
         "H11",
         lost=f"{len(verdict.lost)} ticks in declared gaps; {spooled} of the woken leader went to its disk",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -16,10 +16,11 @@ from services.storage.address import parse_address
 from services.storage.client import make_client
 from services.storage.connection import RedisConnection
 from services.storage.leadership import Leadership, LeaseTimes, Role
-from services.storage.redis_lease import RedisLease
+from services.storage.redis_lease import LeaseAnswer, RedisLease
 from services.storage.resp import command, to_bytes
 from tests.support.eventually import FACTOR, eventually
 from tests.support.fault_proxy import FaultProxy
+from tests.support.servers import PrivateRedis
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ async def test_another_machine_with_a_copy_of_the_state_directory_does_not(
 
 
 async def test_it_ends_by_itself_and_renewing_makes_it_last(claim: MakeLease) -> None:
-    one, two = claim("one", ttl_s=0.5), claim("two")
+    one, two = claim("one", ttl_s=0.5), claim("two", ttl_s=0.5)
     first = await one.acquire()
     for _ in range(4):
         await asyncio.sleep(0.2)
@@ -110,8 +111,82 @@ async def test_it_ends_by_itself_and_renewing_makes_it_last(claim: MakeLease) ->
     assert answer.lease.state_dir == "two"
 
 
+async def test_after_an_outage_of_redis_its_last_leader_is_given_time_to_come_back(
+    private_redis: Callable[[], Awaitable[PrivateRedis]], claim: MakeLease
+) -> None:
+    server = await private_redis()
+    one, two = (
+        claim("one", ttl_s=1.0 * FACTOR, url=server.url),
+        claim("two", ttl_s=1.0 * FACTOR, url=server.url),
+    )
+    first = await one.acquire()
+    assert not (await two.acquire()).ours
+    server.pause()
+    with pytest.raises(StorageUnavailable):
+        await one.renew(first.lease)
+    with pytest.raises(StorageUnavailable):
+        await two.acquire()
+    # By now the lease has ended, and two questions for it lie in the socket of the hung server.
+    server.resume()
+    answer = await eventually(lambda: _unless_away(two))
+    assert not answer.ours
+    assert answer.lease.state_dir == "one"
+    answer = await one.renew(first.lease)
+    assert (answer.ours, answer.lease.epoch) == (True, 1), "what was asked of the hung server led nowhere"
+    await one.release(first.lease)
+
+    async def taken() -> bool:
+        return (await two.acquire()).ours
+
+    assert await eventually(taken), "a lease that was released is nobody's"
+
+
+async def test_a_dead_leader_is_not_waited_for_longer_than_a_lease(
+    private_redis: Callable[[], Awaitable[PrivateRedis]], claim: MakeLease
+) -> None:
+    server = await private_redis()
+    await claim("one", ttl_s=0.2, url=server.url).acquire()
+    await server.kill()
+    await server.start()
+    two = claim("two", ttl_s=2.0, url=server.url)
+    await eventually(lambda: _lease_is_gone(server.url))
+    assert (await two.acquire()).awaited, "the server has just started: nobody could renew"
+
+    async def taken() -> bool:
+        return (await two.acquire()).ours
+
+    await eventually(taken)
+
+
+async def test_a_lease_that_was_there_and_is_gone_without_a_trace_is_not_taken_at_once(
+    claim: MakeLease, client: Redis
+) -> None:
+    one, two = claim("one", ttl_s=0.5), claim("two", ttl_s=0.5)
+    first = await one.acquire()
+    assert not (await two.acquire()).ours
+    await client.flushall()
+    assert (await two.acquire()).awaited
+    assert (await one.renew(first.lease)).ours, "whoever led goes on in the emptied Redis"
+    assert not (await two.acquire()).ours
+
+
+async def _unless_away(store: RedisLease) -> LeaseAnswer | None:
+    try:
+        return await store.acquire()
+    except StorageUnavailable:
+        return None
+
+
+async def _lease_is_gone(url: str) -> bool:
+    client = make_client(url)
+    try:
+        return not await client.exists("md:lease")
+    finally:
+        await client.aclose()
+
+
 async def test_a_lapsed_lease_is_renewed_only_while_nobody_led_since(claim: MakeLease, client: Redis) -> None:
-    one, two = claim("one"), claim("two")
+    one, two = claim("one"), claim("two", ttl_s=0.3)
     first = await one.acquire()
     await client.delete("md:lease")
     answer = await one.renew(first.lease)
@@ -141,7 +216,7 @@ async def test_a_new_leader_cuts_the_writers_of_the_last_one_and_no_others(
     elsewhere = Leadership(claim("three", url=redis_url.removesuffix("/0") + "/3"), ManualClock())
     await elsewhere.begin()
     bystander = await elsewhere.connect(parse_address(redis_url.removesuffix("/0") + "/3"), "marketd:stream")
-    leader = Leadership(claim("two"), SystemClock())
+    leader = Leadership(claim("two", ttl_s=0.3), SystemClock())
 
     async def leads() -> bool:
         await leader.turn()
@@ -213,7 +288,7 @@ async def test_without_the_right_to_cut_connections_it_leads_all_the_same_and_sa
 ) -> None:
     await client.execute_command(
         "ACL", "SETUSER", "meek", "reset", "on", ">secretsecret", "~md:*", "+get", "+set", "+eval",
-        "+info", "+hello", "+auth", "+ping", "+client|setname", "+client|setinfo", "+select",
+        "+info", "+hello", "+auth", "+ping", "+client|setname", "+client|setinfo", "+time",
     )  # fmt: skip
     try:
         host = redis_url.rpartition("@")[2]
