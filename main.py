@@ -297,6 +297,7 @@ def _ingestion_config(
         always_open=settings.market_calendar == "always_open",
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
         stream_max_entries=settings.stream_max_entries,
+        stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,
         lease_policy=settings.lease_policy,
     )

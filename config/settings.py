@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     stream_max_entries: int = Field(
         250_000, ge=1_000, description="Entries each exchange's Redis stream keeps (approximately)."
     )
+    stream_max_age_hours: int = Field(
+        48,
+        ge=1,
+        le=24 * 366,
+        description="Hours that entries stay in each exchange's Redis stream, counted back from its newest.",
+    )
     spool_limit_mib: int = Field(
         512, ge=16, description="MiB on disk, under STATE_DIR/spool, for what Redis cannot take."
     )

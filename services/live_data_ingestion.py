@@ -53,6 +53,7 @@ from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_history import StreamHistory
+from services.storage.stream_keeper import STREAM_MAX_AGE_MS, StreamKeeper
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
 from services.subscriptions import FILE as SUBSCRIPTIONS_FILE
@@ -72,9 +73,9 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `pinned_instruments` (keys or `EXCHANGE:*`) names, and `subscription_linger_s` seconds longer.
     `always_open`: every market trades at any time, so that silence is always a fault.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
-    entries an exchange's stream keeps, `spool_limit_bytes` how much disk the records may take that wait
-    for Redis. `api_tokens` maps name to secret, empty for none. `lease_policy` says what to do while another
-    daemon writes the same Redis.
+    entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
+    disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
+    `lease_policy` says what to do while another daemon writes the same Redis.
     """
 
     database_url: str
@@ -92,6 +93,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     always_open: bool = False
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
+    stream_max_age_ms: int = STREAM_MAX_AGE_MS
     spool_limit_bytes: int = LIMIT_BYTES
     lease_policy: LeasePolicy = "standby"
     lease_times: LeaseTimes = LeaseTimes()
@@ -204,6 +206,12 @@ class LiveDataIngestion:
             )
             if config.dynamic_subscriptions
             else None
+        )
+        self._streams = StreamKeeper(
+            config.redis_url,
+            clock=self.clock,
+            exchanges=lambda: {mapping.exchange for mapping in self._instruments.values()},
+            max_age_ms=config.stream_max_age_ms,
         )
         self._instruments: dict[str, InstrumentMapping] = {}
         self._phase = "starting"
@@ -362,6 +370,7 @@ class LiveDataIngestion:
             await self._subscriptions.follow()
             self.supervisor.keep("subscriptions", self._subscriptions.run)
         await self.providers.start()
+        self.supervisor.keep("streams", self._streams.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
@@ -538,6 +547,7 @@ class LiveDataIngestion:
             ],
             "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
+            "streams": self._streams.status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],

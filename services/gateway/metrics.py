@@ -46,6 +46,7 @@ class _DaemonCollector(Collector):
         yield from _ledger(pipeline.get("ledger", {}))
         yield from _accounts(pipeline.get("accounts", []))
         yield from _sinks(pipeline.get("sinks", []))
+        yield from _streams(pipeline.get("streams", {}))
         yield from _tasks(pipeline.get("tasks", []))
         yield from _gateway(self._clients())
 
@@ -152,6 +153,41 @@ def _sinks(sinks: list[dict[str, Any]]) -> Iterator[Metric]:
         imbalance.add_metric([name], sink["imbalance"])
         ready.add_metric([name], int(sink["state"] == "ready"))
     yield from (records, lost, queued, spooled, imbalance, ready)
+
+
+def _streams(streams: Mapping[str, Any]) -> Iterator[Metric]:
+    entries = GaugeMetricFamily("marketd_stream_entries", "Entries in the stream.", labels=["exchange"])
+    oldest = GaugeMetricFamily(
+        "marketd_stream_oldest_timestamp_seconds", "When the oldest entry came.", labels=["exchange"]
+    )
+    for stream in streams.get("streams", ()):
+        entries.add_metric([stream["exchange"]], stream["entries"])
+        if stream["oldest_ms"] is not None:
+            oldest.add_metric([stream["exchange"]], stream["oldest_ms"] / 1000)
+    names = ["exchange", "group"]
+    lag = GaugeMetricFamily("marketd_consumer_group_lag", "Entries not delivered yet.", labels=names)
+    pending = GaugeMetricFamily(
+        "marketd_consumer_group_pending", "Delivered, not acknowledged.", labels=names
+    )
+    idle = GaugeMetricFamily(
+        "marketd_consumer_group_idle_seconds", "Since a consumer last asked.", labels=names
+    )
+    trimmed = GaugeMetricFamily(
+        "marketd_consumer_group_trimmed", "1 while entries it never got are gone.", labels=names
+    )
+    lost = CounterMetricFamily(
+        "marketd_consumer_group_lost", "Entries trimmed before the group got them.", labels=names
+    )
+    for group in streams.get("groups", ()):
+        labels = [group["exchange"], group["group"]]
+        if group["lag"] is not None:
+            lag.add_metric(labels, group["lag"])
+        pending.add_metric(labels, group["pending"])
+        if group["idle_ms"] is not None:
+            idle.add_metric(labels, group["idle_ms"] / 1000)
+        trimmed.add_metric(labels, int(group["trimmed"]))
+        lost.add_metric(labels, group["lost_total"])
+    yield from (entries, oldest, lag, pending, idle, trimmed, lost)
 
 
 def _tasks(tasks: list[dict[str, Any]]) -> Iterator[Metric]:

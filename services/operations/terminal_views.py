@@ -65,6 +65,10 @@ def status_view(answer: Mapping[str, Any]) -> Table:
     grid.add_row(sinks)
     grid.add_row("")
     grid.add_row(_ledger_line(pipeline.get("accounts", [])))
+    groups = (pipeline.get("streams") or {}).get("groups", [])
+    if groups:
+        grid.add_row("")
+        grid.add_row(_group_table(groups))
     return grid
 
 
@@ -75,6 +79,27 @@ def _ledger_line(accounts: Sequence[Mapping[str, Any]]) -> str:
         named = ", ".join(f"{account['account']} {account['imbalance']:+}" for account in faults)
         return f"ledger [red]does not balance: {escape(named)}[/]"
     return f"ledger [green]balances[/] [dim]({len(accounts)} accounts)[/]" if accounts else ""
+
+
+def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("consumer group", "stream", "consumers", "lag", "pending", "idle", "lost"):
+        table.add_column(column)
+    for group in groups:
+        idle = "-" if group["idle_ms"] is None else f"{group['idle_ms'] / 1000:.1f} s"
+        lost = str(group["lost_total"])
+        if group["trimmed"]:
+            lost = f"[red]trimmed: {_dash(group['lost'])} entries it never got[/]"
+        table.add_row(
+            escape(group["group"]),
+            escape(group["exchange"]),
+            str(group["consumers"]),
+            _dash(group["lag"]),
+            str(group["pending"]),
+            idle,
+            lost,
+        )
+    return table
 
 
 def spool_view(channels: Sequence[ChannelContents]) -> Table:
