@@ -10,25 +10,42 @@ import logging
 import logging.handlers
 import queue
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-from services.redaction import redact
+from services.redaction import HIDDEN, redact
 
 _QUEUE_LIMIT = 10_000
 _SECRET_KEYS = frozenset({"token", "access_token", "password", "secret", "authorization", "api_key"})
 
 
 def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Redact every text value of a log event; the structlog processor in front of the renderer."""
+    """Redact every value of a log event; the structlog processor in front of the renderer."""
     for key, value in event.items():
         if key.lower() in _SECRET_KEYS:
-            event[key] = "***"
-        elif isinstance(value, str):
-            event[key] = redact(value)
+            event[key] = HIDDEN
+        elif not key.startswith("_"):
+            event[key] = _redacted(value)
     return event
+
+
+def _redacted(value: Any) -> Any:
+    """Return a value of a log event without secrets, however deep they lie in it."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            name: HIDDEN if str(name).lower() in _SECRET_KEYS else _redacted(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted(inner) for inner in value]
+    # An exception, a path, a struct: what a renderer would make of it.
+    return redact(str(value))
 
 
 class BoundedQueueHandler(logging.handlers.QueueHandler):

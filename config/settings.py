@@ -12,9 +12,10 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import unquote
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,9 +24,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from config.secret_files import SUFFIX, exposure, read_secrets
 from services.errors import ConfigurationError
+from services.redaction import make_known
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-_PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@]*:[^/@]+@")
+_PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@:]*:([^/@]+)@")
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:\S{8,}$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
@@ -265,6 +267,7 @@ def survey_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str,
         if value != "" or name.upper() not in merged:
             merged[name.upper()] = value
     found = read_secrets(merged, secret_names(), base=PROJECT_ROOT, plugin_prefixes=provider_prefixes)
+    make_known(_secrets_in(merged | found.values))
     return Environment(merged | found.values, (*files, *found.files), (*problems, *found.problems))
 
 
@@ -319,6 +322,21 @@ def _holds_secret(values: Mapping[str, str], provider_prefixes: tuple[str, ...])
 def setting_names() -> tuple[str, ...]:
     """Return the names of all settings, in capitals, in the order of their definition."""
     return tuple(name.upper() for name in Settings.model_fields)
+
+
+def _secrets_in(values: Mapping[str, str]) -> Iterator[str]:
+    """Yield the secrets among settings as they may turn up in a text: of a URL its password."""
+    for name in secret_names():
+        value = values.get(name, "").strip()
+        password = _PASSWORD_IN_URL.match(value)
+        if name == "API_TOKENS":
+            yield from (pair.partition(":")[2] for pair in _split(value))
+        elif name.endswith("_URL"):
+            if password is not None:
+                yield password[1]
+                yield unquote(password[1])
+        else:
+            yield value
 
 
 def secret_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from services import redaction
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
 from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
@@ -39,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RowTable(), "fault_rows")
     # A test run that is told to end must take its servers with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test find its words blanked because another test used them as a secret."""
+    monkeypatch.setattr(redaction, "_known", {})
 
 
 def _serve(server: EmbeddedPostgres | EmbeddedRedis) -> Iterator[str]:
