@@ -13,8 +13,6 @@ from collections import deque
 from math import isfinite
 from typing import Any
 
-import structlog
-
 from services.market_data.clock import Clock
 from services.market_data.records import (
     PROBE_EXCHANGE,
@@ -26,27 +24,20 @@ from services.storage.batch import Batch
 from services.storage.connection import Reply, ReplyError
 from services.storage.entry import without_bad_numbers
 from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.keys import TICK_FIELDS, TickField, tick_series
-from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk, command
+from services.storage.keys import TICK_FIELDS, TickField
+from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk
 from services.storage.series import ASK, BID, OI, PRICE, VOLUME, InstrumentSeries, fields_of, mask_of
+from services.storage.series_repair import MENDABLE, SeriesRepair
 from services.storage.spool_format import MERGED
 from services.storage.spooled_sink import SpooledSink
-
-_log = structlog.get_logger(__name__)
 
 TICK_RETENTION_MS = 48 * 3_600_000
 _BATCH_SAMPLES = 500
 _BUSY_IN_FLIGHT = 16
 _MOST_SAMPLES_A_TICK = 5
 _REPAIRS_A_BATCH = 2
-_BEYOND_REPAIR_S = 60.0
 _MADD = bulk("TS.MADD")
 _WIDTH = tuple(mask.bit_count() for mask in range(1 << _MOST_SAMPLES_A_TICK))
-_MENDABLE = frozenset({Reason.MISSING_SERIES, Reason.DUPLICATE_BLOCKED})
-"""Refusals that commands in front of the same batch can undo: make the series as it should be."""
-_FUTURE_MS = 5_000
-_POISON_EVERY_S = 3_600.0
-_LATEST_MS = str(2**63 - 1)
 
 
 class SeriesBatch(Batch):
@@ -82,8 +73,7 @@ class TimeSeriesWriter(SpooledSink):
         self._series: dict[str, InstrumentSeries] = {}
         self._slots_used = 0
         self._to_correct: dict[tuple[InstrumentSeries, TickField], None] = {}
-        self._beyond_repair: dict[tuple[str, TickField], tuple[float, Reason]] = {}
-        self._cleansed_s: dict[tuple[str, TickField], float] = {}
+        self._repairs = SeriesRepair(clock, retention_ms)
 
     def offer(self, record: Record) -> None:
         """Queue one tick. Control records are neither taken nor counted."""
@@ -280,7 +270,7 @@ class TimeSeriesWriter(SpooledSink):
                 raise refusal
             reason = item_reason(message)
             if reason is Reason.WRONG_TYPE:
-                self._give_up_on(series, field, reason)
+                self._repairs.give_up_on(series, field, reason)
             elif reason is Reason.SERIES_EXISTS and not batch.repairs:
                 # Made by an earlier run, or by somebody else with other ideas: the next batch corrects it.
                 self._to_correct[series, field] = None
@@ -305,21 +295,23 @@ class TimeSeriesWriter(SpooledSink):
                 if reason is Reason.OLDER_THAN_RETENTION:
                     if (series, field) in repairs or self._is_poisoned(series, field, record):
                         repairs[series, field] = reason
-                elif reason in _MENDABLE:
-                    given_up = self._given_up(series, field)
+                elif reason in MENDABLE:
+                    given_up = self._repairs.given_up(series, field)
                     if given_up is not None:
                         reason = given_up
                     elif batch.repairs < _REPAIRS_A_BATCH:
                         repairs[series, field] = reason
                     else:
-                        self._give_up_on(series, field, reason)
+                        self._repairs.give_up_on(series, field, reason)
                 outcome = outcome or reason
             outcomes.append(outcome)
         if repairs:
             batch.repairs += 1
             self.counters.errors += 1
             commands = [
-                (target, text) for target, reason in repairs.items() for text in self._mend(*target, reason)
+                (target, text)
+                for target, reason in repairs.items()
+                for text in self._repairs.mend(*target, reason)
             ]
             batch.making = [target for target, _ in commands]
             batch.prelude = [text for _, text in commands]
@@ -327,44 +319,11 @@ class TimeSeriesWriter(SpooledSink):
         self._settle_by_record(batch, outcomes)
         return True
 
-    def _mend(self, series: InstrumentSeries, field: TickField, reason: Reason) -> tuple[str, ...]:
-        """Return the commands that make a series take our samples again."""
-        if reason is Reason.OLDER_THAN_RETENTION:
-            future_ms = str(self._clock.now_ms() + _FUTURE_MS)
-            return (command("TS.DEL", tick_series(series.instrument, field), future_ms, _LATEST_MS),)
-        return (series.create(field, self._retention_ms), series.correct(field, self._retention_ms))
-
     def _is_poisoned(self, series: InstrumentSeries, field: TickField, record: DataIngestionFormat) -> bool:
-        """Tell whether a fresh tick is refused as too old: then a sample in the future stands in its way.
-
-        True once per series and hour; what is refused again after the repair is really refused.
-        """
-        age_ms = self._clock.now_ms() - record.timestamp
-        retention_ms = series.retention_ms(self._retention_ms)
-        if age_ms >= retention_ms - _FUTURE_MS:
-            return False
-        now_s = self._clock.monotonic_s()
-        cleansed_s = self._cleansed_s.get((series.instrument, field))
-        if cleansed_s is not None and now_s - cleansed_s < _POISON_EVERY_S:
-            return False
-        self._cleansed_s[series.instrument, field] = now_s
-        self.counters.repaired += 1
-        _log.error(
-            "series_poisoned",
-            series=tick_series(series.instrument, field),
-            action="samples dated in the future are deleted",
-        )
-        return True
-
-    def _give_up_on(self, series: InstrumentSeries, field: TickField, reason: Reason) -> None:
-        """Try no repair of this series for a while: it did not help."""
-        until_s = self._clock.monotonic_s() + _BEYOND_REPAIR_S
-        self._beyond_repair[series.instrument, field] = (until_s, reason)
-
-    def _given_up(self, series: InstrumentSeries, field: TickField) -> Reason | None:
-        """Return why this series is not to be repaired just now, None when it may be tried."""
-        until_s, reason = self._beyond_repair.get((series.instrument, field), (0.0, None))
-        return reason if self._clock.monotonic_s() < until_s else None
+        """Tell whether a sample in the future stands in the way of this tick; count a series so found."""
+        found = self._repairs.is_poisoned(series, field, record)
+        self.counters.repaired += found
+        return found
 
 
 def _judge(reply: Reply) -> Reason:
