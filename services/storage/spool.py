@@ -2,8 +2,9 @@
 
 Stands beside the Redis sinks; each of them has a channel of its own (a log in a folder under
 `STATE_DIR/spool/`) and an equal share of the limit. All file work is done by one thread, one piece after
-the other, so the event loop never waits for a disk. A full disk disables a channel and a write that
-succeeds enables it again; beyond the limit the oldest segment is dropped. Never decides what is spooled.
+the other, so the event loop never waits for a disk. A full disk disables a channel; once there is space
+to spare, a tenth of the limit or of the disk, a write that succeeds enables it again. Beyond the limit
+the oldest segment is dropped. Never decides what is spooled.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +108,11 @@ class SpoolChannel:
             settle(done)
             self._watch_level(done.dropped)
 
-        await self._run(self._log.append, (records,), finished)
+        work = self._log.append
+        if self.state is SpoolState.DISABLED:
+            # Not to be full again with the next record.
+            work = partial(work, free_bytes=self._limit_bytes // 10)
+        await self._run(work, (records,), finished)
 
     async def read(self, count: int, settle: Callable[[ReadOut], None]) -> None:
         """Hand the oldest records not read yet, about `count`, to `settle`.

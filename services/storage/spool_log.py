@@ -9,6 +9,8 @@ segment is dropped; of what is lost, by that or by damage, it says how much and 
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,10 +102,15 @@ class SpoolLog:
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def append(self, records: Sequence[tuple[Record, int]]) -> Appended:
-        """Write `(record, flags)` pairs at the end, as many as the disk takes; raises for no disk."""
+    def append(self, records: Sequence[tuple[Record, int]], *, free_bytes: int = 0) -> Appended:
+        """Write `(record, flags)` pairs at the end, as many as the disk takes; raises for no disk.
+
+        Takes none while the disk has less than `free_bytes` to spare.
+        """
         done = Appended()
         try:
+            if free_bytes:
+                self._check_free(free_bytes)
             index = 0
             while index < len(records):
                 file = self._room(done)
@@ -112,6 +119,13 @@ class SpoolLog:
             done.error = error
         self._dirty = True
         return done
+
+    def _check_free(self, wanted_bytes: int) -> None:
+        disk = os.statvfs(self.folder)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        # A small disk need not have more than a tenth to spare.
+        if free_bytes < min(wanted_bytes, disk.f_blocks * disk.f_frsize // 10):
+            raise OSError(errno.ENOSPC, f"only {free_bytes >> 10} KiB are free")
 
     def _append_to(
         self, file: SegmentFile, records: Sequence[tuple[Record, int]], start: int, done: Appended

@@ -17,6 +17,8 @@ from services.storage.spool_segment import Segment, Spans, widen
 _log = structlog.get_logger(__name__)
 
 _READ_BYTES = 1 << 20
+_UNSURE_MS = 60_000
+"""By so much more a loss is declared where no sound record shows when it began or ended."""
 
 
 @dataclass
@@ -131,7 +133,10 @@ class SpoolReader:
         if not ahead:
             ahead = {exchange: (at_ms, at_ms) for exchange, at_ms in self._read_ms.items()}
         for exchange, (first_ms, last_ms) in ahead.items():
+            if segment.scanned and exchange not in self._read_ms:
+                first_ms -= _UNSURE_MS
             until_ms = next(
-                (found.record.position_ms for found in behind if found.record.exchange == exchange), last_ms
+                (found.record.position_ms for found in behind if found.record.exchange == exchange),
+                last_ms + _UNSURE_MS if segment.scanned else last_ms,
             )
             widen(out.lost, exchange, first_ms, max(first_ms, until_ms))

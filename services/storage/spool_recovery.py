@@ -75,6 +75,7 @@ def spans_of(segment: Segment) -> Spans:
             number, _, payload, offset = frame
             widen_by(spans, (found.record for found in decode_records(number, payload)))
         segment.spans = spans
+        segment.scanned = True
     return segment.spans
 
 

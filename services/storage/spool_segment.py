@@ -33,7 +33,8 @@ Spans = dict[str, tuple[int, int]]
 class Segment:
     """One file: the number of its first record, its size in bytes, where its frames begin.
 
-    `spans` says of when its records are; None until somebody needs to know, for one of an earlier run.
+    `spans` says of when its records are; None until somebody needs to know, for one of an earlier run, and
+    then `scanned`: what of it is damaged is not in them.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Segment:
     size: int
     frames_at: int
     spans: Spans | None = field(default_factory=dict)
+    scanned: bool = False
 
 
 def widen(spans: Spans, exchange: str, first_ms: int, last_ms: int) -> None:

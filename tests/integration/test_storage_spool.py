@@ -10,7 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from services.market_data.records import PROBE_INSTRUMENT
+from services.storage.batch import Batch
 from services.storage.client import make_client
+from services.storage.time_series_writer import TimeSeriesWriter
 from tests.support.eventually import eventually
 from tests.support.fault_rig import WritePath, spool_files
 from tests.support.servers import PrivateRedis
@@ -98,6 +100,47 @@ async def test_live_samples_flow_while_the_backlog_is_replayed(
         path.assert_nothing_lost()
     # Reading so much back keeps the loop busy, which is not the writers' doing.
     await assert_all_stored(client, path.ticks, path.feed.instruments)
+
+
+async def test_replay_never_goes_twice_while_live_samples_wait(
+    server: PrivateRedis, client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    real = TimeSeriesWriter._next_batch
+
+    def next_batch(sink: TimeSeriesWriter) -> Batch | None:
+        waiting = sink._pending_count
+        batch = real(sink)
+        if batch is not None:
+            # What kind of batch took this turn, and whether live samples stood behind it.
+            turns.append("live" if not batch.spooled_until else "replay before live" if waiting else "replay")
+        return batch
+
+    monkeypatch.setattr(TimeSeriesWriter, "_next_batch", next_batch)
+    async with WritePath(server.url, tmp_path / "spool") as path:
+        await path.settled()
+        await server.kill()
+        await eventually(lambda: path.time_series.state.value == "unavailable")
+        for _ in range(20):
+            offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(1_000)], path.time_series)
+            await asyncio.sleep(0)
+        await eventually(lambda: path.time_series.counters.spooled >= 19_000)
+        await server.start()
+        await eventually(lambda: path.time_series.state.value == "ready")
+        turns.clear()
+        while path.time_series.counters.spooled:
+            offer([path.ticks.tick("NSE:LIVE") for _ in range(3)], path.time_series)
+            await asyncio.sleep(0)
+        await path.settled()
+        path.assert_nothing_lost()
+    live = path.ticks.of("NSE:LIVE")
+    assert await samples(client, "NSE:LIVE", "price") == [(r.timestamp, r.price) for r in live]
+    assert sum(turn.startswith("replay") for turn in turns) >= 20
+    text = " ".join("L" if turn == "live" else "R" if turn == "replay" else "W" for turn in turns)
+    # A replayed batch that went before waiting samples is followed by theirs, not by another one.
+    assert "W R" not in text
+    assert "W W" not in text
+    assert text.count("L") >= text.count("W") > 0
 
 
 async def test_ticks_of_one_millisecond_are_summed_once_however_they_travelled(
