@@ -15,6 +15,7 @@ from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.backoff import Backoff
 from services.pipeline.sequencer import Sequencer
+from services.pipeline.sink import Sink
 from services.storage.entry import EntryEncoder
 from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.redis_sink import RedisSink
@@ -96,7 +97,7 @@ async def running(*sinks: RedisSink) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def offer(records: Iterable[Record], *sinks: RedisSink) -> None:
+def offer(records: Iterable[Record], *sinks: Sink) -> None:
     """Hand records to writers as the bus does."""
     for record in records:
         for sink in sinks:
@@ -147,7 +148,7 @@ class Feed:
     """Offers ticks of some instruments at a steady pace, as the pipeline does."""
 
     ticks: Ticks
-    sinks: tuple[RedisSink, ...]
+    sinks: tuple[Sink, ...]
     instruments: list[str] = field(default_factory=lambda: [f"NSE:SYM{n}" for n in range(20)])
     burst: int = 20
 
