@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -47,7 +48,7 @@ from services.operations.daemon_client import fetch
 from services.operations.daemon_client import tap as tap_records
 from services.operations.state_dir import StateDirectory
 from services.operations.systemd_notify import SystemdNotifier
-from services.operations.terminal_views import spool_view, status_view, tap_lines
+from services.operations.terminal_views import spool_view, status_view, tap_lines, why_view
 from services.operations.watchdog import LoopWatchdog, WatchdogLimits
 from services.provider_plugins import plugged_in_codes
 from services.redaction import redact
@@ -280,6 +281,7 @@ def _ingestion_config(
     settings: Settings, database_url: str, redis_url: str, *, demo: bool
 ) -> IngestionConfig:
     from services.live_data_ingestion import IngestionConfig
+    from services.market_data.calendar import SHIPPED
 
     return IngestionConfig(
         database_url=database_url,
@@ -294,6 +296,7 @@ def _ingestion_config(
         dynamic_subscriptions=settings.subscription_mode == "dynamic",
         pinned_instruments=settings.pinned(),
         subscription_linger_s=settings.subscription_linger_s,
+        market_day_files=(SHIPPED, *([settings.market_days] if settings.market_days else [])),
         always_open=settings.market_calendar == "always_open",
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
         stream_max_entries=settings.stream_max_entries,
@@ -415,6 +418,22 @@ def status(
         while True:
             time.sleep(1)
             live.update(status_view(asyncio.run(once())))
+
+
+@app.command()
+def why(
+    instrument: Annotated[str, typer.Argument(help="An instrument key, such as NSE:RELIANCE.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the raw answer.")] = False,
+) -> None:
+    """Say where an instrument's ticks are, what stands in their way and what to do."""
+    api_url, token = _running_daemon()
+    answer = asyncio.run(fetch(api_url, f"/api/why/{quote(instrument, safe=':')}", token))
+    if "error" in answer:
+        raise ConfigurationError(answer["error"]["message"])
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        out.print(why_view(answer))
 
 
 @app.command()

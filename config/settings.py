@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         description="exchange: judge silence and sessions by the exchanges' calendars. "
         "always_open: every market is open at any time (tests, demo).",
     )
+    market_days: Path | None = Field(
+        None,
+        description="A file of your own with holidays and special sessions, laid out as "
+        "services/market_data/data/market_days.csv; its rows win.",
+    )
     tick_retention_hours: int = Field(
         48, ge=1, le=24 * 366, description="Hours that single ticks stay in Redis TimeSeries."
     )
@@ -172,10 +177,10 @@ class Settings(BaseSettings):
     def _upper_log_level(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "market_days")
     @classmethod
-    def _absolute_state_dir(cls, value: Path) -> Path:
-        return value if value.is_absolute() else PROJECT_ROOT / value
+    def _absolute_path(cls, value: Path | None) -> Path | None:
+        return value if value is None or value.is_absolute() else PROJECT_ROOT / value
 
     @field_validator("pinned_instruments")
     @classmethod

@@ -373,6 +373,11 @@ class BaseMarketDataProvider(ABC):
         """How many symbols can be subscribed at the same time; None where the vendor sets no limit."""
         return None
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Wanted symbols that are not asked for, and why."""
+        return {}
+
     def asked(self, symbol: str) -> bool:
         """Tell whether `symbol` has been asked for on an open connection."""
         return symbol in self._session.subscribed

@@ -24,9 +24,12 @@ from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
+from services.diagnosis import Diagnosis, Sources
 from services.errors import StorageError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
+from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
+from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
@@ -48,6 +51,7 @@ from services.storage.history_watch import HistoryWatch
 from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Role
 from services.storage.led_times import LED_TIMES_NAME, LedTimes
+from services.storage.lookup import stored_newest
 from services.storage.losses import LossDeclaration
 from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import RedisSink
@@ -71,7 +75,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `dynamic_subscriptions`: subscribe only what a client watches, a lease in Redis asks for, or
     `pinned_instruments` (keys or `EXCHANGE:*`) names, and `subscription_linger_s` seconds longer.
-    `always_open`: every market trades at any time, so that silence is always a fault.
+    `always_open`: every market trades at any time, so that silence is always a fault; otherwise the
+    calendar of `market_day_files` (a later file wins) counts.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
@@ -90,6 +95,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     dynamic_subscriptions: bool = False
     pinned_instruments: tuple[str, ...] = ()
     subscription_linger_s: float = LINGER_S
+    market_day_files: tuple[Path, ...] = (SHIPPED_MARKET_DAYS,)
     always_open: bool = False
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
@@ -115,6 +121,7 @@ class LiveDataIngestion:
         self.demo = config.demo
         self.epoch = ""
         self.api_url = ""
+        self.calendar = MarketCalendar(config.market_day_files, always_open=config.always_open)
         self.supervisor = Supervisor()
         self._hurry = asyncio.Event()
         self.sequencer = Sequencer(self.clock)
@@ -213,6 +220,20 @@ class LiveDataIngestion:
             exchanges=lambda: {mapping.exchange for mapping in self._instruments.values()},
             max_age_ms=config.stream_max_age_ms,
         )
+        self._reader = make_client(config.redis_url, name="marketd:reader")
+        self._diagnosis = Diagnosis(
+            self.clock,
+            self.calendar,
+            Sources(
+                instruments=lambda: self._instruments,
+                route=self.providers.route,
+                claim=self._subscriptions.claim if self._subscriptions else lambda _: "static",
+                newest=self.broadcast.latest,
+                stored=lambda instrument: stored_newest(self._reader, instrument),
+                not_ready=lambda: self.readiness().reasons,
+                sinks=self._sinks[:-1],
+            ),
+        )
         self._instruments: dict[str, InstrumentMapping] = {}
         self._phase = "starting"
         self._obstacle = ""
@@ -274,6 +295,7 @@ class LiveDataIngestion:
         pending = await self.supervisor.stop()
         await self._leadership.release()
         await self._spool.close()
+        await self._reader.aclose()
         await self._catalogue.close()
         self._phase = "stopped"
         if was_running or pending:
@@ -315,6 +337,8 @@ class LiveDataIngestion:
         """Give a record its position and hand it to every sink."""
         self.sequencer.stamp(record)
         self.bus.publish(record)
+        if type(record) is ControlRecord:
+            self._diagnosis.note(record)
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -552,6 +576,14 @@ class LiveDataIngestion:
             "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
+
+    async def why(self, instrument: str) -> dict[str, Any] | None:
+        """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""
+        return await self._diagnosis.explain(instrument)
+
+    def similar(self, instrument: str) -> list[str]:
+        """Return known instrument keys that look like an unknown one."""
+        return self._diagnosis.suggest(instrument)
 
     def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:  # noqa: ARG002
         """Hear that clients began or ceased to watch something."""

@@ -396,6 +396,23 @@ class ProviderManager:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self._active.get(instrument)
 
+    def route(self, instrument: str) -> dict[str, Any]:
+        """Return who serves an instrument, who else could, how each of them is, and the gap that is open.
+
+        `candidates` are in the order of preference; times are UTC epoch ms, None where unknown.
+        """
+        gap = self._gaps.open_gap(instrument)
+        return {
+            "active": self._active.get(instrument),
+            "pending": self._pending.get(instrument),
+            "wanted": self._interest is None or instrument in self._interest,
+            "open_gap": None if gap is None else {"from": gap[0], "reason": gap[1]},
+            "candidates": [
+                self._runtimes[row.provider_code].candidate(row)
+                for row in self._candidates.get(instrument, ())
+            ],
+        }
+
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return, per provider, what became of every frame and record."""
         return {code: runtime.ledger() for code, runtime in sorted(self._runtimes.items())}

@@ -114,6 +114,27 @@ class ProviderRuntime:
             provider.setting(name) for name in provider.credential_names
         )
 
+    def candidate(self, mapping: InstrumentMapping) -> dict[str, Any]:
+        """Return how this provider stands to one of its instruments; times in UTC epoch ms."""
+        provider, symbol = self.provider, mapping.provider_symbol
+        return {
+            "provider": self.entry.code,
+            "symbol": symbol,
+            "search_code": mapping.search_code,
+            "primary": mapping.is_primary,
+            "priority": mapping.priority,
+            "usable": self.usable,
+            "state": provider.state.value if provider else ProviderState.CLOSED.value,
+            "reason": provider.reason if provider else "no provider of this code is installed",
+            "last_error": provider.last_error or None if provider else None,
+            "subscription": provider.subscription_state(symbol) if provider else "requested",
+            "refused": provider.refused.get(symbol) if provider else None,
+            "flowing": symbol in self.flowing,
+            "last_tick_ms": self.last_seen_ms.get(mapping.instrument),
+            "provider_last_tick_ms": self.last_tick_ms or None,
+            "credential_expires_ms": provider.credential_expires_ms if provider else None,
+        }
+
     def ledger(self) -> dict[str, Any]:
         """Return what became of every frame and record."""
         provider, counters = self.provider, self.normaliser.counters

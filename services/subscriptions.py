@@ -136,6 +136,14 @@ class DynamicSubscriptions:
         self._allotment = allotment
         await self._providers.set_interest(allotment.admitted)
 
+    def claim(self, instrument: str) -> str | None:
+        """Return why an instrument is wanted, in a word, and whether it found room; None when it is not."""
+        claim = self._claims.get(instrument)
+        if claim is None:
+            return None
+        full = self._allotment.shed.get(instrument)
+        return claim.name.lower() + (f", but {full} has no room for it" if full else "")
+
     def status(self) -> dict[str, Any]:
         """Return what is wanted and why, how far each subscription got, and what found no room."""
         states = Counter(map(self._providers.subscription_state, self._allotment.admitted))

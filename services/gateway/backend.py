@@ -83,6 +83,17 @@ class GatewayBackend(Protocol):
         """
         ...
 
+    async def why(self, instrument: str) -> dict[str, Any] | None:
+        """Explain where an instrument's ticks are: `verdict` and `next_action`, then what they rest on.
+
+        None when no such instrument is mapped.
+        """
+        ...
+
+    def similar(self, instrument: str) -> Sequence[str]:
+        """Return known instrument keys that look like an unknown one."""
+        ...
+
     def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:
         """Hear which instruments gained their first, or lost their last, client of this gateway."""
         ...

@@ -54,6 +54,7 @@ class HttpApi:
         router.add_get("/api/providers/status", self.providers_status)
         router.add_get("/api/instruments", self.instruments)
         router.add_get("/api/quotes", self.quotes)
+        router.add_get("/api/why/{instrument}", self.why)
         router.add_get("/static/{name:.+}", self.static_file)
 
     async def healthz(self, _request: web.Request) -> web.Response:
@@ -121,6 +122,17 @@ class HttpApi:
                 "unknown": unknown,
             }
         )
+
+    async def why(self, request: web.Request) -> web.Response:
+        """Explain where one instrument's ticks are and what to do; 404 when it is not known."""
+        _known_parameters(request)
+        instrument = request.match_info["instrument"].strip()
+        answer = await self._backend.why(instrument) if is_well_formed(instrument) else None
+        if answer is None:
+            similar = ", ".join(self._backend.similar(instrument))
+            hint = f"; did you mean {similar}?" if similar else ""
+            raise HttpError(404, "unknown_instrument", f"{instrument[:60]!r} is not mapped{hint}")
+        return _json(answer)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Return the metrics in Prometheus text format."""

@@ -100,6 +100,21 @@ _QUOTES = _object(
     no_data={**_list(_KEY), "description": "known, but without a tick so far"},
     unknown={**_list(_KEY), "description": "asked for and not known"},
 )
+_WHY = _object(
+    ["instrument", "name", "time_ms", "verdict", "next_action", "candidates", "hops", "events"],
+    instrument=_KEY,
+    name=_TEXT,
+    time_ms=_MS,
+    verdict={**_TEXT, "description": "the first thing that stands in the way, or that all is well"},
+    next_action=_TEXT,
+    session={"type": "object"},
+    interest={"type": ["string", "null"]},
+    route={"type": "object"},
+    candidates={"type": "array", "items": {"type": "object"}},
+    hops={"type": "array", "items": {"type": "object"}},
+    storage={"type": "array", "items": {"type": "object"}},
+    events={"type": "array", "items": {"type": "object"}},
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -129,6 +144,10 @@ def _operation(
 
 def _query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": description, "schema": schema, "required": required}
+
+
+def _path(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "path", "description": description, "schema": schema, "required": True}
 
 
 def openapi_document() -> dict[str, Any]:
@@ -191,6 +210,14 @@ def openapi_document() -> dict[str, Any]:
                         {**_TEXT, "minLength": 1, "examples": ["NSE:RELIANCE,NASDAQ:AAPL"]},
                         required=True,
                     )
+                ],
+            ),
+            "/api/why/{instrument}": _operation(
+                "why",
+                "Where one instrument's ticks are, and what to do",
+                json_of("verdict, next action and what they rest on; 404 when it is not known", _WHY),
+                parameters=[
+                    _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]})
                 ],
             ),
             "/": _operation("dashboard", "The dashboard", _answer("a page", None, "text/html"), free=True),

@@ -20,6 +20,10 @@ class GapBook:
     def __contains__(self, instrument: str) -> bool:
         return instrument in self._open
 
+    def open_gap(self, instrument: str) -> tuple[int, str] | None:
+        """Return since when and why nothing of `instrument` has come; None when something has."""
+        return self._open.get(instrument)
+
     def lost(self, instrument: str, since_ms: int, reason: str) -> None:
         """Take note that nothing of `instrument` has been let through since `since_ms`."""
         self._open.setdefault(instrument, (since_ms, reason))

@@ -8,12 +8,72 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from services.storage.spool_inspection import ChannelContents
 
 _STATE_COLOURS = {"streaming": "green", "parked": "yellow", "closed": "red", "stale": "red"}
+
+
+def why_view(answer: Mapping[str, Any]) -> Group:
+    """Return one screen about one instrument: the verdict, what to do, and what both rest on."""
+    now_ms = answer["time_ms"]
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    session = answer["session"]
+    if session["known"]:
+        told = f"open ({session['phase'] or 'always'})" if session["open"] else session["phase"] or "closed"
+        edge = session["closes_ms"] if session["open"] else session["next_open_ms"]
+        until = f", {'closes' if session['open'] else 'opens'} {_moment(edge)}" if edge else ""
+        facts.add_row("market", f"{told}{until}{' (' + session['today'] + ')' if session['today'] else ''}")
+    facts.add_row("wanted", str(answer["interest"] or "by nobody"))
+    route = answer["route"]
+    facts.add_row(
+        "served by",
+        (route["active"] or "nobody") + (f", going to {route['pending']}" if route["pending"] else ""),
+    )
+    if route["open_gap"]:
+        gap = route["open_gap"]
+        facts.add_row("gap", f"since {_moment(gap['from'])}: {gap['reason']}")
+    for row in answer["candidates"]:
+        expires = row["credential_expires_ms"]
+        parts = [
+            row["symbol"],
+            row["state"],
+            row["subscription"],
+            "delivers" if row["flowing"] else "delivers nothing",
+            f"last tick {_age(now_ms, row['last_tick_ms'])}",
+            f"credentials end {_moment(expires)}" if expires else "",
+            row["refused"] or row["reason"],
+        ]
+        facts.add_row(f"  {row['provider']}", escape(" · ".join(part for part in parts if part)))
+    for hop in answer["hops"]:
+        facts.add_row(hop["hop"], escape(" ".join(filter(None, (_age(now_ms, hop["at_ms"]), hop["note"])))))
+    for row in answer["storage"]:
+        if row["state"] != "ready":
+            facts.add_row(f"sink {row['sink']}", f"[red]{row['state']}[/] {escape(row['reason'])}")
+    for event in answer["events"]:
+        rest = {name: value for name, value in event.items() if name not in ("type", "at_ms")}
+        told = ", ".join(
+            f"{name} {_moment(value) if name in ('from', 'to') else value}" for name, value in rest.items()
+        )
+        facts.add_row(f"{event['type']} {_moment(event['at_ms'])}", escape(told))
+    return Group(
+        f"[bold]{escape(answer['instrument'])}[/] {escape(answer['name'])}",
+        f"[bold]{escape(answer['verdict'])}[/]",
+        f"-> {escape(answer['next_action'])}",
+        "",
+        facts,
+    )
+
+
+def _moment(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(int(at_ms) / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def _age(now_ms: int, at_ms: int | None) -> str:
+    return "never" if at_ms is None else f"{max(0, now_ms - at_ms) / 1000:.1f} s ago"
 
 
 def status_view(answer: Mapping[str, Any]) -> Table:

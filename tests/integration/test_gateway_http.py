@@ -229,7 +229,7 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         for path, item in document["paths"].items():
             assert list(item) == ["get"]
             query = "?instruments=NSE:TCS" if path == "/api/quotes" else ""
-            async with rig.http.get(rig.url + path + query) as response:
+            async with rig.http.get(rig.url + path.replace("{instrument}", "NSE:TCS") + query) as response:
                 assert response.status == 200
                 assert response.content_type in item["get"]["responses"]["200"]["content"]
                 if response.content_type == "application/json":
@@ -341,3 +341,13 @@ async def test_stopping_twice_is_harmless() -> None:
         await rig.gateway.stop()
         with pytest.raises(aiohttp.ClientConnectorError):
             await get(rig, "/healthz")
+
+
+async def test_why_answers_for_known_instruments_and_hints_at_likes_of_unknown_ones() -> None:
+    async with running_gateway() as rig:
+        status, answer, _ = await get(rig, "/api/why/NSE:TCS")
+        assert (status, answer["instrument"]) == (200, "NSE:TCS")
+        for unknown in ("NSE:TSC", "nonsense", "NSE:%20"):
+            status, answer, _ = await get(rig, f"/api/why/{unknown}")
+            assert (status, answer["error"]["code"]) == (404, "unknown_instrument")
+            assert "did you mean NSE:TCS?" in answer["error"]["message"]

@@ -83,6 +83,23 @@ class StubBackend:
             "tasks": [{"name": "sink:stream", "restarts": 1, "alive": True, "last_error": ""}],
         }
 
+    async def why(self, instrument: str) -> dict[str, Any] | None:
+        if not self.is_known(instrument):
+            return None
+        return {
+            "instrument": instrument,
+            "name": "An instrument",
+            "time_ms": 1_790_748_968_000,
+            "verdict": "all is well",
+            "next_action": "nothing to do",
+            "candidates": [],
+            "hops": [],
+            "events": [],
+        }
+
+    def similar(self, instrument: str) -> list[str]:
+        return ["NSE:TCS"]
+
     def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:
         assert not added & self.interest
         assert removed <= self.interest

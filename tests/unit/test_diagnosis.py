@@ -1,0 +1,216 @@
+"""`why`: the first thing that stands in a tick's way, and what to do about it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from services.diagnosis import Diagnosis, Sources
+from services.errors import StorageUnavailable
+from services.market_data.calendar import MarketCalendar
+from services.market_data.clock import ManualClock
+from services.market_data.instruments import AssetClass, InstrumentMapping
+from services.market_data.records import ControlRecord, DataIngestionFormat
+from services.operations.terminal_views import why_view
+from services.pipeline.sink import SinkState
+from services.storage.entry import EntryEncoder
+from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.lookup import StoredNewest
+
+NOW_MS = 1_795_147_200_000  # 2026-11-20T04:00Z, a Friday: 09:30 in India
+KEY = "NSE:RELIANCE"
+
+
+def candidate(**different: Any) -> dict[str, Any]:
+    return {
+        "provider": "DHAN",
+        "symbol": "NSE_EQ:2885",
+        "search_code": "RELIANCE-EQ",
+        "primary": True,
+        "priority": 1,
+        "usable": True,
+        "state": "streaming",
+        "reason": "",
+        "last_error": None,
+        "subscription": "proven",
+        "refused": None,
+        "flowing": True,
+        "last_tick_ms": NOW_MS - 400,
+        "provider_last_tick_ms": NOW_MS - 100,
+        "credential_expires_ms": None,
+    } | different
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = ManualClock(NOW_MS)
+        self.route: dict[str, Any] = {
+            "active": "DHAN",
+            "pending": None,
+            "open_gap": None,
+            "candidates": [candidate()],
+        }
+        self.claim: str | None = "static"
+        self.stored: StoredNewest | StorageUnavailable = StoredNewest(
+            NOW_MS - 350, NOW_MS - 500, NOW_MS - 500
+        )
+        self.not_ready: list[str] = []
+        self.sink = LatestValueWriter("redis://127.0.0.1:1/0", encoder=EntryEncoder())
+        self.sink.state = SinkState.READY
+        mapping = InstrumentMapping(
+            mapping_id=1,
+            instrument=KEY,
+            exchange="NSE",
+            symbol="RELIANCE",
+            name="Reliance Industries",
+            asset_class=AssetClass.EQUITY,
+            currency="INR",
+            provider_code="DHAN",
+            search_code="RELIANCE-EQ",
+        )
+        newest = DataIngestionFormat(KEY, 1192.3, 5, NOW_MS - 500, "DHAN", received_ms=NOW_MS - 400)
+        self.diagnosis = Diagnosis(
+            self.clock,
+            MarketCalendar(),
+            Sources(
+                instruments=lambda: {KEY: mapping},
+                route=lambda _: self.route,
+                claim=lambda _: self.claim,
+                newest=lambda _: newest,
+                stored=self._stored,
+                not_ready=lambda: self.not_ready,
+                sinks=[self.sink],
+            ),
+        )
+
+    async def _stored(self, instrument: str) -> StoredNewest:
+        if isinstance(self.stored, StorageUnavailable):
+            raise self.stored
+        return self.stored
+
+    async def says(self) -> tuple[str, str]:
+        answer = await self.diagnosis.explain(KEY)
+        assert answer is not None
+        return answer["verdict"], answer["next_action"]
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_all_is_well_and_every_hop_has_its_age(rig: Rig) -> None:
+    assert await rig.says() == ("all is well: the last tick came 0.4 s ago", "nothing to do")
+    answer = await rig.diagnosis.explain(KEY)
+    assert answer is not None
+    assert [(hop["hop"], hop["age_ms"]) for hop in answer["hops"]] == [
+        ("received from the provider", 400),
+        ("given to clients", 400),
+        ("newest value in Redis", 350),
+        ("time series in Redis", 500),
+    ]
+    assert answer["session"]["open"]
+
+
+async def test_an_unknown_instrument_is_told_with_its_likes(rig: Rig) -> None:
+    assert await rig.diagnosis.explain("NSE:RELIANC") is None
+    assert rig.diagnosis.suggest("NSE:RELIANC") == [KEY]
+    assert rig.diagnosis.suggest("BSE:RELIANCE")[0] == KEY
+    assert rig.diagnosis.suggest("X") == []
+
+
+@pytest.mark.parametrize(
+    ("different", "verdict", "action"),
+    [
+        (
+            {"usable": False, "state": "parked", "reason": "DHAN_ACCESS_TOKEN is not set"},
+            "no provider can serve it (DHAN is parked: DHAN_ACCESS_TOKEN is not set)",
+            "correct the settings",
+        ),
+        (
+            {"usable": False, "state": "backing_off", "reason": "refused"},
+            "no provider can serve it just now",
+            "wait",
+        ),
+        (
+            {"refused": "not a Dhan symbol"},
+            "DHAN refuses its symbol NSE_EQ:2885: not a Dhan symbol",
+            "correct the",
+        ),
+        ({"flowing": False, "state": "connecting"}, "DHAN does not deliver just now (connecting)", "wait"),
+        ({"last_tick_ms": None}, "subscribed at DHAN, but no tick has come yet", "right symbol"),
+        ({"last_tick_ms": NOW_MS - 200_000}, "quiet: the last tick came 3.3 min ago", "exchange's own page"),
+        ({"credential_expires_ms": NOW_MS + 3_600_000}, "all is well for now", "they end in 60.0 min"),
+    ],
+)
+async def test_what_stands_in_the_way_at_the_provider(
+    rig: Rig, different: dict[str, Any], verdict: str, action: str
+) -> None:
+    rig.route["candidates"] = [candidate(**different)]
+    said = await rig.says()
+    assert verdict in said[0]
+    assert action in said[1]
+
+
+async def test_nobody_wants_it(rig: Rig) -> None:
+    rig.claim = None
+    verdict, action = await rig.says()
+    assert verdict.startswith("nobody wants it")
+    assert f"ZADD md:interest EXPIRY_MS {KEY}" in action
+
+
+async def test_a_closed_market_is_no_fault_and_its_opening_is_told(rig: Rig) -> None:
+    rig.clock.advance(10 * 3_600)
+    rig.route["candidates"] = [candidate(last_tick_ms=NOW_MS + 6 * 3_600_000)]
+    verdict, action = await rig.says()
+    assert verdict == "its market is closed; the last tick is 4.0 h old"
+    assert action == "nothing to do: it opens Mon 2026-11-23 03:45 UTC, in 2.6 days"
+
+
+async def test_a_store_that_takes_nothing_is_told(rig: Rig) -> None:
+    rig.sink.state, rig.sink.reason = SinkState.UNAVAILABLE, "connection refused"
+    rig.stored = StorageUnavailable("connection refused")
+    verdict, action = await rig.says()
+    assert (
+        verdict == "ticks arrive but are not stored just now (latest_value unavailable: connection refused)"
+    )
+    assert "kept on disk" in action
+
+
+async def test_the_events_of_today_are_listed_and_older_ones_are_not(rig: Rig) -> None:
+    for at_ms, kind in ((NOW_MS - 90_000_000, "gap"), (NOW_MS - 60_000, "gap"), (NOW_MS - 1_000, "bar")):
+        rig.diagnosis.note(
+            ControlRecord(
+                kind, KEY, "NSE", at_ms, at_ms, "DHAN", {"from": at_ms - 5, "to": at_ms, "reason": "cut"}
+            )
+        )
+    answer = await rig.diagnosis.explain(KEY)
+    assert answer is not None
+    assert answer["events"] == [
+        {
+            "type": "gap",
+            "at_ms": NOW_MS - 60_000,
+            "from": NOW_MS - 60_005,
+            "to": NOW_MS - 60_000,
+            "reason": "cut",
+        }
+    ]
+
+
+async def test_it_fits_one_screen(rig: Rig) -> None:
+    rig.route["candidates"] = [
+        candidate(),
+        candidate(provider="YF", symbol="RELIANCE.NS", reason="[standby]"),
+    ]
+    rig.route["open_gap"] = {"from": NOW_MS - 5_000, "reason": "mute"}
+    console = Console(width=100, record=True, file=io.StringIO())
+    answer = await rig.diagnosis.explain(KEY)
+    assert answer is not None
+    console.print(why_view(answer))
+    text = console.export_text()
+    assert len(text.splitlines()) < 25
+    for words in (KEY, "all is well", "-> nothing to do", "[standby]", "gap", "mute", "open (regular)"):
+        assert words in text
