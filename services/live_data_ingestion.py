@@ -185,7 +185,7 @@ class LiveDataIngestion:
             supervisor=self.supervisor,
             show_reference=lambda record: self.broadcast.seed([record]),
             factories=factories,
-            always_open=config.always_open,
+            calendar=self.calendar,
         )
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         self._gateway = Gateway(

@@ -15,11 +15,11 @@ import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext
 from services.dhan_provider import DhanProvider
+from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.market_data.gaps import GapBook
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import ControlRecord, DataIngestionFormat, ProviderTick, Record
-from services.market_data.sessions import open_among
 from services.pipeline.supervisor import Supervisor
 from services.provider_plugins import load_plugins
 from services.provider_runtime import ProviderRuntime
@@ -45,7 +45,7 @@ def provider_factories() -> dict[str, ProviderFactory]:
 class ProviderManager:
     """Runs the providers of a mapping snapshot and routes each instrument to one of them.
 
-    `always_open` says that every market trades at any time; otherwise the exchanges' hours count.
+    `calendar` says which markets trade; silence of the others is ordinary.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ProviderManager:
         supervisor: Supervisor,
         show_reference: Callable[[DataIngestionFormat], None],
         factories: Mapping[str, ProviderFactory] | None = None,
-        always_open: bool = False,
+        calendar: MarketCalendar | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
@@ -65,7 +65,7 @@ class ProviderManager:
         self._supervisor = supervisor
         self._show_reference = show_reference
         self._factories = dict(factories) if factories is not None else None
-        self._always_open = always_open
+        self._calendar = calendar or MarketCalendar()
         self._runtimes: dict[str, ProviderRuntime] = {}
         self._candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
         self._active: dict[str, str] = {}
@@ -432,7 +432,7 @@ class ProviderManager:
                 await self.reroute()
 
     def _open_markets(self, runtime: ProviderRuntime) -> frozenset[str]:
-        return runtime.exchanges if self._always_open else open_among(runtime.exchanges, self._clock.now_ms())
+        return self._calendar.open_among(runtime.exchanges, self._clock.now_ms())
 
     def _context(self, runtime: ProviderRuntime) -> ProviderContext:
         return ProviderContext(

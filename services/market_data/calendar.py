@@ -148,8 +148,7 @@ class MarketCalendar:
 
     def trading_day(self, exchange: str, at_ms: int) -> date:
         """Return the date where the exchange is; UTC's for an exchange without known hours."""
-        hours = HOURS.get(exchange)
-        return datetime.fromtimestamp(at_ms / 1000, hours.zone if hours is not None else UTC).date()
+        return trading_day(exchange, at_ms)
 
     def known_until(self, exchange: str) -> date | None:
         """Return the last day whose holidays are known; None for continuous markets and unknown ones."""
@@ -214,6 +213,12 @@ class MarketCalendar:
                 self._exceptions.pop((exchange, day), None)
             else:
                 self._exceptions[exchange, day] = SpecialDay(_spans(hours_text), name)
+
+
+def trading_day(exchange: str, at_ms: int) -> date:
+    """Return the date where the exchange is; UTC's for an exchange without known hours."""
+    hours = HOURS.get(exchange)
+    return datetime.fromtimestamp(at_ms / 1000, hours.zone if hours is not None else UTC).date()
 
 
 def _spans(text: str) -> tuple[tuple[time, time], ...]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import msgspec
 import structlog
 
+from services.market_data.calendar import trading_day
 from services.market_data.instruments import InstrumentMapping
 from services.market_data.pricing import PriceGrid, reference_price
 from services.market_data.quality import (
@@ -36,7 +37,6 @@ from services.market_data.records import (
     DataIngestionFormat,
     ProviderTick,
 )
-from services.market_data.sessions import trading_day
 
 _log = structlog.get_logger(__name__)
 

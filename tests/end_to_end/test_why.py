@@ -23,8 +23,10 @@ async def test_why_follows_a_tick_from_the_provider_to_the_store(stack: Stack, t
             "main.py", "why", "NSE:RELIANCE", "--json", environment=environment
         )
         answer = json.loads(output)
-        assert answer["verdict"].startswith("no provider can serve it (DHAN is parked: DHAN_ACCESS_TOKEN")
+        assert answer["route"]["active"] == "YF", "the next in the order serves it"
+        assert answer["candidates"][0]["provider"] == "DHAN"
         assert answer["candidates"][0]["state"] == "parked"
+        assert "DHAN_ACCESS_TOKEN" in answer["candidates"][0]["reason"]
         code, output, errors = await run_script("main.py", "why", "NSE:RELIANC", environment=environment)
         assert code == 78
         assert "did you mean NSE:RELIANCE" in errors

@@ -22,6 +22,7 @@ from services.connection.rules import ConnectionRules
 from services.connection.transport import TransportLimits
 from services.connection.websocket_provider import WebSocketProvider
 from services.dhan_provider import DhanProvider
+from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import SystemClock
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot, ProviderEntry
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
@@ -115,7 +116,7 @@ class FaultRig:
             supervisor=self.supervisor,
             show_reference=self.references.append,
             factories={feed.code: feed.make for feed in feeds},
-            always_open=always_open,
+            calendar=MarketCalendar(always_open=always_open),
         )
         self._kinds = kinds or {}
         self.manager.load(self.snapshot_of_feeds())
