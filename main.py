@@ -30,7 +30,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from config.live_settings import LiveSettings
-from config.logging import configure_logging
+from config.logging import LogWriter, configure_logging
 from config.settings import (
     PROJECT_ROOT,
     Settings,
@@ -98,13 +98,13 @@ def run(
     )
     faulthandler.enable()
     try:
-        code = uvloop.run(_run(settings, demo=demo))
+        code = uvloop.run(_run(settings, demo=demo, log=listener))
     finally:
         listener.stop()
     raise typer.Exit(code)
 
 
-async def _run(settings: Settings, *, demo: bool) -> int:
+async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
     stop = _StopRequest()
     stop.listen()
     notifier = SystemdNotifier.from_environment()
@@ -130,6 +130,7 @@ async def _run(settings: Settings, *, demo: bool) -> int:
             _ingestion_config(settings, database_url, redis_url, demo=demo),
             provider_settings=provider_settings,
         )
+        daemon.vitals.log_lines_dropped = lambda: log.dropped
         for server in embedded:
             daemon.supervisor.keep(f"embedded_{server.title.lower()}", server.run)
         live.on_change = lambda now: _pass_on(now, daemon)
@@ -303,6 +304,8 @@ def _ingestion_config(
         stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,
         lease_policy=settings.lease_policy,
+        api_max_clients=settings.api_max_clients,
+        memory_limit_bytes=settings.memory_limit_mib << 20,
     )
 
 

@@ -1,15 +1,18 @@
 """Logging: structlog events to stderr, for people or for machines, with every secret redacted.
 
 Writing happens on a thread behind a bounded queue, so a blocked pipe or journal never blocks the
-event loop; records that do not fit are counted and reported once there is room again.
+event loop, nor the end of the process. When the queue fills up, what is less than a warning goes first;
+records that do not fit are counted and reported once there is room again.
 """
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import queue
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -18,6 +21,8 @@ import structlog
 from services.redaction import HIDDEN, redact
 
 _QUEUE_LIMIT = 10_000
+_STOP_WITHIN_S = 2.0
+"""How long the end waits for lines that nobody reads."""
 _SECRET_KEYS = frozenset({"token", "access_token", "password", "secret", "authorization", "api_key"})
 
 
@@ -55,30 +60,77 @@ class BoundedQueueHandler(logging.handlers.QueueHandler):
     dropped = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Queue one record, or count it as dropped when the writer is stuck."""
+        """Queue one record, or count it as dropped: below a warning already when nine tenths are full."""
+        limit = self.queue.maxsize
+        if record.levelno < logging.WARNING and self.queue.qsize() >= limit - limit // 10:
+            self.dropped += 1
+            return
         try:
             self.queue.put_nowait(record)
         except queue.Full:
             self.dropped += 1
 
 
-class _ReportingHandler(logging.StreamHandler[Any]):
-    """Writes to the stream, and says so once when records had been dropped before."""
+class _ReportingHandler(logging.Handler):
+    """Writes to stderr, and says so once when records had been dropped before.
+
+    To the descriptor, not to `sys.stderr`: a write that never returns must not hold a lock which the
+    interpreter needs at its end.
+    """
 
     def __init__(self, source: BoundedQueueHandler) -> None:
-        super().__init__(sys.stderr)
+        super().__init__()
         self._source = source
         self._reported = 0
 
+    def createLock(self) -> None:  # noqa: N802 - the library's name
+        """Take no lock: one thread writes, and the end of the process must not wait for it."""
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
         dropped = self._source.dropped
+        text = self.format(record) + "\n"
         if dropped != self._reported:
             missing, self._reported = dropped - self._reported, dropped
-            self.stream.write(f"log_records_dropped count={missing}\n")
-        super().emit(record)
+            text = f"log_records_dropped count={missing}\n{text}"
+        try:
+            data = text.encode("utf-8", "replace")
+            while data:
+                data = data[os.write(2, data) :]
+        except OSError:
+            # Nobody reads any more; the daemon has better things to do than to mind.
+            return
 
 
-def configure_logging(level: str, log_format: str) -> logging.handlers.QueueListener:
+class LogWriter(logging.handlers.QueueListener):
+    """The thread that writes; `stop` gives it two seconds for what is left."""
+
+    queue: queue.Queue[Any]
+
+    def __init__(self, source: BoundedQueueHandler) -> None:
+        super().__init__(source.queue, _ReportingHandler(source))
+        self._bounded = source
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were not written for want of room."""
+        return self._bounded.dropped
+
+    def stop(self) -> None:
+        """Write what is queued and end; what cannot be written in time is left."""
+        thread: threading.Thread | None = self._thread
+        self._thread = None
+        if thread is None:
+            return
+        try:
+            self.queue.put(None, timeout=_STOP_WITHIN_S / 2)
+        except queue.Full:
+            return
+        thread.join(_STOP_WITHIN_S)
+
+
+def configure_logging(level: str, log_format: str) -> LogWriter:
     """Set up logging for the process; returns the started listener, whose `stop()` flushes it."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -111,8 +163,7 @@ def configure_logging(level: str, log_format: str) -> logging.handlers.QueueList
     # The queue handler formats on the caller's side, so that nothing mutable crosses the thread.
     source = BoundedQueueHandler(queue.Queue(_QUEUE_LIMIT))
     source.setFormatter(formatter)
-    target = _ReportingHandler(source)
-    listener = logging.handlers.QueueListener(source.queue, target)
+    listener = LogWriter(source)
     root = logging.getLogger()
     root.handlers[:] = [source]
     root.setLevel(level)

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     api_allowed_origins: str = Field(
         "", description="Comma-separated browser origins allowed besides the dashboard's own."
     )
+    api_max_clients: int = Field(
+        2_000, ge=1, le=1_000_000, description="WebSocket clients at a time; further ones are refused."
+    )
     subscription_mode: Literal["static", "dynamic"] = Field(
         "static",
         description="static: all mapped instruments of active exchanges. "
@@ -124,6 +127,12 @@ class Settings(BaseSettings):
         "standby",
         description="What to do while another daemon writes the same Redis. standby: wait, and take over "
         "when it ends. exit: end with exit code 75.",
+    )
+    memory_limit_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB of memory the daemon may use; from 70 % on it refuses new clients. "
+        "0: what its container or the machine has.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."

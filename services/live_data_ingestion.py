@@ -27,6 +27,7 @@ from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
 from services.errors import StorageError
 from services.gateway.backend import InstrumentView, Readiness
+from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.market_data.calendar import MarketCalendar
@@ -35,6 +36,7 @@ from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
 from services.operations.health_probe import HealthProbe
 from services.operations.state_dir import StateDirectory
+from services.operations.vitals import Vitals
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
@@ -54,7 +56,7 @@ from services.storage.led_times import LED_TIMES_NAME, LedTimes
 from services.storage.lookup import stored_newest
 from services.storage.losses import LossDeclaration
 from services.storage.redis_lease import RedisLease
-from services.storage.redis_sink import RedisSink
+from services.storage.redis_sink import QUEUE_LIMIT, RedisSink
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_history import StreamHistory
 from services.storage.stream_keeper import STREAM_MAX_AGE_MS, StreamKeeper
@@ -68,6 +70,8 @@ _log = structlog.get_logger(__name__)
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
 _RECALL_AGAIN_S = 0.5
+RECORD_BYTES = 1_024
+"""What a queued record takes at most, with its texts and numbers."""
 
 
 class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +84,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
-    `lease_policy` says what to do while another daemon writes the same Redis.
+    `lease_policy` says what to do while another daemon writes the same Redis. `memory_limit_bytes` 0: what
+    the machine has.
     """
 
     database_url: str
@@ -103,6 +108,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     spool_limit_bytes: int = LIMIT_BYTES
     lease_policy: LeasePolicy = "standby"
     lease_times: LeaseTimes = LeaseTimes()
+    api_max_clients: int = 2_000
+    memory_limit_bytes: int = 0
 
 
 class LiveDataIngestion:
@@ -188,6 +195,7 @@ class LiveDataIngestion:
             calendar=self.calendar,
         )
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
+        limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
             self.broadcast,
@@ -197,6 +205,7 @@ class LiveDataIngestion:
                 port_fallback=config.api_port_fallback,
                 tokens=dict(config.api_tokens),
                 allowed_origins=config.api_allowed_origins,
+                limits=limits,
             ),
             StreamHistory(config.redis_url),
         )
@@ -235,6 +244,14 @@ class LiveDataIngestion:
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
+        self.vitals = Vitals(
+            limit_bytes=config.memory_limit_bytes,
+            caps={
+                "queues_mib": 3 * QUEUE_LIMIT * RECORD_BYTES,
+                "clients_mib": limits.clients * limits.outbox_bytes,
+            },
+            relieve=self._gateway.relieve,
+        )
         self._phase = "starting"
         self._obstacle = ""
         self._started_ms = self.clock.now_ms()
@@ -252,6 +269,8 @@ class LiveDataIngestion:
         self._note(snapshot)
         self.providers.load(snapshot)
         await self._spool.open()
+        self.vitals.announce()
+        self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
         self._phase = "standing_by"
@@ -549,6 +568,7 @@ class LiveDataIngestion:
             "published": self.bus.published,
             "loop_lag_ms": self._loop_lag_ms,
             "lease": self._leadership.status(),
+            "process": self.vitals.figures(),
             "mappings": {
                 "version": snapshot.version if snapshot else 0,
                 "loaded_ms": snapshot.loaded_ms if snapshot else None,

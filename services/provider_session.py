@@ -136,8 +136,9 @@ class ProviderSession:
 
         def settle(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
-            if done.cancelled() and self.up and self._ended is ended and ended is not None:
-                # Nobody cancels the tasks of an open session but its end: without one it would be deaf.
+            died = done.cancelled() or done.exception() is not None
+            if died and self.up and self._ended is ended:
+                # Nobody ends the tasks of an open session but its end: without one it would be deaf.
                 self.end(ProviderUnavailable(f"{name} was cancelled", reason="cancelled"))
             # A task that is cancelled before its first step never came to its work.
             if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
@@ -254,8 +255,15 @@ def _outcome(task: asyncio.Future[None]) -> BaseException | None:
 
 async def _fate(work: Coroutine[Any, Any, None]) -> BaseException | None:
     """Await `work` and return what it raised, whatever library's exception that is; None when nothing."""
-    results = await asyncio.gather(work, return_exceptions=True)
-    return results[0]
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    except BaseException:
+        # However this ends, the work ends with it: it must never go on unwatched.
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 async def _settled(result: Any) -> None:

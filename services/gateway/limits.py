@@ -33,6 +33,11 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     closing_s: float = 2.0
 
 
+def limits_for(clients: int) -> ClientLimits:
+    """Return the usual limits for a gateway of so many clients; a quarter more connections may be open."""
+    return ClientLimits(clients=clients, connections=clients + max(8, clients // 4))
+
+
 class TokenBucket:
     """Allows `rate_per_s` on average and `burst` at once."""
 

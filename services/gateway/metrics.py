@@ -48,6 +48,7 @@ class _DaemonCollector(Collector):
         yield from _sinks(pipeline.get("sinks", []))
         yield from _streams(pipeline.get("streams", {}))
         yield from _tasks(pipeline.get("tasks", []))
+        yield from _process(pipeline.get("process", {}))
         yield from _gateway(self._clients())
 
 
@@ -197,6 +198,23 @@ def _tasks(tasks: list[dict[str, Any]]) -> Iterator[Metric]:
         restarts.add_metric([task["name"]], task["restarts"])
         alive.add_metric([task["name"]], int(task["alive"]))
     yield from (restarts, alive)
+
+
+def _process(figures: dict[str, Any]) -> Iterator[Metric]:
+    gauges = {
+        "rss_bytes": "Resident memory of the daemon.",
+        "memory_limit_bytes": "Memory it may use.",
+        "memory_budget_bytes": "What its queues and outboxes can hold at most.",
+        "memory_pressure": "1 while new clients are refused for want of memory.",
+        "open_descriptors": "Open file descriptors.",
+        "descriptor_limit": "How many it may open.",
+    }
+    for name, text in gauges.items():
+        if name in figures:
+            yield _gauge(f"marketd_process_{name}", text, float(figures[name]))
+    dropped = CounterMetricFamily("marketd_log_lines_dropped", "Log lines not written for want of room.")
+    dropped.add_metric([], figures.get("log_lines_dropped", 0))
+    yield dropped
 
 
 def _gateway(clients: dict[str, Any]) -> Iterator[Metric]:

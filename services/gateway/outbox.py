@@ -152,6 +152,12 @@ class Outbox:
                 self.backlog_bytes += len(fragment(publication))
         self._wake()
 
+    def limit_to(self, limit_bytes: int) -> None:
+        """Let at most so many bytes wait from now on; the oldest ticks beyond it are skipped at once."""
+        self._limit_bytes = limit_bytes
+        if self.queued_bytes > limit_bytes:
+            self._shed()
+
     def forget(self, instrument: str) -> None:
         """Drop the pending tick of an instrument that is no longer conflated here."""
         for pace in self.paces.values():

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from services.data_broadcast import DataBroadcast
 from services.errors import ConfigurationError
+from services.gateway.acceptor import Acceptor, bound_sockets
 from services.gateway.authentication import Authenticator
 from services.gateway.backend import GatewayBackend
 from services.gateway.directory import InstrumentDirectory
@@ -36,6 +37,7 @@ from services.gateway.recovery import History, RecoveryDesk, RecoveryLimits
 from services.gateway.session import CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
 from services.gateway.websocket import WebSocketEndpoint
+from services.pipeline.supervisor import end_together
 
 _log = structlog.get_logger(__name__)
 
@@ -108,9 +110,7 @@ class Gateway:
             self._pacer,
         )
         self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
-        self._open_connections = 0
-        self._refused_connections = 0
+        self._acceptor: Acceptor | None = None
         self.url = ""
 
     async def start(self) -> str:
@@ -125,7 +125,7 @@ class Gateway:
                 f"API_HOST={config.host} is reachable from other machines: "
                 "set API_TOKENS=name:secret, or API_HOST=127.0.0.1"
             )
-        self._limit_connections()
+        self._claim_descriptors()
         app = web.Application(middlewares=[self._guard.middleware], client_max_size=MAX_MESSAGE_BYTES)
         HttpApi(
             self._backend,
@@ -139,12 +139,12 @@ class Gateway:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            self._server = await self._listen(runner)
+            self._acceptor = await self._listen(runner)
         except ConfigurationError:
             await runner.cleanup()
             raise
         self._runner = runner
-        port = self._server.sockets[0].getsockname()[1]
+        port = self._acceptor.sockets[0].getsockname()[1]
         self._guard.policy = OriginPolicy(
             config.host, port, config.allowed_origins, open_to_all=not self._authenticator.required
         )
@@ -155,16 +155,13 @@ class Gateway:
 
     async def run(self) -> None:
         """Serve the clients' paces, pings, deadlines and returns until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._desk.run(), name="recovery")
-            group.create_task(self._pacer.run(), name="pacer")
+        await end_together(("recovery", self._desk.run()), ("pacer", self._pacer.run()))
 
     async def stop(self) -> None:
         """Refuse new clients, tell those connected to come back (1012), and close, within about 4 s."""
-        server, self._server = self._server, None
         runner, self._runner = self._runner, None
-        if server is not None:
-            server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         await self._sockets.close_all(self._limits.closing_s)
         if runner is not None:
             await runner.cleanup()
@@ -210,70 +207,63 @@ class Gateway:
         """Return the figures of the WebSocket side: clients, what they watch, what was sent and skipped."""
         return self._sockets.figures() | {
             "http_refused": dict(self._guard.refused),
-            "connections": self._open_connections,
-            "connections_refused": self._refused_connections,
+            "connections": self._acceptor.open if self._acceptor is not None else 0,
+            "connections_refused": self._acceptor.cut if self._acceptor is not None else 0,
             "resumed": msgspec.to_builtins(self._desk.figures),
         }
 
     def _held_bytes(self) -> int:
         return sum(session.outbox.backlog_bytes for session in self._sockets.sessions)
 
-    def _limit_connections(self) -> None:
-        """Take what the operating system allows; a server without descriptors can accept and do nothing."""
+    def relieve(self, on: bool) -> None:
+        """While `on`, take no new clients and give those there are less: the process is short of memory."""
+        self._sockets.relieve(on)
+
+    def _claim_descriptors(self) -> None:
+        """Make sure that clients can never take the descriptors that data needs.
+
+        Raises `ConfigurationError` when the operating system allows too few, however far they are raised.
+        """
+        limits = self.config.limits
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.config.limits.connections + RESERVED_DESCRIPTORS
-        if soft < wanted:
-            soft = min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self._connections = min(self.config.limits.connections, max(16, soft - RESERVED_DESCRIPTORS))
-        if self._connections < self.config.limits.connections:
-            _log.warning(
-                "connections_limited",
-                connections=self._connections,
-                descriptors=soft,
-                remedy="raise the limit of open files (ulimit -n, LimitNOFILE)",
+        wanted = limits.connections + RESERVED_DESCRIPTORS
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise ConfigurationError(
+                f"API_MAX_CLIENTS={limits.clients} needs {wanted} open files and only {hard} are allowed: "
+                f"raise them (ulimit -Hn {wanted}, systemd LimitNOFILE={wanted}), or lower API_MAX_CLIENTS"
             )
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
-    def _connection_gone(self) -> None:
-        self._open_connections -= 1
-
-    async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
+    async def _listen(self, runner: web.AppRunner) -> Acceptor:
         loop = asyncio.get_running_loop()
         manager = cast(web.Server, runner.server)
 
-        def accept() -> asyncio.BaseProtocol:
-            # Counted here, not when they are made: several may be accepted before the first is.
-            if self._open_connections >= self._connections:
-                self._refused_connections += 1
-                return _Refusal()
-            self._open_connections += 1
+        def serve() -> asyncio.BaseProtocol:
             return JsonRequestHandler(
                 manager,
-                self._connection_gone,
+                acceptor.gone,
                 loop=loop,
                 keepalive_timeout=IDLE_CONNECTION_S,
                 access_log=_aiohttp_log,
                 logger=_aiohttp_log,
             )
 
+        acceptor = Acceptor(await self._bind(), serve, limit=self._limits.connections)
+        acceptor.start()
+        return acceptor
+
+    async def _bind(self) -> list[socket.socket]:
         config = self.config
         try:
-            return await loop.create_server(accept, config.host, config.port, backlog=BACKLOG)
+            return await bound_sockets(config.host, config.port, BACKLOG)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not config.port_fallback:
                 raise _bind_refused(config, error) from error
         try:
-            return await loop.create_server(accept, config.host, 0, backlog=BACKLOG)
+            return await bound_sockets(config.host, 0, BACKLOG)
         except OSError as error:
             raise _bind_refused(config, error) from error
-
-
-class _Refusal(asyncio.Protocol):
-    """Cuts a connection that would be one too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            transport.abort()
 
 
 def _bind_refused(config: GatewayConfig, error: OSError) -> ConfigurationError:

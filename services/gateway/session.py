@@ -55,6 +55,9 @@ CLOSE_TOKEN_WRONG = 4500
 CLOSE_TOO_MANY_ERRORS = 4501
 
 _RESET = struct.pack("ii", 1, 0)
+RELIEF_PACE_S = 1.0
+RELIEF_SHARE = 8
+"""While memory is short a client gets its newest values this often, and an eighth of its outbox."""
 WRITE_AHEAD_BYTES = 64 * 1024
 """No more is handed to a transport while this much already waits in it."""
 
@@ -114,6 +117,7 @@ class ClientSession:
             recovered=self._obey_deferred,
         )
         self._deferred: deque[ClientMessage] = deque()
+        self._least_pace_s = 0.0
         self._close_sent_s: float | None = None
         self.close_code = 0
         self.close_reason = ""
@@ -262,7 +266,14 @@ class ClientSession:
             while pace.pending and not (self.closing or self.blocked or self.outbox.waiting):
                 self._write(self.outbox.pop_pace(pace, WRITE_AHEAD_BYTES), now_s)
             # What did not go out stays newest-only, and its turn comes soon again.
-            pace.due_s = now_s + (pace.every_s if not pace.pending else min(0.02, pace.every_s))
+            every_s = max(pace.every_s, self._least_pace_s)
+            pace.due_s = now_s + (every_s if not pace.pending else min(0.02, pace.every_s))
+
+    def relieve(self, on: bool) -> None:
+        """While `on`, send newest values once a second at most and let little wait for the client."""
+        limit_bytes = self._context.limits.outbox_bytes
+        self._least_pace_s = RELIEF_PACE_S if on else 0.0
+        self.outbox.limit_to(limit_bytes // RELIEF_SHARE if on else limit_bytes)
 
     def next_due_s(self) -> float | None:
         """Return when a pace is due next, None when the client has none."""

@@ -36,6 +36,7 @@ class WebSocketEndpoint:
         self._census = AddressCensus(limits.clients_per_address)
         self.sessions: set[ClientSession] = set()
         self.stopping = False
+        self.relieving = False
         self.accepted = 0
         self.refused = 0
         self.closed_by_code: dict[int, int] = {}
@@ -55,6 +56,9 @@ class WebSocketEndpoint:
         address = request.remote or ""
         if self.stopping:
             raise HttpError(503, "not_ready", "the daemon takes no clients now; try again", retry_after_s=2)
+        if self.relieving:
+            self.refused += 1
+            raise HttpError(503, "short_of_memory", "no new clients just now; try later", retry_after_s=10)
         if len(self.sessions) >= self._limits.clients or not self._census.enter(address):
             self.refused += 1
             raise HttpError(503, "too_many_clients", "all places are taken; try later", retry_after_s=10)
@@ -78,6 +82,12 @@ class WebSocketEndpoint:
             "closed_by_code": dict(self.closed_by_code),
             **sums,
         }
+
+    def relieve(self, on: bool) -> None:
+        """While `on`, take no new clients and give those there are less."""
+        self.relieving = on
+        for session in self.sessions:
+            session.relieve(on)
 
     async def close_all(self, within_s: float, reason: str = "the daemon stops; connect again") -> None:
         """Tell every client to connect again (1012), wait for them, cut those that remain."""

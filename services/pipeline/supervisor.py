@@ -126,8 +126,10 @@ class Supervisor:
         def ended(done: asyncio.Task[None]) -> None:
             if self._stopping or self._tasks.get(name) is not done:
                 return
-            # Somebody cancelled the keeper itself. While the loop is being closed this never comes to pass.
-            self._note_end(name, "its keeper was cancelled")
+            # Somebody cancelled the keeper itself. While the loop is being closed it is not revived.
+            error = None if done.cancelled() else done.exception()
+            self._note_end(name, "its keeper was cancelled" if error is None else f"its keeper: {error!r}")
+            _log.error("task_keeper_ended", task=name, exc_info=error)
             asyncio.get_running_loop().call_later(_REVIVE_AFTER_S, revive, done)
 
         def revive(done: asyncio.Task[None]) -> None:
@@ -150,7 +152,8 @@ class Supervisor:
             work = asyncio.create_task(_run(run), name=name)
             try:
                 await asyncio.wait([work])
-            except asyncio.CancelledError:
+            except BaseException:
+                # However the keeper ends, its work ends with it: it must never run twice.
                 census.alive = False
                 work.cancel()
                 await asyncio.wait([work])

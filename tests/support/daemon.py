@@ -71,6 +71,10 @@ class Daemon:
         self._arguments = arguments or ("run",)
         self._wait_for = wait_for
         self._settings = settings
+        self.command: tuple[str | Path, ...] = (sys.executable, self._program)
+        """What is run, before the arguments, for a daemon in narrow circumstances."""
+        self.errors_to: int | None = None
+        """A descriptor for stderr instead of the log."""
         self.log_path = state_dir.parent / f"{state_dir.name}.log"
         self.process: asyncio.subprocess.Process | None = None
         self.runtime: dict[str, Any] = {}
@@ -95,14 +99,13 @@ class Daemon:
         environment = clean_environment(STATE_DIR=self.state_dir, **{"API_PORT": 0} | self._settings)
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                self._program,
+                *map(str, self.command),
                 *self._arguments,
                 cwd=ROOT,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if self.errors_to is None else self.errors_to,
                 start_new_session=True,
             )
         loop = asyncio.get_running_loop()
@@ -118,6 +121,11 @@ class Daemon:
                     return
             await asyncio.sleep(0.05)
         raise AssertionError(f"the daemon was not ready in time:\n{self.log()}")
+
+    @property
+    def port(self) -> int:
+        """The port of its HTTP and WebSocket server."""
+        return int(self.runtime["api_url"].rpartition(":")[2])
 
     async def get(self, path: str, **headers: str) -> tuple[int, Any]:
         """Return status and JSON body of one request; status 0 when nobody listens."""

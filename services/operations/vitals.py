@@ -1,0 +1,109 @@
+"""What the process uses of the machine, looked at once a second, and what is done when it is too much.
+
+Beside the flow. Says at the start how much all queues and outboxes can hold together. When the resident
+memory comes to 70 % of what is allowed, `relieve(True)` is called: the gateway then takes no new clients
+and gives those it has less; `relieve(False)` follows once there is room again. Ticks are never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from services.operations.memory import allowed_bytes, open_descriptors, rss_bytes
+
+_log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 1.0
+SOFT_LIMIT = 0.7
+"""From this part of the allowed memory on the gateway relieves the process."""
+RELIEVED_BELOW = 0.65
+_MIB = 1 << 20
+
+
+class Vitals:
+    """The process's own figures. `limit_bytes` 0 means what its control group or the machine allows.
+
+    `caps` names what each kind of queue can hold at most, in bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_bytes: int,
+        caps: Mapping[str, int],
+        relieve: Callable[[bool], None],
+        rss: Callable[[], int] = rss_bytes,
+    ) -> None:
+        self.limit_bytes = limit_bytes or allowed_bytes()
+        self.under_pressure = False
+        self.pressures = 0
+        self.log_lines_dropped: Callable[[], int] = lambda: 0
+        self._caps = dict(caps)
+        self._relieve = relieve
+        self._rss = rss
+
+    @property
+    def budget_bytes(self) -> int:
+        """How much everything that can fill up holds when all of it is full."""
+        return sum(self._caps.values())
+
+    def announce(self) -> None:
+        """Say what the queues may grow to, and when that is more than half of what is allowed."""
+        figures = {name: value // _MIB for name, value in self._caps.items()}
+        _log.info(
+            "memory_budget",
+            sum_mib=self.budget_bytes // _MIB,
+            allowed_mib=self.limit_bytes // _MIB,
+            relief_at_mib=int(self.limit_bytes * SOFT_LIMIT) // _MIB,
+            **figures,
+        )
+        if self.limit_bytes and self.budget_bytes > self.limit_bytes // 2:
+            _log.warning(
+                "memory_budget_above_half",
+                sum_mib=self.budget_bytes // _MIB,
+                allowed_mib=self.limit_bytes // _MIB,
+                remedy="lower API_MAX_CLIENTS or allow more memory (MEMORY_LIMIT_MIB, MemoryMax)",
+            )
+
+    async def run(self) -> None:
+        """Look once a second until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def look(self) -> None:
+        """Compare the resident memory with what is allowed; relieve the process, or end the relief."""
+        used = self._rss()
+        part = used / self.limit_bytes if self.limit_bytes else 0.0
+        if not self.under_pressure and part >= SOFT_LIMIT:
+            self.under_pressure = True
+            self.pressures += 1
+            _log.warning(
+                "memory_pressure",
+                rss_mib=used // _MIB,
+                allowed_mib=self.limit_bytes // _MIB,
+                remedy="new clients are refused and the others get less until there is room",
+            )
+            self._relieve(True)
+        elif self.under_pressure and part < RELIEVED_BELOW:
+            self.under_pressure = False
+            _log.info("memory_pressure_over", rss_mib=used // _MIB, allowed_mib=self.limit_bytes // _MIB)
+            self._relieve(False)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures for status and metrics; memory in bytes."""
+        return {
+            "rss_bytes": self._rss(),
+            "memory_limit_bytes": self.limit_bytes,
+            "memory_budget_bytes": self.budget_bytes,
+            "memory_pressure": self.under_pressure,
+            "memory_pressures": self.pressures,
+            "open_descriptors": open_descriptors(),
+            "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            "log_lines_dropped": self.log_lines_dropped(),
+        }
