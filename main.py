@@ -150,11 +150,12 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
                 )
                 _print_banner(daemon.api_url, demo=demo)
                 waiting.cancel()
-                notifier.ready(f"serving {daemon.api_url}")
                 if notifier.active:
                     daemon.supervisor.keep(
                         "service_manager",
-                        lambda: notifier.watch(daemon.stuck, lambda: _health_line(daemon)),
+                        lambda: notifier.attend(
+                            lambda: daemon.running, daemon.stuck, lambda: _health_line(daemon)
+                        ),
                     )
                 await _first_of(stop.requested, daemon.supervisor.failed, daemon.ended)
                 if not stop.requested.is_set():

@@ -348,6 +348,11 @@ class LiveDataIngestion:
         """Return how many records each sink holds in memory just now, by name."""
         return {sink.name: sink.queued for sink in self._sinks if sink.queued}
 
+    @property
+    def running(self) -> bool:
+        """Whether data flows through this daemon, rather than through another or not yet."""
+        return self._phase == "running"
+
     def stuck(self) -> list[str]:
         """Return what in this process does not do its work; a dependency that is away is none of it."""
         return self._probe.stuck() if self._phase == "running" else []

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 EXTEND_BY_S = 30.0
 """How much more time is asked for at each look while the start waits for a dependency."""
 LOOK_EVERY_S = 5.0
+STAND_BY_LOOK_S = 0.5
 _LONGEST_STATUS = 200
 
 
@@ -25,6 +26,7 @@ class SystemdNotifier:
     def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
         self.watchdog_s = watchdog_s if address else None
         self.sent = 0
+        self._said_ready = False
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket: socket.socket | None = None
 
@@ -76,6 +78,20 @@ class SystemdNotifier:
             self.extend_timeout(EXTEND_BY_S)
             self.status(phase())
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def attend(
+        self, running: Callable[[], bool], stuck: Callable[[], list[str]], status: Callable[[], str]
+    ) -> None:
+        """Say READY once the daemon runs, and watch it from then on; until then ask for more time."""
+        while not self._said_ready:
+            if running():
+                self._said_ready = True
+                self.ready(status())
+                break
+            self.extend_timeout(EXTEND_BY_S)
+            self.status(status())
+            await asyncio.sleep(STAND_BY_LOOK_S)
+        await self.watch(stuck, status)
 
     async def watch(self, stuck: Callable[[], list[str]], status: Callable[[], str]) -> None:
         """Feed the watchdog while nothing is stuck, and keep the status line true, until cancelled.
