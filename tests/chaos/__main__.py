@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -59,6 +60,8 @@ def _outage(arguments: argparse.Namespace, folder: Path) -> bool:
 
 def main() -> int:
     """Run what was asked for; what it left behind is kept when it failed."""
+    # Told to end, a run must take its servers with it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _arguments()
     folder = Path(tempfile.mkdtemp(prefix="marketd-chaos-"))
     began_s = time.monotonic()

@@ -112,7 +112,7 @@ async def read_everything(client: Any, instruments: Iterable[str]) -> dict[str, 
         start = "-"
         while page := await client.xrange(f"md:ticks:{exchange}", start, "+", count=_PAGE):
             for _, fields in page:
-                _take_entry(found, fields)
+                _take_entry(found, exchange, fields)
             start = f"({page[-1][0]}"
     for key, store in found.items():
         for name, samples in (("price", store.prices), ("volume", store.volumes)):
@@ -121,7 +121,7 @@ async def read_everything(client: Any, instruments: Iterable[str]) -> dict[str, 
     return found
 
 
-def _take_entry(found: dict[str, InstrumentStore], fields: Mapping[str, str]) -> None:
+def _take_entry(found: dict[str, InstrumentStore], exchange: str, fields: Mapping[str, str]) -> None:
     kind = fields["type"]
     if kind == "tick":
         volume = fields.get("v")
@@ -134,7 +134,11 @@ def _take_entry(found: dict[str, InstrumentStore], fields: Mapping[str, str]) ->
         found.setdefault(fields["k"], InstrumentStore()).entries.append(tick)
     elif kind == "gap":
         gap = StoredGap(int(fields["from"]), int(fields["to"]), fields["reason"])
-        found.setdefault(fields["k"], InstrumentStore()).entries.append(gap)
+        # Without an instrument it speaks of all of the exchange.
+        for key in (
+            [fields["k"]] if "k" in fields else [key for key in found if key.startswith(f"{exchange}:")]
+        ):
+            found.setdefault(key, InstrumentStore()).entries.append(gap)
 
 
 class _Expected(NamedTuple):
