@@ -55,7 +55,7 @@ async def run_chaos(
         probes = Probes(stack.keeper)
         probing = asyncio.create_task(probes.run())
         try:
-            met = await _carry_out(stack, plan, say)
+            met = await _carry_out(stack, plan, seconds, say)
             await _come_to_rest(stack, probes, say)
         finally:
             probing.cancel()
@@ -77,8 +77,8 @@ async def run_chaos(
     return report
 
 
-async def _carry_out(stack: ChaosStack, plan: list[Planned], say: Say) -> Counter[str]:
-    """Make every fault at its time; return how many of each kind met something."""
+async def _carry_out(stack: ChaosStack, plan: list[Planned], seconds: float, say: Say) -> Counter[str]:
+    """Make every fault at its time, for so many seconds; return how many at each target met something."""
     began_s = time.monotonic()
     met: Counter[str] = Counter()
 
@@ -89,6 +89,7 @@ async def _carry_out(stack: ChaosStack, plan: list[Planned], say: Say) -> Counte
         met[planned.kind.target] += not outcome.startswith(("met nothing", "it did not", "0 "))
 
     async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(seconds))
         for planned in plan:
             group.create_task(one(planned))
     return met
