@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 import signal
@@ -114,14 +115,19 @@ async def test_the_commands_of_the_readme_answer(demo: Daemon) -> None:
 
 async def test_the_python_examples_of_the_readme_run_as_printed(demo: Daemon, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks).replace(".state-demo", str(demo.state_dir)), encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, script, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        script,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "clients/python")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, errors.decode()
     text = output.decode()
     assert "NSE:" in text
     assert "raw_tick" in text
+    assert "Tick(instrument=" in text
