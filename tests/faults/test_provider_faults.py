@@ -20,8 +20,6 @@ from services.pipeline.backoff import Backoff
 from services.provider_lifecycle import RetryPolicy, Wait
 from simulators import DhanSimulator, YahooSimulator
 from simulators import faults as f
-from simulators.journal import Journal
-from simulators.market import Market
 from tests.support.certificates import Certificates
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
@@ -32,20 +30,14 @@ from tests.support.provider_fault_rig import (
     QUICK_MUTE,
     FaultRig,
     Simulator,
+    dhan,
     fault_rig,
+    yahoo,
 )
 from tests.support.row_report import report_row
 
 Vendor = Callable[..., Simulator]
 OUTAGE = "the outage, as declared gaps"
-
-
-def dhan(rate: float = 20.0, **options: Any) -> DhanSimulator:
-    return DhanSimulator(rate=rate, market=Market(identity=True), journal=Journal(), **options)
-
-
-def yahoo(rate: float = 20.0, **options: Any) -> YahooSimulator:
-    return YahooSimulator(rate=rate, market=Market(identity=True), journal=Journal(), **options)
 
 
 @pytest.fixture(params=[dhan, yahoo])

@@ -21,9 +21,10 @@ from services.connection.muteness import MuteRules
 from services.connection.rules import ConnectionRules
 from services.connection.transport import TransportLimits
 from services.connection.websocket_provider import WebSocketProvider
+from services.data_broadcast import DataBroadcast
 from services.dhan_provider import DhanProvider
 from services.market_data.calendar import MarketCalendar
-from services.market_data.clock import SystemClock
+from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot, ProviderEntry
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.backoff import Backoff
@@ -32,6 +33,8 @@ from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderManager
 from services.yahoo_finance_connection import YahooFinanceConnection
 from simulators import DhanSimulator, YahooSimulator
+from simulators.journal import Journal
+from simulators.market import Market
 from tests.support.eventually import eventually
 from tests.support.feed_oracle import FeedJudgement, judge_feed
 from tests.support.loop_lag import LoopLag
@@ -42,6 +45,7 @@ INDIAN = {EQUITY: "NSE:RELIANCE", SECOND: "NSE:HDFCBANK"}
 AMERICAN = {"AAPL": "NASDAQ:AAPL", "MSFT": "NASDAQ:MSFT"}
 QUICK_MUTE = MuteRules(after_s=1.0, window_s=0.5, windows=2, least_frames=300)
 """A connection with five frames a second is busy, and is given up after a second."""
+UNRESOLVED_AFTER_S = 1.0
 
 
 def quick(rules: ConnectionRules) -> ConnectionRules:
@@ -58,6 +62,16 @@ def quick(rules: ConnectionRules) -> ConnectionRules:
         resubscribe_every_s=rules.resubscribe_every_s and 0.5,
         resubscribe_missing_after_s=rules.resubscribe_missing_after_s and 0.5,
     )
+
+
+def dhan(rate: float = 20.0, **options: Any) -> DhanSimulator:
+    """A Dhan whose ticks can be told apart."""
+    return DhanSimulator(rate=rate, market=Market(identity=True), journal=Journal(), **options)
+
+
+def yahoo(rate: float = 20.0, **options: Any) -> YahooSimulator:
+    """A Yahoo whose ticks can be told apart."""
+    return YahooSimulator(rate=rate, market=Market(identity=True), journal=Journal(), **options)
 
 
 class Feed:
@@ -79,6 +93,7 @@ class Feed:
 
     def make(self, context: ProviderContext) -> WebSocketProvider:
         context.poll_s = 0.02
+        context.unresolved_after_s = UNRESOLVED_AFTER_S
         context.backoff = lambda: Backoff(base_s=0.05, cap_s=0.3)
         self.provider = self.kind(context, rules=quick(self.kind.default_rules))
         self.provider.mute_rules = QUICK_MUTE
@@ -98,7 +113,13 @@ class FaultRig:
     """The manager, its providers, and every record it published."""
 
     def __init__(
-        self, feeds: list[Feed], always_open: bool, kinds: Mapping[str, AssetClass] | None = None
+        self,
+        feeds: list[Feed],
+        *,
+        always_open: bool,
+        kinds: Mapping[str, AssetClass],
+        tick_sizes: Mapping[str, float],
+        clock: Clock,
     ) -> None:
         self.feeds = {feed.code: feed for feed in feeds}
         self.first = feeds[0]
@@ -108,9 +129,11 @@ class FaultRig:
         self.references: list[DataIngestionFormat] = []
         self.supervisor = Supervisor()
         self.lag = LoopLag()
-        self.sequencer = Sequencer(SystemClock())
+        self.clock = clock
+        self.sequencer = Sequencer(clock)
+        self.broadcast = DataBroadcast(clock)
         self.manager = ProviderManager(
-            clock=SystemClock(),
+            clock=clock,
             settings=lambda: dict(self.settings),
             publish=self._publish,
             supervisor=self.supervisor,
@@ -118,14 +141,15 @@ class FaultRig:
             factories={feed.code: feed.make for feed in feeds},
             calendar=MarketCalendar(always_open=always_open),
         )
-        self._kinds = kinds or {}
+        self._kinds = kinds
+        self._tick_sizes = tick_sizes
         self.manager.load(self.snapshot_of_feeds())
 
     def snapshot_of_feeds(self) -> MappingSnapshot:
         """The mappings as the feeds have them; the first feed is the first choice of what both know."""
         return MappingSnapshot(
             version=1,
-            loaded_ms=SystemClock().now_ms(),
+            loaded_ms=self.clock.now_ms(),
             providers=tuple(ProviderEntry(code=feed.code, name=feed.code) for feed in self.feeds.values()),
             mappings=tuple(
                 mapping_of(
@@ -134,6 +158,7 @@ class FaultRig:
                     key,
                     self._kinds.get(key, AssetClass.EQUITY),
                     primary=feed is self.first or key not in self.first.symbols.values(),
+                    tick_size=self._tick_sizes.get(key),
                 )
                 for feed in self.feeds.values()
                 for symbol, key in feed.symbols.items()
@@ -150,6 +175,7 @@ class FaultRig:
     def _publish(self, record: Record) -> None:
         self.sequencer.stamp(record)
         self.published.append(record)
+        self.broadcast.offer(record)
 
     @property
     def provider(self) -> WebSocketProvider:
@@ -234,16 +260,24 @@ async def fault_rig(
     url: str | None = None,
     symbols: Mapping[str, str] | None = None,
     kinds: Mapping[str, AssetClass] | None = None,
+    tick_sizes: Mapping[str, float] | None = None,
+    clock: Clock | None = None,
     always_open: bool = True,
     wait: bool = True,
 ) -> AsyncIterator[FaultRig]:
     """Run a manager on the simulators while the body lasts; its books must balance at the end.
 
     `url` (which may lead through a proxy) and `symbols` are of the first simulator, `kinds` says what an
-    instrument is where it is no equity.
+    instrument is where it is no equity, `tick_sizes` where one has a grid.
     """
     feeds = [Feed(sim, url if sim is sims[0] else None, symbols if sim is sims[0] else None) for sim in sims]
-    rig = FaultRig(feeds, always_open, kinds)
+    rig = FaultRig(
+        feeds,
+        always_open=always_open,
+        kinds=kinds or {},
+        tick_sizes=tick_sizes or {},
+        clock=clock or SystemClock(),
+    )
     probe = asyncio.create_task(rig.lag.run())
     await rig.manager.start()
     try:
@@ -259,7 +293,13 @@ async def fault_rig(
 
 
 def mapping_of(
-    code: str, symbol: str, key: str, kind: AssetClass = AssetClass.EQUITY, *, primary: bool = True
+    code: str,
+    symbol: str,
+    key: str,
+    kind: AssetClass = AssetClass.EQUITY,
+    *,
+    primary: bool = True,
+    tick_size: float | None = None,
 ) -> InstrumentMapping:
     """The row that maps one provider symbol to an instrument."""
     segment, _, security_id = symbol.partition(":")
@@ -278,4 +318,5 @@ def mapping_of(
         priority=1 if primary else 2,
         segment=segment if security_id else None,
         security_id=security_id or None,
+        tick_size=tick_size,
     )
