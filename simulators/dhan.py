@@ -16,11 +16,11 @@ from aiohttp import web
 
 from services.errors import WireFormatError
 from services.wire.dhan import Heartbeat, MarketStatus, Segment, encode, parse_request
+from services.wire.dhan_v1 import parse_v1_request
 from simulators import dhan_depth, dhan_packets, dhan_rest
 from simulators import faults as f
 from simulators.connection import BINARY, Connection
 from simulators.dhan_access import LIVE, LIVE_V1, DhanAccess
-from simulators.dhan_v1 import parse_binary_request
 from simulators.inject import for_each
 from simulators.market import InstrumentSpec, Kind, Tick
 from simulators.stream import Encoded, Listing
@@ -125,7 +125,7 @@ class DhanSimulator(DhanAccess):
         if self.feed_of[connection.number] != LIVE_V1:
             return
         try:
-            request = parse_binary_request(payload)
+            request = parse_v1_request(payload)
         except WireFormatError:
             self.disconnect(connection, 814)
             return
@@ -134,7 +134,7 @@ class DhanSimulator(DhanAccess):
         elif connection.number in self.token_of:
             self._change(connection, request.code, request.instruments, _V1_SUBSCRIBE)
         else:
-            self.log_in(connection, request.token, request.client_id)
+            self.log_in(connection, request.access_token, request.client_id)
 
     def _change(
         self,

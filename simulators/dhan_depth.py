@@ -7,8 +7,14 @@ Source: DhanHQ v2 full market depth documentation; limits and the refusal of `AP
 
 from __future__ import annotations
 
-from struct import Struct
-
+from services.wire.dhan_depth import (
+    MAX_INSTRUMENTS_20,
+    DepthDisconnect,
+    DepthRow,
+    DepthSide,
+    encode_depth_disconnect,
+    encode_depth_side,
+)
 from simulators.market import Tick
 from simulators.stream import Encoded, Listing
 from simulators.tokens import consumer_type
@@ -18,11 +24,6 @@ DEPTH_200 = "depth200"
 SUBSCRIBE_CODE = 23
 UNSUBSCRIBE_CODES = (24, 25)
 _SEGMENTS = ("NSE_EQ", "NSE_FNO")
-_MOST_20 = 50
-_BID, _ASK, _DISCONNECT = 41, 51, 50
-_HEADER = Struct("<HBBII")
-_ROW = Struct("<dII")
-_REASON = Struct("<H")
 _ROWS = {DEPTH_20: 20, DEPTH_200: 200}
 
 
@@ -37,28 +38,26 @@ def refusal(feed: str, token: str, symbols: set[str]) -> int | None:
         return 808
     if any(symbol.partition(":")[0] not in _SEGMENTS for symbol in symbols):
         return 814
-    return 804 if len(symbols) > (_MOST_20 if feed == DEPTH_20 else 1) else None
+    return 804 if len(symbols) > (MAX_INSTRUMENTS_20 if feed == DEPTH_20 else 1) else None
 
 
 def disconnect_packet(reason: int) -> bytes:
     """Return the 14-byte packet that ends a connection."""
-    return _HEADER.pack(_HEADER.size + _REASON.size, _DISCONNECT, 0, 0, 0) + _REASON.pack(reason)
+    return encode_depth_disconnect(DepthDisconnect(reason))
 
 
 def encode_tick(listing: Listing, tick: Tick, variant: str) -> Encoded:
     """Return one message with the bid packet and the ask packet of an instrument."""
     book = [listing.instrument.book(level) for level in range(_ROWS[variant])]
-    bids = [(price, quantity, orders) for quantity, _, orders, _, price, _ in book]
-    asks = [(price, quantity, orders) for _, quantity, _, orders, _, price in book]
+    bids = [DepthRow(price, quantity, orders) for quantity, _, orders, _, price, _ in book]
+    asks = [DepthRow(price, quantity, orders) for _, quantity, _, orders, _, price in book]
+    sequence: int | None = tick.seq & 0xFFFF_FFFF
     if variant == DEPTH_200:
-        # Levels that do not exist are not sent; the header says how many there are.
-        bids = [row for row in bids if row[1]]
-    message = _side(listing, tick, _BID, bids, variant) + _side(listing, tick, _ASK, asks, variant)
+        # Levels that do not exist are not sent; the header says how many there are instead of a sequence.
+        bids = [row for row in bids if row.qty]
+        sequence = None
+    segment, security_id = listing.segment, listing.security_id
+    message = encode_depth_side(
+        DepthSide(segment, security_id, "bid", tuple(bids), sequence)
+    ) + encode_depth_side(DepthSide(segment, security_id, "ask", tuple(asks), sequence))
     return Encoded([message], variant, tick.event_ms, None, book[0][4] or None, book[0][5])
-
-
-def _side(listing: Listing, tick: Tick, code: int, rows: list[tuple[float, int, int]], variant: str) -> bytes:
-    last_field = len(rows) if variant == DEPTH_200 else tick.seq & 0xFFFF_FFFF
-    length = _HEADER.size + _ROW.size * len(rows)
-    header = _HEADER.pack(length, code, listing.segment, listing.security_id, last_field)
-    return header + b"".join([_ROW.pack(*row) for row in rows])

@@ -139,6 +139,7 @@ async def test_a_committed_change_of_the_mappings_reaches_the_running_daemon_wit
     stack: Stack, tmp_path: Path
 ) -> None:
     database = await asyncpg.connect(stack.database_url)
+    client = redis.asyncio.from_url(stack.redis_url, decode_responses=True)
     row = "provider_instrument_search_code = 'MSFT'"
     deactivate = f"UPDATE provider_instrument_mappings SET is_active = $1 WHERE {row}"
     async with stack.daemon(tmp_path / "state") as daemon:
@@ -159,14 +160,23 @@ async def test_a_committed_change_of_the_mappings_reaches_the_running_daemon_wit
         await database.execute("UPDATE providers SET is_active = false WHERE code = 'DHAN'")
         await eventually(lambda: _equals(subscribed("YF"), 10), within_s=2)
         assert set((await daemon.status())["by_code"]) == {"YF"}
+
+        async def said(kind: str) -> dict[str, str]:
+            entries = await client.xrange("md:ticks:NSE")
+            return {e["k"]: e["reason"] for _, e in entries if e["type"] == kind}
+
+        for kind in ("switched", "gap"):
+            expected = dict.fromkeys(DHAN_NAMES.values(), "provider_deactivated")
+            await eventually(lambda kind=kind, expected=expected: _equals(said(kind), expected))
         await database.execute("UPDATE providers SET is_active = false")
         await eventually(lambda: _refusal(daemon), within_s=3)
         assert await subscribed("YF") == 10, "an edit that would leave nothing is refused"
         assert await connects() == [0], "nothing else was touched"
     await database.close()
+    await client.aclose()
 
 
-async def _equals(answer: Awaitable[int], expected: int) -> bool:
+async def _equals(answer: Awaitable[object], expected: object) -> bool:
     return await answer == expected
 
 

@@ -33,6 +33,11 @@ class FeedJudgement:
         return not (self.lost or self.doubled or self.foreign or self.changed)
 
     @property
+    def problems(self) -> str:
+        kinds = {"lost": self.lost, "doubled": self.doubled, "foreign": self.foreign, "changed": self.changed}
+        return "; ".join(f"{len(found)} {kind}, as {found[:4]}" for kind, found in kinds.items() if found)
+
+    @property
     def in_words(self) -> str:
         return f"{self.in_gaps} of {self.in_gaps + self.published} ticks, all in declared gaps"
 

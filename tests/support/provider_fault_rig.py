@@ -226,22 +226,31 @@ class FaultRig:
         for feed in self.feeds.values():
             feed.sim.set_rate(0)
             feed.sim.release_held()
-            last = {key: feed.sim.emit(symbol)[-1].price for symbol, key in feed.symbols.items()}
-            await eventually(
-                lambda last=last: (
-                    {key for key, price in last.items() if any(t.price == price for t in self.ticks_of(key))}
-                    == set(last)
-                ),
-                within_s=10,
-            )
+            for symbol in feed.symbols:
+                feed.sim.emit(symbol)
+        recorded = -1
+        # What was due before the rates were taken down may still come.
+        while recorded != (recorded := sum(feed.sim.journal.recorded for feed in self.feeds.values())):
+            await eventually(self._all_arrived, within_s=20)
+            await asyncio.sleep(0.05)
         return self.judge()
+
+    def _all_arrived(self) -> bool:
+        arrived = {(tick.symbol, tick.price) for tick in self.ticks}
+        return all(
+            {
+                key: tick.price for tick in feed.sim.journal.ticks if (key := feed.symbols.get(tick.symbol))
+            }.items()
+            <= arrived
+            for feed in self.feeds.values()
+        )
 
     def judge(self) -> FeedJudgement:
         """Compare all that was sent with all that was published; nothing may be unaccounted for."""
         sent = [tick for feed in self.feeds.values() for tick in feed.sim.journal.ticks]
         names = {symbol: key for feed in self.feeds.values() for symbol, key in feed.symbols.items()}
         verdict = judge_feed(self.published, sent, names)
-        assert verdict.clean, verdict
+        assert verdict.clean, verdict.problems
         return verdict
 
     def check_balance(self) -> None:

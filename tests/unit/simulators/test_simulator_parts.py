@@ -13,12 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.errors import WireFormatError
 from services.wire import dhan as wire
 from services.wire import yahoo as yahoo_wire
 from simulators import dhan_packets, yahoo_frames
 from simulators.connection import BINARY, TEXT, server_frame
-from simulators.dhan_v1 import parse_binary_request
 from simulators.faults import BadPrice, Close, DhanFault, FaultState, YahooFault
 from simulators.journal import ConnectionEvent, Journal, SentTick
 from simulators.market import Instrument, InstrumentSpec, Kind
@@ -137,40 +135,6 @@ def test_tokens_made_elsewhere_can_be_accepted() -> None:
     assert book.refusal("plain-text", book.client_id) is None
     assert expiry_s("plain-text") is None
     assert consumer_type("a.b.c") == ""
-
-
-# Version 1 of Dhan's requests.
-
-
-def _binary_request(code: int, body: bytes) -> bytes:
-    return struct.pack("<bH30s50s", code, 83 + len(body), b"1000000001", b"") + body
-
-
-def test_a_binary_subscription_is_read_up_to_its_count() -> None:
-    rows = struct.pack("<B20s", 1, b"2885") + struct.pack("<B20s", 2, b"42501") + bytes(98 * 21)
-    request = parse_binary_request(_binary_request(15, struct.pack("<I", 2) + rows))
-    assert request.client_id == "1000000001"
-    assert request.instruments == (("NSE_EQ", "2885"), ("NSE_FNO", "42501"))
-
-
-def test_a_binary_login_carries_the_token() -> None:
-    request = parse_binary_request(_binary_request(11, b"abc".ljust(500, b"\0") + b"2P"))
-    assert (request.code, request.token) == (11, "abc")
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"",
-        bytes(82),
-        _binary_request(15, b""),
-        _binary_request(15, struct.pack("<I", 1)),
-        _binary_request(15, struct.pack("<I", 1) + struct.pack("<B20s", 6, b"1")),
-    ],
-)
-def test_a_binary_request_that_is_cut_or_wrong_is_refused(payload: bytes) -> None:
-    with pytest.raises(WireFormatError):
-        parse_binary_request(payload)
 
 
 # Packets.
