@@ -15,11 +15,11 @@ from structlog.testing import capture_logs
 
 from services.base_provider import ProviderState
 from services.errors import ProviderError
+from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import SystemClock
 from services.market_data.instruments import AssetClass
 from services.market_data.normaliser import IST_OFFSET_MS, ZONE_ALARM_AFTER
 from services.market_data.records import FLAG_LATE, FLAG_SKEWED, FLAG_SNAPSHOT, FLAG_SUSPECT
-from services.market_data.sessions import session_of
 from services.storage.entry import EntryEncoder
 from services.wire import dhan as dhan_wire
 from services.wire import yahoo as yahoo_wire
@@ -566,11 +566,12 @@ async def test_n15_when_clocks_change_stored_times_go_on_and_sessions_open_by_lo
         times = [tick.timestamp for tick in rig.ticks_of(key)]
         assert times == sorted(set(times)), "UTC goes on whatever the local clocks do"
         rig.judge()
-    # The change is on a Sunday: compare the Friday before with the Monday after.
-    sunday = datetime.fromisoformat(change).date()
-    friday, monday = (session_of(exchange, sunday + timedelta(days=shift)) for shift in (-2, 1))
-    assert friday is not None
-    assert monday is not None
-    assert monday.open_ms - friday.open_ms == (3 * 24 + moved_h) * 3_600_000
-    assert monday.close_ms - monday.open_ms == friday.close_ms - friday.open_ms
+    # The change is on a Sunday: compare the session before with the one after.
+    calendar, sunday = MarketCalendar(), datetime.fromisoformat(change).date()
+    before, after = (
+        next(found[0] for days in range(1, 8) if (found := calendar.regular(exchange, sunday + step * days)))
+        for step in (-timedelta(days=1), timedelta(days=1))
+    )
+    assert (after.open_ms - before.open_ms) % 86_400_000 == moved_h * 3_600_000 % 86_400_000
+    assert after.close_ms - after.open_ms == before.close_ms - before.open_ms
     report_row("N15", lost="0", allowed="0")
