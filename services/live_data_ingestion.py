@@ -313,6 +313,7 @@ class LiveDataIngestion:
         await until_hurried(self._gateway.stop(), self._hurry)
         pending = await self.supervisor.stop()
         await self._leadership.release()
+        await self._losses.save()
         await self._spool.close()
         await self._reader.aclose()
         await self._catalogue.close()

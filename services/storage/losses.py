@@ -100,13 +100,17 @@ class LossDeclaration:
         while True:
             if self._possible():
                 self.declare()
-            pending = [
-                msgspec.structs.replace(loss) for held in self._losses.values() for loss in held.pending()
-            ]
-            if pending != self._saved:
-                self._saved = pending
-                await asyncio.to_thread(self._save, pending)
+            await self.save()
             await asyncio.sleep(DECLARE_EVERY_S)
+
+    async def save(self) -> None:
+        """Bring to disk what is not declared yet; what an earlier run left stays until `run` has seen it."""
+        if self._saved is None:
+            return
+        pending = [msgspec.structs.replace(loss) for held in self._losses.values() for loss in held.pending()]
+        if pending != self._saved:
+            self._saved = pending
+            await asyncio.to_thread(self._save, pending)
 
     def declare(self) -> None:
         """Publish everything that is not declared yet."""

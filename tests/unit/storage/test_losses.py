@@ -77,6 +77,16 @@ async def test_a_restart_makes_no_loss_a_silent_one(tmp_path: Path) -> None:
         assert gap.fields == {"from": 5, "to": 6, "reason": "spool_damaged", "store": "stream"}
 
 
+async def test_what_is_lost_while_stopping_is_kept_too(tmp_path: Path) -> None:
+    async with Declaring(tmp_path) as stopping:
+        await eventually(lambda: stopping.declaration._saved is not None)
+    stopping.losses.note("spool_full", "NSE", 8, 9)
+    await stopping.declaration.save()
+    async with Declaring(tmp_path) as again:
+        again.possible = True
+        await eventually(lambda: len(again.published) == 1)
+
+
 async def test_a_damaged_note_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / LOSSES_NAME).write_bytes(b'[{"store":')
     async with Declaring(tmp_path) as declaring:
