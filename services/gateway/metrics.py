@@ -42,6 +42,9 @@ class _DaemonCollector(Collector):
         pipeline = self._backend.pipeline_status()
         yield _gauge("marketd_demo", "1 when all data is made by the simulators.", int(self._backend.demo))
         yield _gauge("marketd_ready", "1 when data can flow.", int(self._backend.readiness().ready))
+        if "lease" in pipeline:
+            leads = int(pipeline["lease"]["role"] == "leading")
+            yield _gauge("marketd_leading", "1 while this daemon is the one that writes.", leads)
         yield from _providers(self._backend.provider_status())
         yield from _ledger(pipeline.get("ledger", {}))
         yield from _accounts(pipeline.get("accounts", []))

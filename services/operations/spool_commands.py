@@ -9,10 +9,13 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from services.errors import TemporaryError
+from services.errors import StorageUnavailable, TemporaryError
 from services.market_data.clock import SystemClock
+from services.operations.state_dir import StateDirectory
 from services.pipeline.sink import SinkCounters
-from services.storage.client import check_server, make_client
+from services.storage.leadership import Leadership, LeaseTimes
+from services.storage.led_times import LED_TIMES_NAME, LedTimes
+from services.storage.redis_lease import RedisLease
 from services.storage.spool import Spool
 from services.storage.spooled_sink import SpooledSink
 from services.storage.stream_writer import STREAM_MAX_ENTRIES, StreamWriter
@@ -33,31 +36,76 @@ async def replay(
     """Write everything spooled under `folder` to Redis; return the account of each sink.
 
     `progress` hears now and then how many records are left. Raises `StorageError` when Redis cannot be
-    used, `TemporaryError` when it stops taking records; what is left stays on disk.
+    used, `TemporaryError` when a daemon leads on it or it stops taking records; what is left stays on disk.
     """
-    client = make_client(redis_url)
-    try:
-        await check_server(client)
-    finally:
-        await client.aclose()
-    spool = Spool(folder)
-    await spool.open()
-    sinks: tuple[SpooledSink, ...] = (
-        TimeSeriesWriter(
-            redis_url,
-            clock=SystemClock(),
-            retention_ms=tick_retention_ms,
-            spool=spool.channels["time_series"],
-        ),
-        StreamWriter(redis_url, max_entries=stream_max_entries, spool=spool.channels["stream"]),
+    state_dir = folder.parent
+    times = LeaseTimes()
+    leadership = Leadership(
+        RedisLease(redis_url, state_dir=lambda: StateDirectory.instance_id(state_dir), ttl_s=times.ttl_s),
+        SystemClock(),
+        policy="exit",
+        times=times,
     )
     try:
+        await leadership.begin()
+        lease = leadership.lease
+        if lease is None:
+            raise StorageUnavailable(leadership.reason)
+        led_times = LedTimes(state_dir / LED_TIMES_NAME)
+        overtaken = led_times.lead(lease.epoch)
+        return await _replay(
+            folder,
+            redis_url,
+            leadership,
+            led_times,
+            overtaken=overtaken,
+            tick_retention_ms=tick_retention_ms,
+            stream_max_entries=stream_max_entries,
+            progress=progress,
+        )
+    finally:
+        await leadership.release()
+
+
+async def _replay(
+    folder: Path,
+    redis_url: str,
+    leadership: Leadership,
+    led_times: LedTimes,
+    *,
+    overtaken: bool,
+    tick_retention_ms: int,
+    stream_max_entries: int,
+    progress: Callable[[int], None],
+) -> dict[str, SinkCounters]:
+    spool = Spool(folder)
+    await spool.open()
+    time_series = TimeSeriesWriter(
+        redis_url,
+        clock=SystemClock(),
+        retention_ms=tick_retention_ms,
+        spool=spool.channels["time_series"],
+        connect=leadership.connect,
+    )
+    stream = StreamWriter(
+        redis_url,
+        max_entries=stream_max_entries,
+        spool=spool.channels["stream"],
+        connect=leadership.connect,
+    )
+    if overtaken:
+        stream.overtaken_until_ms = SystemClock().now_ms()
+    sinks: tuple[SpooledSink, ...] = (time_series, stream)
+    for sink in sinks:
+        sink.led_times = led_times
+    try:
         async with asyncio.TaskGroup() as group:
+            lease = group.create_task(leadership.run(), name="lease")
             running = [group.create_task(sink.run(), name=sink.name) for sink in sinks]
             try:
                 await _until_empty(spool, sinks, progress)
             finally:
-                for task in running:
+                for task in (*running, lease):
                     task.cancel()
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

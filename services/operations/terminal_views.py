@@ -123,6 +123,10 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         )
     grid.add_row("")
     grid.add_row(sinks)
+    lease = pipeline.get("lease")
+    if lease:
+        grid.add_row("")
+        grid.add_row(_lease_line(lease))
     grid.add_row("")
     grid.add_row(_ledger_line(pipeline.get("accounts", [])))
     groups = (pipeline.get("streams") or {}).get("groups", [])
@@ -160,6 +164,14 @@ def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
             lost,
         )
     return table
+
+
+def _lease_line(lease: Mapping[str, Any]) -> str:
+    colour = "green" if lease["role"] == "leading" and not lease["reason"] else "yellow"
+    holder = lease["holder"]
+    by = f", epoch {holder['epoch']}, pid {holder['pid']} on {escape(holder['host'])}" if holder else ""
+    why = f"  {escape(lease['reason'])}" if lease["reason"] else ""
+    return f"lease  [{colour}]{lease['role']}[/]{by}{why}"
 
 
 def spool_view(channels: Sequence[ChannelContents]) -> Table:

@@ -8,7 +8,7 @@ succeed for `hold_s` (Redis away, or this process paused) it may not write until
 daemon leads by then, this one steps down. Two things keep a deposed leader out whatever its clock says:
 its connections were cut by the new leader before that read or wrote anything, and a new connection is
 used only after the server itself said, behind its naming, that the lease is still ours (see
-docs/adr/0005-one-writer.md). Decides nothing about data and starts no task of its own.
+docs/adr/0008-one-writer.md). Decides nothing about data and starts no task of its own.
 """
 
 from __future__ import annotations
@@ -270,15 +270,14 @@ class Leadership:
 
     def _held_by(self, lease: Lease, *, awaited: bool) -> None:
         self.holder = lease if lease.text else None
+        what = "may come back to the lease of this Redis" if awaited else "holds the lease of this Redis"
         if self._policy == "exit":
             self.ended = TemporaryError(
-                f"{lease} holds the lease of this Redis: stop it, set another REDIS_URL, "
-                "or LEASE_POLICY=standby to wait for it"
+                f"{lease} {what}: stop it, set another REDIS_URL, or LEASE_POLICY=standby to wait for it"
             )
             self.reason = str(self.ended)
             self.on_change()
             return
-        what = "may come back to the lease of this Redis" if awaited else "holds the lease of this Redis"
         self.reason = f"this daemon stands by: {lease} {what}"
         self._log_once("lease_held", holder_pid=lease.pid, holder_host=lease.host, epoch=lease.epoch)
 

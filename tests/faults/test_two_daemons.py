@@ -158,6 +158,9 @@ async def test_h10_a_second_daemon_on_the_same_redis_waits_and_takes_over(
             await ticks_pass(stack)
             assert connections(stack) == before, "it left the providers alone"
             assert (await lease(second))["role"] == "standing_by"
+            environment = clean_environment(STATE_DIR=tmp_path / "two")
+            code, shown, _ = await run_script("main.py", "status", environment=environment)
+            assert (code, f"pid {first.process.pid} on" in shown) == (0, True), shown
             assert (await lease(first))["role"] == "leading"
             assert {sink["offered"] for sink in (await second.status())["pipeline"]["sinks"]} == {0}
             began_s = time.monotonic()
@@ -198,6 +201,9 @@ async def test_h10_with_the_policy_exit_it_ends_naming_the_holder(stack: Stack, 
         said = errors.strip().splitlines()[-1]
         assert f"pid {first.process.pid} on {socket.gethostname()}" in said
         assert connections(stack) == before
+        code, _, errors = await run_script("main.py", "spool", "replay", environment=environment)
+        assert code == 75, errors
+        assert f"pid {first.process.pid} on {socket.gethostname()}" in errors
 
 
 async def test_a_restart_on_the_same_state_directory_does_not_wait_for_the_old_lease(
