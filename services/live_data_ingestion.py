@@ -69,6 +69,8 @@ _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
+LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger")
+"""What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
 RECORD_BYTES = 1_024
 """What a queued record takes at most, with its texts and numbers."""
@@ -434,7 +436,7 @@ class LiveDataIngestion:
         if self._phase == "running":
             await self._end_subscriptions()
         self._phase = "standing_by"
-        for name in ("mappings", "health_probe", "history", "losses", "ledger"):
+        for name in LEADING_TASKS:
             await self.supervisor.end(name)
         await self.providers.stop()
         self.providers.forget_gaps()
