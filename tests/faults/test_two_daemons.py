@@ -264,6 +264,9 @@ async def test_h11_a_leader_that_was_paused_writes_nothing_when_it_wakes(
         await ticks_pass(stack)
         await settled(stack, first)
         await eventually(lambda: _nothing_waits(first), within_s=20)
+        restarts = {task["name"]: task["restarts"] for task in (await first.status())["pipeline"]["tasks"]}
+        assert {"mappings", "leadership", "lease", "provider_manager"} <= restarts.keys()
+        assert set(restarts.values()) == {0}, restarts
         for sink in (await first.status())["pipeline"]["sinks"]:
             assert sink["imbalance"] == 0, sink
             if sink["name"] in ("stream", "time_series"):
