@@ -463,10 +463,20 @@ def tap(
     asyncio.run(follow())
 
 
+def _own_secret(settings: Settings) -> str | None:
+    """Return the secret of a token that may see how the daemon is, else of any token, None without tokens."""
+    from services.gateway.grants import ADMIN, parse_secret
+
+    tokens = sorted(
+        map(parse_secret, settings.tokens().values()), key=lambda token: not token[1].allows(ADMIN)
+    )
+    return tokens[0][0] if tokens else None
+
+
 def _running_daemon() -> tuple[str, str | None]:
     """Return the URL and a token of the running daemon, live before demo."""
     settings = load_settings(provider_prefixes=_prefixes())
-    token = next(iter(settings.tokens().values()), None)
+    token = _own_secret(settings)
     for folder in (settings.state_dir, DEMO_STATE_DIR):
         runtime = StateDirectory.read_runtime(folder)
         if runtime is not None:

@@ -24,11 +24,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from config.secret_files import SUFFIX, exposure, read_secrets
 from services.errors import ConfigurationError
+from services.gateway.grants import parse_secret
 from services.redaction import make_known
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@:]*:([^/@]+)@")
-_TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:\S{8,}$")
+_TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:[^\s:]{8,}(:\S+)?$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
 
@@ -71,7 +72,9 @@ class Settings(BaseSettings):
     )
     api_tokens: SecretStr = Field(
         SecretStr(""),
-        description="Comma-separated name:secret pairs (secret at least 8 characters). "
+        description="Comma-separated name:secret pairs (secret at least 8 characters, no colon), which allow "
+        "everything, or name:secret:scopes@instruments, as in desk:some-long-secret:ticks+history@"
+        "NSE:*|NASDAQ:AAPL with the scopes ticks, history and admin. "
         "Empty is allowed on a loopback address only.",
     )
     api_allowed_origins: str = Field(
@@ -208,7 +211,11 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "each entry must be name:secret, the secret at least 8 characters without spaces"
                 )
-            name = pair.partition(":")[0]
+            name, _, secret = pair.partition(":")
+            try:
+                parse_secret(secret)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             if name in names:
                 raise ValueError(f"the name {name} appears twice")
             names.add(name)
@@ -222,7 +229,7 @@ class Settings(BaseSettings):
         return self
 
     def tokens(self) -> dict[str, str]:
-        """Return the API tokens as name → secret, empty when none are set."""
+        """Return the API tokens as name → `secret[:scopes[@instruments]]`, empty when none are set."""
         pairs = _split(self.api_tokens.get_secret_value())
         return {name: secret for name, _, secret in (pair.partition(":") for pair in pairs)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.gateway.backend import GatewayBackend, InstrumentView
+from services.gateway.grants import EVERYTHING, Grant
 from services.market_data.clock import Clock
 
 VIEW_AGE_S = 1.0
@@ -32,11 +33,14 @@ class InstrumentDirectory:
         self._refresh()
         return self._keys.get(exchange, [])
 
-    def search(self, exchange: str, words: str, limit: int) -> tuple[list[InstrumentView], int]:
+    def search(
+        self, exchange: str, words: str, limit: int, grant: Grant = EVERYTHING
+    ) -> tuple[list[InstrumentView], int]:
         """Return at most `limit` instruments, and how many there are in all.
 
         `exchange` empty means all exchanges. Every word of `words` must stand in the key or the name,
-        in any case; those whose symbol begins with the first word come first.
+        in any case; those whose symbol begins with the first word come first. Only what
+        `grant` covers is seen.
         """
         self._refresh()
         wanted = words.casefold().split()
@@ -44,6 +48,7 @@ class InstrumentDirectory:
             view
             for view in self._views
             if (not exchange or view.exchange == exchange)
+            and grant.covers(view.key)
             and all(word in f"{view.key} {view.name}".casefold() for word in wanted)
         ]
         if wanted:

@@ -1,7 +1,8 @@
 """What every HTTP request passes before its handler: who asks, from which page, and how errors look.
 
-Order: secrets in the URL, host name, origin, token. The dashboard's files and the description of the
-interface are free; health and metrics are free for programs on this machine.
+Order: secrets in the URL, host name, origin, token, scope. The dashboard's files and the description of
+the interface are free; health and metrics are free for programs on this machine. Who asks stands in
+`request[PRINCIPAL]` for the handlers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from services.gateway.authentication import Authenticator, bearer_secret, names_a_token
+from services.gateway.authentication import ANONYMOUS, Authenticator, Principal, bearer_secret, names_a_token
 from services.gateway.errors import HttpError, error_response
+from services.gateway.grants import ADMIN, HISTORY, TICKS
 from services.gateway.limits import is_loopback
 from services.gateway.origin import OriginPolicy
 
@@ -22,6 +24,19 @@ _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+PRINCIPAL = web.RequestKey("principal", Principal)
+_SCOPES = (
+    ("/api/providers/", ADMIN),
+    ("/api/why/", ADMIN),
+    ("/metrics", ADMIN),
+    ("/api/history/", HISTORY),
+    ("/api/coverage/", HISTORY),
+    ("/api/options/", HISTORY),
+    ("/api/news", HISTORY),
+    ("/api/quotes", TICKS),
+    ("/api/stream", TICKS),
+)
+"""The scope that an address needs, by how it begins; those not listed need any token."""
 _FREE = frozenset({"/", "/openapi.json"})
 _FREE_ON_THIS_MACHINE = frozenset({"/healthz", "/readyz", "/metrics"})
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
@@ -63,7 +78,7 @@ class Guard:
         except web.HTTPException as error:
             response = _as_json(error)
         if not response.prepared:
-            self._add_headers(request, response)
+            self.add_headers(request, response)
         return response
 
     def _check(self, request: web.Request) -> None:
@@ -87,12 +102,25 @@ class Guard:
             raise HttpError(
                 403, "origin_not_allowed", "this page may not talk to the daemon: see API_ALLOWED_ORIGINS"
             )
+        if request.path == "/ws" and not origins and "Sec-Fetch-Mode" in request.headers:
+            # A browser names the page with every handshake; what hides it is no program of ours either.
+            raise HttpError(403, "origin_not_allowed", "a browser must send the Origin of its page")
+        request[PRINCIPAL] = Principal(ANONYMOUS)
         if request.method != "OPTIONS" and self._needs_token(request):
-            secret = bearer_secret(request.headers.get("Authorization"))
-            if secret is None:
-                raise HttpError(401, "unauthorized", "send a token as Authorization: Bearer SECRET")
-            if self._authenticator.check(secret) is None:
-                raise HttpError(401, "unauthorized", "the token is not valid")
+            request[PRINCIPAL] = self._principal(request)
+
+    def _principal(self, request: web.Request) -> Principal:
+        """Return who asks. Raises 401 without a valid token, 403 when it is not for this address."""
+        secret = bearer_secret(request.headers.get("Authorization"))
+        if secret is None:
+            raise HttpError(401, "unauthorized", "send a token as Authorization: Bearer SECRET")
+        principal = self._authenticator.check(secret)
+        if principal is None:
+            raise HttpError(401, "unauthorized", "the token is not valid")
+        for beginning, scope in _SCOPES:
+            if request.path.startswith(beginning) and not principal.grant.allows(scope):
+                raise HttpError(403, "forbidden", f"this token lacks the scope {scope}")
+        return principal
 
     def _needs_token(self, request: web.Request) -> bool:
         path = request.path
@@ -103,7 +131,8 @@ class Guard:
             return False
         return path not in _FREE_ON_THIS_MACHINE or not _comes_from_this_machine(request)
 
-    def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+    def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add what every answer carries; a handler that begins its answer itself calls this before."""
         response.headers.update(SECURITY_HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         origin = request.headers.get("Origin")
@@ -116,20 +145,23 @@ class Guard:
 class JsonRequestHandler(RequestHandler):
     """aiohttp's HTTP connection, with refusals of malformed requests and crashes in our shape.
 
-    `gone()` is called once, when the connection has ended.
+    `gone()` is called once, when the connection has ended, and so is `on_lost`, for the handler at work.
     """
 
-    __slots__ = ("_gone",)
+    __slots__ = ("_gone", "on_lost")
 
     def __init__(self, manager: web.Server, gone: Callable[[], None], **options: Any) -> None:
         super().__init__(manager, **options)
         self._gone: Callable[[], None] | None = gone
+        self.on_lost: Callable[[], None] | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the connection."""
         gone, self._gone = self._gone, None
         if gone is not None:
             gone()
+        if self.on_lost is not None:
+            self.on_lost()
         super().connection_lost(exc)
 
     def handle_error(

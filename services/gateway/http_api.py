@@ -16,6 +16,7 @@ from services.gateway.backend import GatewayBackend
 from services.gateway.directory import InstrumentDirectory
 from services.gateway.encoding import raw_tick, to_json
 from services.gateway.errors import HttpError
+from services.gateway.guard import PRINCIPAL
 from services.gateway.metrics import MetricsPage
 from services.gateway.openapi import openapi_document
 from services.gateway.protocol import is_well_formed
@@ -86,7 +87,10 @@ class HttpApi:
         _known_parameters(request, "exchange", "q", "limit")
         limit = _whole_number(request, "limit", DEFAULT_INSTRUMENTS, 1, MAX_INSTRUMENTS)
         found, total = self._directory.search(
-            request.query.get("exchange", "").strip().upper(), request.query.get("q", ""), limit
+            request.query.get("exchange", "").strip().upper(),
+            request.query.get("q", ""),
+            limit,
+            request[PRINCIPAL].grant,
         )
         return _json({"instruments": found, "total": total})
 
@@ -103,25 +107,33 @@ class HttpApi:
             raise HttpError(400, "bad_parameter", f"at most {MAX_QUOTES} instruments at a time")
         quotes: dict[str, Any] = {}
         unknown: list[str] = []
+        forbidden: list[str] = []
         no_data: list[str] = []
+        grant = request[PRINCIPAL].grant
         for key in keys:
-            if not is_well_formed(key) or not self._backend.is_known(key):
+            if not grant.covers(key):
+                # Asked before whether it exists: the answer must not tell.
+                forbidden.append(key)
+            elif not is_well_formed(key) or not self._backend.is_known(key):
                 unknown.append(key)
             elif (newest := self._broadcast.latest(key)) is None:
                 no_data.append(key)
             else:
                 quotes[key] = raw_tick(newest)
+        if len(forbidden) == len(keys):
+            raise HttpError(403, "forbidden", "this token is not for these instruments")
         if len(unknown) == len(keys):
             raise HttpError(404, "unknown_instrument", f"not known: {', '.join(unknown[:10])}")
-        return _json(
-            {
-                "demo": self._backend.demo,
-                "time_ms": self._broadcast.clock.now_ms(),
-                "quotes": quotes,
-                "no_data": no_data,
-                "unknown": unknown,
-            }
-        )
+        answer: dict[str, Any] = {
+            "demo": self._backend.demo,
+            "time_ms": self._broadcast.clock.now_ms(),
+            "quotes": quotes,
+            "no_data": no_data,
+            "unknown": unknown,
+        }
+        if forbidden:
+            answer["forbidden"] = forbidden
+        return _json(answer)
 
     async def why(self, request: web.Request) -> web.Response:
         """Explain where one instrument's ticks are and what to do; 404 when it is not known."""

@@ -17,11 +17,12 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     A client that exceeds `messages_per_s` beyond `message_burst` is told `rate_limited` and closed; more
     than `errors_per_minute` refused messages end its session. `outbox_bytes` is what waits for one
     client with delivery `all`; beyond it the oldest ticks are skipped. `clients_per_address` does not
-    hold for this machine's own addresses.
+    hold for this machine's own addresses, `clients_per_token` not where no tokens are set.
     """
 
     clients: int = 2_000
     clients_per_address: int = 100
+    clients_per_token: int = 500
     connections: int = 2_500
     instruments_per_client: int = 1_000
     paces_per_client: int = 8

@@ -220,6 +220,31 @@ def openapi_document() -> dict[str, Any]:
                     _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]})
                 ],
             ),
+            "/api/stream": _operation(
+                "stream",
+                "Live data as server-sent events, one message of the WebSocket protocol each",
+                _answer(
+                    "events without end; 403 or 404 when none of the instruments can be had",
+                    None,
+                    "text/event-stream",
+                ),
+                parameters=[
+                    _query(
+                        "instruments",
+                        "instrument keys or EXCHANGE:*, separated by commas",
+                        {**_TEXT, "minLength": 1, "examples": ["NSE:RELIANCE,NASDAQ:*"]},
+                        required=True,
+                    ),
+                    _query("delivery", "every tick or the newest", {"enum": ["all", "latest"]}),
+                    _query("every_ms", "the pace of latest", {"type": "integer", "minimum": 0}),
+                    {
+                        "name": "Last-Event-ID",
+                        "in": "header",
+                        "description": "the id of the last event that was read: go on behind it",
+                        "schema": _TEXT,
+                    },
+                ],
+            ),
             "/": _operation("dashboard", "The dashboard", _answer("a page", None, "text/html"), free=True),
         },
         "components": {

@@ -24,6 +24,7 @@ from services.gateway.acceptor import Acceptor, bound_sockets
 from services.gateway.authentication import Authenticator
 from services.gateway.backend import GatewayBackend
 from services.gateway.directory import InstrumentDirectory
+from services.gateway.event_stream import EventStreamEndpoint
 from services.gateway.flow import FlowLimits
 from services.gateway.guard import Guard, JsonRequestHandler
 from services.gateway.http_api import HttpApi
@@ -34,7 +35,7 @@ from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
 from services.gateway.protocol import MAX_MESSAGE_BYTES
 from services.gateway.recovery import History, RecoveryDesk, RecoveryLimits
-from services.gateway.session import CLOSE_TOKEN_WRONG, SessionContext
+from services.gateway.session import CLOSE_RIGHTS_CHANGED, CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
 from services.gateway.websocket import WebSocketEndpoint
 from services.pipeline.supervisor import end_together
@@ -86,28 +87,30 @@ class Gateway:
         self._backend = backend
         self._broadcast = broadcast
         self._limits = config.limits
-        authenticator = Authenticator(config.tokens)
+        try:
+            authenticator = Authenticator(config.tokens)
+        except ValueError as error:
+            raise ConfigurationError(f"API_TOKENS: {error}") from error
         self._authenticator = authenticator
         self._directory = InstrumentDirectory(backend, broadcast.clock)
         self._pacer = Pacer(broadcast.clock)
         self._guard = Guard(authenticator)
         self._desk = RecoveryDesk(history, broadcast.clock, config.recovery, self._held_bytes)
-        self._sockets = WebSocketEndpoint(
-            SessionContext(
-                subscriptions=SubscriptionContext(
-                    backend, self._directory, broadcast, config.limits, self._pacer.spread, self._desk
-                ),
-                clock=broadcast.clock,
-                authenticator=authenticator,
-                limits=config.limits,
-                flow=config.flow,
-                frames=SharedFrames(),
-                ready=self._pacer.ready,
-                paced=self._pacer.paced,
+        context = SessionContext(
+            subscriptions=SubscriptionContext(
+                backend, self._directory, broadcast, config.limits, self._pacer.spread, self._desk
             ),
-            authenticator,
-            config.limits,
-            self._pacer,
+            clock=broadcast.clock,
+            authenticator=authenticator,
+            limits=config.limits,
+            flow=config.flow,
+            frames=SharedFrames(),
+            ready=self._pacer.ready,
+            paced=self._pacer.paced,
+        )
+        self._sockets = WebSocketEndpoint(context, authenticator, config.limits, self._pacer)
+        self._event_streams = EventStreamEndpoint(
+            context, self._sockets, self._guard, backend, self._directory
         )
         self._runner: web.AppRunner | None = None
         self._acceptor: Acceptor | None = None
@@ -136,6 +139,7 @@ class Gateway:
             config.web_root,
         ).add_routes(app.router)
         app.router.add_get("/ws", self._sockets.handle)
+        app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -186,17 +190,36 @@ class Gateway:
             session.catalogue_changed()
 
     def replace_tokens(self, tokens: Mapping[str, str]) -> None:
-        """Accept these tokens only from now on; sessions of tokens that were revoked are closed (4500)."""
-        revoked = self._authenticator.replace(tokens)
+        """Accept these tokens only from now on.
+
+        Sessions of tokens that were revoked are closed for good (4500), those of tokens with other rights
+        must connect again (4402). Tokens that cannot be used (none at all on an open address, scopes that
+        do not read) are refused, and those there were stay.
+        """
+        if not tokens and not is_loopback(self.config.host):
+            _log.error("tokens_refused", reason="API_HOST is reachable from other machines: set API_TOKENS")
+            return
+        try:
+            revoked, changed = self._authenticator.replace(tokens)
+        except ValueError as error:
+            _log.error("tokens_refused", reason=str(error))
+            return
         if self._guard.policy is not None:
             self._guard.policy.open_to_all = not self._authenticator.required
         closed = 0
         for session in list(self._sockets.sessions):
-            if session.principal is not None and session.principal.name in revoked:
+            name = session.principal.name if session.principal is not None else None
+            if name in revoked:
                 session.close(CLOSE_TOKEN_WRONG, "the token was revoked")
-                closed += 1
-        if revoked or closed:
-            _log.info("tokens_replaced", revoked=sorted(revoked), sessions_closed=closed)
+            elif name in changed:
+                session.close(CLOSE_RIGHTS_CHANGED, "what the token allows has changed; connect again")
+            else:
+                continue
+            closed += 1
+        if revoked or changed:
+            _log.info(
+                "tokens_replaced", revoked=sorted(revoked), changed=sorted(changed), sessions_closed=closed
+            )
 
     def epoch_changed(self) -> None:
         """Tell every client that its positions mean nothing any more, and the new ones."""

@@ -10,14 +10,17 @@ Close codes tell the client what to do: 4000-4499 connect again, 4500-4999 do no
 | 1012 | the daemon stops; connect again |
 | 4008 | nothing was read for too long (the connection is cut; the code stands in the log) |
 | 4401 | no token came within the time allowed |
+| 4402 | what the token allows has changed; connect again to use it |
 | 4413 | too many messages |
-| 4500 | the token is wrong |
+| 4429 | all places of the token are taken; connect again later |
+| 4500 | the token is wrong, was revoked, or is not for live data |
 | 4501 | too many messages that we cannot accept |
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 from collections import deque
@@ -31,6 +34,7 @@ from services.data_broadcast import Publication
 from services.gateway.authentication import Authenticator, Principal
 from services.gateway.encoding import close_frame, ping_frame, pong_frame, text_frame, to_json
 from services.gateway.flow import FlowLimits, FlowWindow
+from services.gateway.grants import EVERYTHING, TICKS
 from services.gateway.limits import ClientLimits, ErrorBudget, TokenBucket
 from services.gateway.outbox import Outbox, SharedFrames
 from services.gateway.protocol import (
@@ -50,10 +54,13 @@ from services.market_data.records import ControlRecord
 CLOSE_RESTARTING = 1012
 CLOSE_NOT_READING = 4008
 CLOSE_AUTHENTICATION_LATE = 4401
+CLOSE_RIGHTS_CHANGED = 4402
 CLOSE_TOO_MANY_MESSAGES = 4413
+CLOSE_NO_PLACE = 4429
 CLOSE_TOKEN_WRONG = 4500
 CLOSE_TOO_MANY_ERRORS = 4501
 
+_numbers = itertools.count(1)
 _RESET = struct.pack("ii", 1, 0)
 RELIEF_PACE_S = 1.0
 RELIEF_SHARE = 8
@@ -94,12 +101,19 @@ class ClientSession:
         *,
         address: str,
         principal: Principal | None,
+        origin: str = "",
+        protocol: str = "websocket",
+        has_place: Callable[[Principal], bool] = lambda _principal: True,
     ) -> None:
         self._context = context
         self._clock = context.clock
         self._transport = transport
+        self.id = f"c{next(_numbers)}"
         self.address = address
+        self.origin = origin
+        self.protocol = protocol
         self.principal = principal
+        self._has_place = has_place
         self.counters = SessionCounters()
         self.opened_s = now_s = self._clock.monotonic_s()
         self.awaits_flush = False
@@ -159,6 +173,10 @@ class ClientSession:
         else:
             self._try_to_obey(message)
 
+    def subscribe(self, wish: Subscribe) -> None:
+        """Watch what is wished, without a message. Raises `ClientMessageError` beyond the client's limits."""
+        self._subscriptions.subscribe(wish, self.principal.grant if self.principal else EVERYTHING)
+
     def refuse(self, refusal: ClientMessageError) -> None:
         """Tell the client what is wrong with its message; end the session when that happens too often."""
         self.counters.errors += 1
@@ -201,7 +219,7 @@ class ClientSession:
                 "unauthenticated", 'the first message must be {"action":"auth","token":…}'
             )
         elif isinstance(message, Subscribe):
-            self._subscriptions.subscribe(message)
+            self.subscribe(message)
         elif isinstance(message, Unsubscribe):
             self._answer(self._subscriptions.unsubscribe(message))
         elif isinstance(message, Ping):
@@ -218,12 +236,25 @@ class ClientSession:
             self._answer_error("unauthorized", "the token is not valid", message.id)
             self.close(CLOSE_TOKEN_WRONG, "the token is not valid")
             return
+        if not principal.grant.allows(TICKS):
+            self._answer_error(
+                "forbidden", "this token is not for live data: it lacks the scope ticks", message.id
+            )
+            self.close(CLOSE_TOKEN_WRONG, "the token lacks the scope ticks")
+            return
+        if self.principal is None and not self._has_place(principal):
+            self._answer_error("too_many_clients", "all places of this token are taken", message.id)
+            self.close(CLOSE_NO_PLACE, "all places of this token are taken; try later")
+            return
+        if self.principal is not None and principal.grant != self.principal.grant:
+            self._subscriptions.clear()
         self.principal = principal
         self._answer({"type": "authenticated", "id": message.id, "name": principal.name})
 
     def catalogue_changed(self) -> None:
         """Bring the subscriptions into line with the instruments there are now."""
-        for refusal in self._subscriptions.catalogue_changed():
+        grant = self.principal.grant if self.principal is not None else EVERYTHING
+        for refusal in self._subscriptions.catalogue_changed(grant):
             self._answer_error(refusal.code, str(refusal))
 
     def resync(self) -> None:

@@ -17,6 +17,7 @@ from services.data_broadcast import DataBroadcast, Outlet, Publication
 from services.gateway.backend import GatewayBackend
 from services.gateway.directory import InstrumentDirectory
 from services.gateway.encoding import raw_tick, text_frame, to_json
+from services.gateway.grants import EVERYTHING, Grant
 from services.gateway.limits import ClientLimits
 from services.gateway.outbox import Outbox, Pace
 from services.gateway.protocol import (
@@ -102,12 +103,12 @@ class Subscriptions:
         """Return the bus's newest position of every exchange that is watched: all before it is queued."""
         return self._positions({instrument.partition(":")[0] for instrument in self._watches})
 
-    def subscribe(self, wish: Subscribe) -> None:
+    def subscribe(self, wish: Subscribe, grant: Grant = EVERYTHING) -> None:
         """Watch what is wished, or change how it is delivered; queue the answer, at once or when it is known.
 
         Raises `ClientMessageError` (`too_many`), changing nothing, beyond the client's limits.
         """
-        found, wildcards, rejected = self._resolve(wish)
+        found, wildcards, rejected = self._resolve(wish, grant)
         self._check_limits(wish, found)
         self._wildcards.update(dict.fromkeys(wildcards, wish))
         self._left_out.difference_update(found)
@@ -147,7 +148,7 @@ class Subscriptions:
             "wildcards": [f"{exchange}:*" for exchange in self._wildcards],
         }
 
-    def catalogue_changed(self) -> list[ClientMessageError]:
+    def catalogue_changed(self, grant: Grant = EVERYTHING) -> list[ClientMessageError]:
         """Take in what now belongs to the wildcards, let go of what is gone; return what did not fit."""
         self._stop_watching([key for key in self._watches if not self._backend.is_known(key)])
         refusals = []
@@ -155,7 +156,7 @@ class Subscriptions:
             found = [
                 key
                 for key in self._directory.keys_of(exchange)
-                if key not in self._watches and key not in self._left_out
+                if key not in self._watches and key not in self._left_out and grant.covers(key)
             ]
             room = max(0, self._limits.instruments_per_client - len(self._watches))
             if len(found) > room:
@@ -188,7 +189,7 @@ class Subscriptions:
         self._left_out.clear()
         self._outbox.paces.clear()
 
-    def _resolve(self, wish: Subscribe) -> tuple[list[str], list[str], dict[str, str]]:
+    def _resolve(self, wish: Subscribe, grant: Grant) -> tuple[list[str], list[str], dict[str, str]]:
         """Return the instruments meant, the exchanges of accepted wildcards, and what is refused and why."""
         found: dict[str, None] = {}
         wildcards: list[str] = []
@@ -197,12 +198,17 @@ class Subscriptions:
             if not is_well_formed(key):
                 rejected[key] = "malformed"
             elif key.endswith(":*"):
-                members = self._directory.keys_of(key[:-2])
-                if members:
+                members = [item for item in self._directory.keys_of(key[:-2]) if grant.covers(item)]
+                if not grant.touches(key[:-2]):
+                    rejected[key] = "forbidden"
+                elif members:
                     found.update(dict.fromkeys(members))
                     wildcards.append(key[:-2])
                 else:
                     rejected[key] = "unknown_exchange"
+            elif not grant.covers(key):
+                # Asked before whether it exists: the answer must not tell.
+                rejected[key] = "forbidden"
             elif self._backend.is_known(key):
                 found[key] = None
             else:

@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from services.gateway.authentication import Authenticator, Principal, bearer_secret
 from services.gateway.errors import HttpError
+from services.gateway.grants import TICKS
 from services.gateway.limits import AddressCensus, ClientLimits
 from services.gateway.pacer import Pacer
 from services.gateway.protocol import MAX_MESSAGE_BYTES, ClientMessageError
@@ -54,18 +55,38 @@ class WebSocketEndpoint:
             )
         principal = self._authenticate(request)
         address = request.remote or ""
-        if self.stopping:
-            raise HttpError(503, "not_ready", "the daemon takes no clients now; try again", retry_after_s=2)
-        if self.relieving:
-            self.refused += 1
-            raise HttpError(503, "short_of_memory", "no new clients just now; try later", retry_after_s=10)
-        if len(self.sessions) >= self._limits.clients or not self._census.enter(address):
-            self.refused += 1
-            raise HttpError(503, "too_many_clients", "all places are taken; try later", retry_after_s=10)
+        self.take_place(principal, address)
         try:
             return await self._serve(request, principal, address)
         finally:
-            self._census.leave(address)
+            self.leave_place(address)
+
+    def take_place(self, principal: Principal | None, address: str) -> None:
+        """Count a client in at its address. Raises 403 without the scope, 503 when all places are taken."""
+        if self.stopping:
+            raise HttpError(503, "not_ready", "the daemon takes no clients now; try again", retry_after_s=2)
+        if principal is not None and not principal.grant.allows(TICKS):
+            self.refused += 1
+            raise HttpError(403, "forbidden", "this token is not for live data: it lacks the scope ticks")
+        full = len(self.sessions) >= self._limits.clients or not self.has_place(principal)
+        if full or not self._census.enter(address):
+            self.refused += 1
+            raise HttpError(503, "too_many_clients", "all places are taken; try later", retry_after_s=10)
+
+    def leave_place(self, address: str) -> None:
+        """Count a client out."""
+        self._census.leave(address)
+
+    def has_place(self, principal: Principal | None) -> bool:
+        """Tell whether one more client may use this token."""
+        if principal is None or not self._authenticator.required:
+            return True
+        same = sum(
+            1
+            for session in self.sessions
+            if session.principal is not None and session.principal.name == principal.name
+        )
+        return same < self._limits.clients_per_token
 
     def figures(self) -> dict[str, Any]:
         """Return how many clients there are, what they watch, and what was sent, heard and skipped."""
@@ -130,27 +151,39 @@ class WebSocketEndpoint:
         transport = request.transport
         if transport is None:
             return socket
-        session = ClientSession(self._context, transport, address=address, principal=principal)
-        socket.session = session
-        self.accepted += 1
-        self.sessions.add(session)
-        self._pacer.enter(session)
-        _log.info(
-            "client_connected",
-            client=id(session),
+        session = ClientSession(
+            self._context,
+            transport,
             address=address,
+            principal=principal,
             origin=request.headers.get("Origin", ""),
-            name=principal.name if principal else "",
+            has_place=self.has_place,
         )
+        socket.session = session
+        self.enter(session)
         try:
             await self._receive(socket, session)
         finally:
-            self._leave(session, socket)
+            self.leave(session, int(socket.close_code or 1006))
             # The closing handshake is ours and done; aiohttp must not begin another one. What is still
             # on its way may arrive, but a client that reads nothing must not hold the connection open.
             transport.close()
             asyncio.get_running_loop().call_later(self._limits.closing_s, transport.abort)
         return socket
+
+    def enter(self, session: ClientSession) -> None:
+        """Begin to serve a session."""
+        self.accepted += 1
+        self.sessions.add(session)
+        self._pacer.enter(session)
+        _log.info(
+            "client_connected",
+            client=session.id,
+            protocol=session.protocol,
+            address=session.address,
+            origin=session.origin,
+            name=session.principal.name if session.principal else "",
+        )
 
     async def _receive(self, socket: _Socket, session: ClientSession) -> None:
         while True:
@@ -174,25 +207,29 @@ class WebSocketEndpoint:
                 case _:
                     session.refuse(ClientMessageError("text_only", "messages must be text frames"))
 
-    def _leave(self, session: ClientSession, socket: _Socket) -> None:
+    def leave(self, session: ClientSession, code: int) -> None:
+        """Let go of a session whose connection is gone, and write what it was; `code` where it has none."""
         session.ended()
         self._pacer.leave(session)
         self.sessions.discard(session)
         if self._left is not None and not self.sessions:
             self._left.set()
         _add(self._past, session)
-        code = session.close_code or int(socket.close_code or 1006)
+        code = session.close_code or code
         self.closed_by_code[code] = self.closed_by_code.get(code, 0) + 1
         now_s = self._context.clock.monotonic_s()
         _log.info(
             "client_disconnected",
-            client=id(session),
+            client=session.id,
+            protocol=session.protocol,
             address=session.address,
+            origin=session.origin,
             name=session.principal.name if session.principal else "",
             code=code,
             reason=session.close_reason,
             lasted_s=round(now_s - session.opened_s, 1),
             messages_in=session.counters.messages_in,
+            errors=session.counters.errors,
             frames_out=session.counters.frames_out,
             bytes_out=session.counters.bytes_out,
             skipped=session.outbox.skipped_total,

@@ -228,7 +228,7 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         assert document["openapi"] == "3.1.0"
         for path, item in document["paths"].items():
             assert list(item) == ["get"]
-            query = "?instruments=NSE:TCS" if path == "/api/quotes" else ""
+            query = "?instruments=NSE:TCS" if path in ("/api/quotes", "/api/stream") else ""
             async with rig.http.get(rig.url + path.replace("{instrument}", "NSE:TCS") + query) as response:
                 assert response.status == 200
                 assert response.content_type in item["get"]["responses"]["200"]["content"]
