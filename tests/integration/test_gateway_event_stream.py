@@ -49,6 +49,7 @@ class Events:
 
 async def stream(rig: GatewayRig, query: str, **headers: str) -> Events:
     response = await rig.http.get(f"{rig.url}/api/stream?{query}", headers=headers)
+    rig.responses.append(response)
     assert response.status == 200, await response.text()
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-store"
@@ -108,8 +109,8 @@ async def test_what_cannot_be_streamed_is_refused_before_the_stream(
     query: str, status: int, code: str
 ) -> None:
     async with running_gateway(limits=ClientLimits(instruments_per_client=1)) as rig:
-        response = await rig.http.get(f"{rig.url}/api/stream?{query}")
-        assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+        async with rig.http.get(f"{rig.url}/api/stream?{query}") as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (status, code)
         assert rig.figures()["connected"] == 0
         assert rig.backend.interest == set()
 
@@ -123,10 +124,9 @@ async def test_tokens_scopes_and_revocation_hold_for_streams_too() -> None:
             ("battery-staple", "instruments=NSE:RELIANCE", 403),
             ("battery-staple", "instruments=NSE:NOPE", 403),
         ):
-            response = await rig.http.get(
-                f"{rig.url}/api/stream?{query}", headers={"Authorization": f"Bearer {secret}"}
-            )
-            assert response.status == status, (secret, query)
+            headers = {"Authorization": f"Bearer {secret}"}
+            async with rig.http.get(f"{rig.url}/api/stream?{query}", headers=headers) as response:
+                assert response.status == status, (secret, query)
         events = await stream(
             rig, "instruments=NSE:*,NASDAQ:AAPL&delivery=all", Authorization="Bearer battery-staple"
         )

@@ -194,6 +194,7 @@ class GatewayRig:
         self.http = aiohttp.ClientSession()
         self.sockets: list[aiohttp.ClientWebSocketResponse] = []
         self.raw_clients: list[RawClient] = []
+        self.responses: list[aiohttp.ClientResponse] = []
 
     async def connect(self, **options: Any) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket."""
@@ -252,6 +253,8 @@ async def running_gateway(
         yield rig
         assert not serving.done(), "the gateway's loop ended"
     finally:
+        for response in rig.responses:
+            response.close()
         await rig.http.close()
         for client in rig.raw_clients:
             client.close()
