@@ -65,6 +65,9 @@ class WebSocketEndpoint:
         """Count a client in at its address. Raises 403 without the scope, 503 when all places are taken."""
         if self.stopping:
             raise HttpError(503, "not_ready", "the daemon takes no clients now; try again", retry_after_s=2)
+        if self.relieving:
+            self.refused += 1
+            raise HttpError(503, "short_of_memory", "no new clients just now; try later", retry_after_s=10)
         if principal is not None and not principal.grant.allows(TICKS):
             self.refused += 1
             raise HttpError(403, "forbidden", "this token is not for live data: it lacks the scope ticks")
