@@ -351,7 +351,7 @@ def _secrets_in(values: Mapping[str, str]) -> Iterator[str]:
         value = values.get(name, "").strip()
         password = _PASSWORD_IN_URL.match(value)
         if name == "API_TOKENS":
-            yield from (pair.partition(":")[2] for pair in _split(value))
+            yield from (pair.partition(":")[2].partition(":")[0] for pair in _split(value))
         elif name.endswith("_URL"):
             if password is not None:
                 yield password[1]
