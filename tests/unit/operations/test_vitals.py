@@ -1,0 +1,63 @@
+"""What is allowed is read from the control groups, and too much use is noticed once and its end once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.operations.memory import allowed_bytes, open_descriptors, rss_bytes
+from services.operations.vitals import Vitals
+
+MIB = 1 << 20
+
+
+def machine(folder: Path, cgroup: str, limits: dict[str, str]) -> tuple[Path, Path]:
+    proc, groups = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:       8388608 kB\nMemFree: 1 kB\n")
+    (proc / "self" / "cgroup").write_text(cgroup)
+    for name, text in limits.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    groups.mkdir(exist_ok=True)
+    return proc, groups
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "allowed_mib"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "1073741824\n", "a/memory.max": "max\n"}, 1024),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "536870912\n"}, 512),
+        ("0::/\n", {"memory.max": "268435456\n"}, 256),
+        ("5:memory:/x\n", {"memory/x/memory.limit_in_bytes": "134217728\n"}, 128),
+        ("5:memory:/x\n", {"memory/x/memory.limit_in_bytes": "9223372036854771712\n"}, 8192),
+        ("0::/a\n", {}, 8192),
+        ("", {}, 8192),
+    ],
+)
+def test_the_least_of_all_limits_counts(
+    tmp_path: Path, cgroup: str, limits: dict[str, str], allowed_mib: int
+) -> None:
+    proc, groups = machine(tmp_path, cgroup, limits)
+    assert allowed_bytes(proc=proc, cgroup=groups) == allowed_mib * MIB
+
+
+def test_this_process_and_this_machine_have_figures() -> None:
+    assert 1 * MIB < rss_bytes() < allowed_bytes()
+    assert open_descriptors() > 2
+
+
+def test_pressure_is_noticed_once_and_relieved_once_with_a_margin_between() -> None:
+    used = 60
+    told: list[bool] = []
+    vitals = Vitals(limit_bytes=100, caps={"a": 10, "b": 30}, relieve=told.append, rss=lambda: used)
+    vitals.look()
+    for used in (70, 75, 69, 66):
+        vitals.look()
+    assert told == [True]
+    assert vitals.figures()["memory_pressure"] is True
+    for used in (64, 69):
+        vitals.look()
+    assert told == [True, False]
+    assert (vitals.pressures, vitals.budget_bytes) == (1, 40)
