@@ -43,7 +43,7 @@ class ProviderRuntime:
     def __init__(self, entry: ProviderEntry, clock: Clock) -> None:
         self.entry = entry
         self.provider: BaseMarketDataProvider | None = None
-        self.normaliser = Normaliser(entry.code)
+        self.normaliser = Normaliser(entry.code, clock.wall_step_ms)
         self.clock = clock
         self.passed = 0
         self.standby = 0

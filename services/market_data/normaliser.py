@@ -10,7 +10,7 @@ volume into traded quantity, and refuses what is damaged, stale or repeated. Pur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -47,14 +47,16 @@ _ZONE_TOLERANCE_MS = 60_000
 ZONE_ALARM_AFTER = 100
 """So many ticks in a row that are ahead by that much are no coincidence."""
 _REMEMBERED_SECONDS = 8
+_CLAMPED_MS = 5_000
+"""Where our clock is the only one, times stand still for at most so long after it was set back."""
 _SAMPLE_EVERY_MS = 60_000
 
 
 class NormaliserCounters(msgspec.Struct):
     """What became of the records of one provider. `merged` are reference updates without a price.
 
-    `noted` counts remarks on accepted ticks (`off_tick`, `skewed`, `volume_rebased` at a new day,
-    `volume_backwards` within one, `suspect`, `late`).
+    `noted` counts remarks on accepted ticks (`off_tick`, `skewed`, `clock_stepped`, `volume_rebased` at a new
+    day, `volume_backwards` within one, `suspect`, `late`).
     """
 
     records: int = 0
@@ -131,11 +133,13 @@ class Normaliser:
     """Normalises the ticks of one provider.
 
     `accept` returns the tick to pass on, or None after counting why not. A snapshot too old to be a
-    tick is kept in `reference_quote` for whoever wants to show the last known price.
+    tick is kept in `reference_quote` for whoever wants to show the last known price. `wall_step_ms()` is how
+    far our clock was set since the start: times are believed that are right by the clock before or after.
     """
 
-    def __init__(self, provider_code: str) -> None:
+    def __init__(self, provider_code: str, wall_step_ms: Callable[[], int] = lambda: 0) -> None:
         self.provider_code = provider_code
+        self.wall_step_ms = wall_step_ms
         self.counters = NormaliserCounters()
         self.reference_quote: DataIngestionFormat | None = None
         self._zone_suspects = 0
@@ -205,7 +209,22 @@ class Normaliser:
             return None
         resolution_ms = tick.event_resolution_ms
         raw_event_ms = event_ms
-        if event_ms > received_ms + FUTURE_TOLERANCE_MS:
+        excused = False
+        if tick.event_ms is None:
+            if event_ms < state.last_event_ms:
+                # Only our own clock can have gone back, and nothing is late for that: a little is waited
+                # for, more is followed.
+                flags |= FLAG_SKEWED
+                counters.note("skewed")
+                if state.last_event_ms - event_ms <= _CLAMPED_MS:
+                    event_ms = raw_event_ms = state.last_event_ms + 1
+                else:
+                    state.last_raw_event_ms = event_ms - 1
+        elif not received_ms - STALE_AFTER_MS <= event_ms <= received_ms + FUTURE_TOLERANCE_MS:
+            excused = self._was_right_before(event_ms, received_ms)
+        if excused:
+            counters.note("clock_stepped")
+        elif event_ms > received_ms + FUTURE_TOLERANCE_MS:
             if event_ms > received_ms + FAR_FUTURE_MS:
                 counters.reject("far_future")
                 return None
@@ -223,7 +242,7 @@ class Normaliser:
             self._zone_suspects, self._behind_utc = 0, False
 
         clean_price, on_grid = state.grid.clean(price, tick.price_decimals)
-        stale = event_ms < received_ms - STALE_AFTER_MS
+        stale = not excused and event_ms < received_ms - STALE_AFTER_MS
         volume = tick.cumulative_volume if state.volume_means_trades else None
         bid = reference_price(state.grid, tick.bid, tick.price_decimals)
         ask = reference_price(state.grid, tick.ask, tick.price_decimals)
@@ -273,6 +292,12 @@ class Normaliser:
         return self._record(
             state, tick, clean_price, quantity, event_ms, received_ms, flags, volume, bid, ask
         )
+
+    def _was_right_before(self, event_ms: int, received_ms: int) -> bool:
+        """Tell whether a time that looks wrong now is right by our clock as it ran before it was set."""
+        step_ms = self.wall_step_ms()
+        before_ms = received_ms - step_ms
+        return step_ms != 0 and before_ms - STALE_AFTER_MS <= event_ms <= before_ms + FUTURE_TOLERANCE_MS
 
     def _watch_zone(self, ahead_ms: int) -> None:
         """Raise one alarm when times are off by India's offset from UTC, tick after tick.

@@ -60,7 +60,7 @@ def test_the_unit_says_what_the_daemon_relies_on() -> None:
     assert found["SystemCallFilter"] == ["@system-service", "~@privileged @resources"]
     assert "MemoryMax" in found
     assert "TasksMax" in found
-    # A stop is hurried, then cut, before systemd loses its patience; a freeze is ended before its watchdog is.
+    # A stop is hurried, then cut, before systemd loses its patience.
     assert main.WATCHDOG.stop_within_s < int(EXPECTED["TimeoutStopSec"])
     assert main.STOP_WITHIN_S + main.HURRIED_WITHIN_S < 20
     assert main.WATCHDOG.dump_after_s < int(EXPECTED["WatchdogSec"])

@@ -49,15 +49,14 @@ def test_this_process_and_this_machine_have_figures() -> None:
 
 
 def test_pressure_is_noticed_once_and_relieved_once_with_a_margin_between() -> None:
-    used = 60
+    used = iter([60, 70, 75, 69, 66, 66, 64, 69])
     told: list[bool] = []
-    vitals = Vitals(limit_bytes=100, caps={"a": 10, "b": 30}, relieve=told.append, rss=lambda: used)
-    vitals.look()
-    for used in (70, 75, 69, 66):
+    vitals = Vitals(limit_bytes=100, caps={"a": 10, "b": 30}, relieve=told.append, rss=lambda: next(used))
+    for _ in range(5):
         vitals.look()
     assert told == [True]
     assert vitals.figures()["memory_pressure"] is True
-    for used in (64, 69):
+    for _ in range(2):
         vitals.look()
     assert told == [True, False]
     assert (vitals.pressures, vitals.budget_bytes) == (1, 40)
