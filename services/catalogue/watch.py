@@ -14,8 +14,8 @@ from typing import Any
 import asyncpg
 
 from services.catalogue.connection import CONNECT_TIMEOUT_S, DATABASE_ERRORS, database_error
-from services.database_url import asyncpg_dsn, shown_url
-from services.errors import ConfigurationError, MarketdError, TemporaryError
+from services.database_url import asyncpg_dsn
+from services.errors import ConfigurationError, MarketdError
 from services.pipeline.backoff import Backoff
 
 CHANNEL = "marketd_mappings"
@@ -72,7 +72,10 @@ class MappingWatch:
             except ConfigurationError as error:
                 problem = error
             else:
-                problem = TemporaryError(f"{shown_url(self._database_url)} closed the connection.")
+                # A connection that was closed is no trouble yet: the next one tells whether there is any.
+                backoff.succeeded(loop.time() - started_s)
+                await self._pause(backoff.next_wait_s())
+                continue
             told, self.problem = self.problem, problem
             if told is None or type(told) is not type(problem):
                 yield "lost"

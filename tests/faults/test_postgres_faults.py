@@ -421,6 +421,7 @@ async def test_p9_a_login_that_stops_working_while_running_parks_the_refresh_and
         async def current() -> bool:
             return (await mappings(daemon))["state"] == "current"
 
+        await more_ticks(stack)
         await hurt_postgres.sql(
             "ALTER ROLE marketd_daemon PASSWORD 'second-password';"
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'marketd_daemon'"
@@ -438,7 +439,9 @@ async def test_p9_a_login_that_stops_working_while_running_parks_the_refresh_and
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)
         await eventually(current, within_s=20)
-        assert daemon.log().count("mappings_parked") == 2, daemon.log()
+        # Twice, for two reasons; once more where the session was cut in the middle of a reading.
+        said = daemon.log().count("mappings_parked"), daemon.log().count("mappings_unreachable")
+        assert said in ((2, 0), (2, 1), (3, 1)), daemon.log()
         for password in (PASSWORD, "second-password"):
             assert password not in daemon.log()
         stored = await all_stored(stack, daemon)
