@@ -222,7 +222,7 @@ class Gateway:
             )
 
     def epoch_changed(self) -> None:
-        """Tell every client that its positions mean nothing any more, and the new ones."""
+        """Tell every client the new epoch: what was stored before it cannot be resumed from."""
         for session in list(self._sockets.sessions):
             session.resync()
 

@@ -167,14 +167,12 @@ class Subscriptions:
         return refusals
 
     def resync(self) -> dict[str, Any]:
-        """Return the notice of another epoch, with the positions in it of what is watched."""
-        exchanges = sorted({key.partition(":")[0] for key in self._watches})
-        position = {name: text for name in exchanges if (text := self._broadcast.position(name)) is not None}
+        """Return the notice of another epoch; it concerns everything that is watched."""
         return {
             "type": "resync",
+            "instrumentKey": "*",
             "reason": "history_lost",
             "epoch": self._backend.epoch,
-            "position": position,
         }
 
     def clear(self) -> None:

@@ -154,6 +154,9 @@ export class Session {
       case "subscriptions":
       case "authenticated":
         return [];
+      case "resync":
+        // Redis begins anew; positions only go on, so the next resume names the new epoch.
+        this.#epoch = message.epoch;
     }
     const { type: event, instrumentKey: instrument, ts_ms: tsMs, src, position = {}, ...fields } = message;
     if (typeof event !== "string" || typeof instrument !== "string") throw new Unreadable();

@@ -35,6 +35,16 @@ test("the first connection asks for no recovery and reports none", () => {
   assert.deepEqual(session.resumePoint(), { epoch: "e1", position: { NSE: "100-0" } });
 });
 
+test("a new history is told, and the next resume names its epoch", () => {
+  const session = begun();
+  session.hear(ticks("101-0", { A: 1 }));
+  const [record] = session.hear(
+    JSON.stringify({ type: "resync", instrumentKey: "*", reason: "history_lost", epoch: "e2" }),
+  );
+  assert.equal(record.event, "resync");
+  assert.deepEqual(session.resumePoint(), { epoch: "e2", position: { NSE: "101-0" } });
+});
+
 test("a reconnection resumes from the last message heard", () => {
   const session = begun();
   session.hear(ticks("100-1", { A: 1, B: 2 }));

@@ -168,6 +168,9 @@ class Session:
                 return []
             case "unsubscribed" | "subscriptions" | "authenticated":
                 return []
+            case "resync":
+                # Redis begins anew; positions only go on, so the next resume names the new epoch.
+                self._epoch = message["epoch"]
         position = message.get("position", {})
         self._advance(position)
         known = ("type", "instrumentKey", "ts_ms", "src", "position")

@@ -57,6 +57,15 @@ def begun(**options: Any) -> Session:
     return session
 
 
+def test_a_new_history_is_told_and_the_next_resume_names_its_epoch() -> None:
+    session = begun()
+    session.hear(ticks("101-0", A=1))
+    message = {"type": "resync", "instrumentKey": "*", "reason": "history_lost", "epoch": "e2"}
+    (record,) = session.hear(json.dumps(message))
+    assert isinstance(record, Control)
+    assert session.resume_point() == ResumePoint("e2", {"NSE": "101-0"})
+
+
 def test_the_first_connection_asks_for_no_recovery_and_reports_none() -> None:
     session = Session(["NSE:A", "NSE:A"], delivery="all")
     (opening,) = session.opening()
