@@ -238,6 +238,7 @@ class BaseMarketDataProvider(ABC):
         self._something_wanted = asyncio.Event()
         self._fresh: dict[str, float] = {}
         self._dark: set[str] = set()
+        self._answered: set[str] = set()
         self._gate = CredentialGate(
             context.settings,
             code=self.code,
@@ -479,6 +480,7 @@ class BaseMarketDataProvider(ABC):
 
     def _expect(self, symbols: Iterable[str]) -> None:
         symbols = list(symbols)
+        self._answered.difference_update(symbols)
         self._fresh.update(dict.fromkeys(symbols, self.context.clock.monotonic_s()))
         self._dark.update(symbols)
 
@@ -491,6 +493,7 @@ class BaseMarketDataProvider(ABC):
 
     def _first_of_symbol(self, tick: ProviderTick, received_ms: int) -> None:
         symbol = tick.provider_symbol
+        self._answered.add(symbol)
         if symbol in self._dark:
             self._dark.discard(symbol)
             self.context.connection_restored([symbol], received_ms)

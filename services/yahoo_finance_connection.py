@@ -56,7 +56,6 @@ class YahooFinanceConnection(WebSocketProvider):
         max_connections=100,
         stagger_s=0.1,
         resubscribe_every_s=15.0,
-        resubscribe_missing_after_s=None,
     )
 
     def __init__(

@@ -37,6 +37,13 @@ class ShareHost(Protocol):
         """Those symbols for which nothing has come since they were asked for."""
         ...
 
+    def silent_since_asked(self, symbols: Iterable[str]) -> list[str]:
+        """Those symbols about which nothing at all has come since they were asked for."""
+        ...
+
+    def symbols_forgotten(self, symbols: Iterable[str], since_ms: int) -> None:
+        """The server seems not to have taken the requests for these symbols."""
+
     def connection_asking(self, symbols: Iterable[str]) -> None:
         """These symbols are asked for now."""
 
@@ -58,7 +65,7 @@ class Share:
         self._clock = clock
         self._to_ask: dict[str, None] = {}
         self._to_drop: dict[str, None] = {}
-        self._unheard: deque[tuple[float, tuple[str, ...]]] = deque()
+        self._unheard: deque[tuple[float, int, tuple[str, ...]]] = deque()
         self._careful = False
         self._in_doubt: tuple[str, ...] = ()
         self._suspects: list[tuple[str, ...]] = []
@@ -101,17 +108,26 @@ class Share:
 
     async def repeat_all(self, link: Link) -> None:
         """Ask again for everything, as some vendors forget."""
+        # What is answered from here on may be an answer to this repetition.
+        self._take_unheard(self._clock.monotonic_s() + (self._rules.resubscribe_missing_after_s or 0.0) / 2)
         await self._send(link, list(self.asked))
 
     async def repeat_unheard(self, link: Link) -> None:
         """Ask once more for what has brought nothing in the time the rules give it."""
-        now_s = self._clock.monotonic_s()
-        while self._unheard and self._unheard[0][0] <= now_s and not link.over:
-            _, symbols = self._unheard.popleft()
+        missing = self._take_unheard(self._clock.monotonic_s())
+        if missing and self._rules.resubscribe_every_s is None and not link.over:
+            self._host.counters.resubscribed += len(missing)
+            await self._send(link, missing)
+
+    def _take_unheard(self, until_s: float) -> list[str]:
+        """Return what was due by `until_s` and brought no price; silence is a lost request."""
+        found: list[str] = []
+        while self._unheard and self._unheard[0][0] <= until_s:
+            _, asked_ms, symbols = self._unheard.popleft()
             missing = self._host.missing(symbol for symbol in symbols if symbol in self.asked)
-            if missing:
-                self._host.counters.resubscribed += len(missing)
-                await self._send(link, missing)
+            self._host.symbols_forgotten(self._host.silent_since_asked(missing), asked_ms)
+            found += missing
+        return found
 
     def judge_refusal(self, error: SubscriptionRefused) -> None:
         """Learn from a connection that was ended because of a symbol the server did not name.
@@ -135,6 +151,7 @@ class Share:
         if not symbols or link.over:
             return
         self.asked.update(dict.fromkeys(symbols))
+        asked_ms = self._clock.now_ms()
         self._host.connection_asking(symbols)
         await self._send(link, symbols)
         await link.hear(self._rules.pong_within_s, self._rules.settle_s)
@@ -142,7 +159,7 @@ class Share:
             self._host.connection_asked(symbols)
             if self._rules.resubscribe_missing_after_s is not None:
                 due_s = self._clock.monotonic_s() + self._rules.resubscribe_missing_after_s
-                self._unheard.append((due_s, tuple(symbols)))
+                self._unheard.append((due_s, asked_ms, tuple(symbols)))
 
     async def _stop_asking(self, link: Link, symbols: list[str]) -> None:
         # What was wanted again while we were busy is kept: nobody would ask for it a second time.

@@ -211,6 +211,17 @@ class WebSocketProvider(BaseMarketDataProvider):
         """Return those `symbols` for which no price has come since they were asked for."""
         return [symbol for symbol in symbols if symbol in self._fresh]
 
+    def silent_since_asked(self, symbols: Iterable[str]) -> list[str]:
+        """Return those `symbols` about which nothing at all has come since they were asked for."""
+        return [symbol for symbol in symbols if symbol not in self._answered]
+
+    def symbols_forgotten(self, symbols: Iterable[str], since_ms: int) -> None:
+        """Take note that no answer came to the requests for `symbols`, from a server that always answers."""
+        symbols = list(symbols)
+        if symbols and self.snapshot_first:
+            self._dark.update(symbols)
+            self.context.connection_lost(symbols, since_ms, "subscription_forgotten")
+
     def connection_opened(self, runner: ConnectionRunner) -> None:
         """Count an opened socket."""
         self.counters.connects += 1

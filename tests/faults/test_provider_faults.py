@@ -539,6 +539,7 @@ async def test_c13_forgotten_subscriptions_are_asked_for_once_more(vendor: Vendo
             if isinstance(sim, DhanSimulator):
                 assert rig.provider.counters.resubscribed == 2
             assert sim.handshakes == 1
+            await rig.gap_of_each("subscription_forgotten")
             for symbol in names:
                 sim.emit(symbol)
             await judged(rig, "C13", "15 s (here 0.5 s) of the forgotten instruments")
