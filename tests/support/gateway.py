@@ -191,7 +191,7 @@ class GatewayRig:
         self.market = Market(broadcast, *([stream] if stream else []))
         self.stream = stream
         self.port = int(url.rpartition(":")[2])
-        self.http = aiohttp.ClientSession()
+        self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         self.sockets: list[aiohttp.ClientWebSocketResponse] = []
         self.raw_clients: list[RawClient] = []
         self.responses: list[aiohttp.ClientResponse] = []
