@@ -225,10 +225,11 @@ class SpooledSink(RedisSink):
             most = 0 if down else self._most_pending()
             left = self._pending_count if self._pending_count > most else 0
             while (left or (self._final and (self._down or self._backlog))) and spool.usable:
-                take = min(left, _CHUNK - len(self._final), self._pending_count)
-                if take > 0:
+                take = max(0, min(left, _CHUNK - len(self._final), self._pending_count))
+                if take:
                     self._final += self._finish(take)
-                    left = min(left - take, self._pending_count)
+                # While the disk wrote, Redis may have come back and taken some, or all.
+                left = min(left - take, self._pending_count)
                 chunk = [self._final.popleft() for _ in range(min(_CHUNK, len(self._final)))]
                 if not chunk:
                     self._note_settled()
