@@ -1,7 +1,7 @@
 """The schedule of a chaos run: which fault begins when, for how long; the same seed gives the same one.
 
 Faults of one target never overlap, those of different targets do. What shortens the life of the process
-comes in the first half only, so that its memory can be watched over the second.
+comes in the first third only, so that its memory can be watched over the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Kind(NamedTuple):
     weight: float
     shortest_s: float
     longest_s: float
-    first_half_only: bool = False
+    early_only: bool = False
 
 
 class Planned(NamedTuple):
@@ -65,8 +65,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("postgres", "reset", 1, 0, 0),
     *_provider("dhan"),
     *_provider("yahoo"),
-    Kind("daemon", "kill", 2, 0, 0, first_half_only=True),
-    Kind("daemon", "stop", 2, 0, 0, first_half_only=True),
+    Kind("daemon", "kill", 2, 0, 0, early_only=True),
+    Kind("daemon", "stop", 2, 0, 0, early_only=True),
     Kind("daemon", "freeze", 1, 0.5, 3),
     Kind("clients", "slow", 1, 5, 20),
     Kind("clients", "frozen", 1, 5, 20),
@@ -87,7 +87,7 @@ def make_plan(seed: int, seconds: float, *, targets: frozenset[str] | None = Non
         kinds = [kind for kind in KINDS if kind.target == target]
         at_s = _QUIET_AT_START_S + chosen.expovariate(1 / pause_s)
         while at_s < seconds:
-            open_to = [kind for kind in kinds if not kind.first_half_only or at_s < seconds / 2]
+            open_to = [kind for kind in kinds if not kind.early_only or at_s < seconds / 3]
             [kind] = chosen.choices(open_to, [kind.weight for kind in open_to])
             lasts_s = min(chosen.uniform(kind.shortest_s, kind.longest_s), seconds - at_s)
             planned.append((round(at_s, 1), round(lasts_s, 1), kind))

@@ -18,8 +18,8 @@ from tests.support.conservation import Verdict, judge_all, read_everything
 from tests.support.eventually import FACTOR, eventually
 
 KILL_BOUND_MS = int(2_000 * FACTOR)
-SLOPE_LIMIT_MIB = 1.0
-_SLOPE_JUDGED_FROM_S = 240.0
+GROWTH_LIMIT_MIB = 1.0
+_GROWTH_JUDGED_FROM_S = 240.0
 _SETTLED_IN_S = 15.0
 _DESCRIPTORS_MORE = 10
 _EXIT_TEMPORARY = 75
@@ -166,10 +166,10 @@ def _conclude_resources(report: ChaosReport, probes: Probes) -> None:
     if memory:
         report.lines.append(
             "memory after warm-up: {first_mib:.1f} MiB to {last_mib:.1f} MiB in {seconds:.0f} s, peak "
-            "{peak_mib:.1f} MiB, slope {slope_mib_per_10_min:+.2f} MiB per 10 min".format(**memory)
+            "{peak_mib:.1f} MiB, growth of the medians {growth_mib:+.2f} MiB".format(**memory)
         )
-        if memory["seconds"] >= _SLOPE_JUDGED_FROM_S and memory["slope_mib_per_10_min"] > SLOPE_LIMIT_MIB:
-            report.faults.append(f"memory grows by {memory['slope_mib_per_10_min']:.2f} MiB per 10 min")
+        if memory["seconds"] >= _GROWTH_JUDGED_FROM_S and memory["growth_mib"] > GROWTH_LIMIT_MIB:
+            report.faults.append(f"memory grew by {memory['growth_mib']:.2f} MiB")
 
 
 def print_report(report: ChaosReport, say: Say) -> None:

@@ -26,10 +26,10 @@ def test_faults_of_one_target_never_overlap() -> None:
                 assert earlier.at_s + earlier.lasts_s < later.at_s
 
 
-def test_the_process_is_left_alone_in_the_second_half() -> None:
+def test_the_process_is_left_alone_after_the_first_third() -> None:
     for seed in range(20):
         for planned in make_plan(seed, 600):
-            assert not planned.kind.first_half_only or planned.at_s < 300
+            assert not planned.kind.early_only or planned.at_s < 200
 
 
 def test_every_planned_kind_has_an_action() -> None:
