@@ -34,6 +34,8 @@ from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
+from services.operations.first_connects import FILE as FIRST_CONNECTS
+from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
 from services.operations.state_dir import StateDirectory
 from services.operations.vitals import Vitals
@@ -187,6 +189,7 @@ class LiveDataIngestion:
         )
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
+        self._first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, self.clock)
         self.providers = ProviderManager(
             clock=self.clock,
             settings=provider_settings,
@@ -195,6 +198,7 @@ class LiveDataIngestion:
             show_reference=lambda record: self.broadcast.seed([record]),
             factories=factories,
             calendar=self.calendar,
+            pacing=self._first_connects,
         )
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
@@ -273,6 +277,7 @@ class LiveDataIngestion:
         await self._spool.open()
         self.vitals.announce()
         self.supervisor.keep("vitals", self.vitals.run)
+        self.supervisor.keep("first_connects", self._first_connects.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
         self._phase = "standing_by"
@@ -313,6 +318,8 @@ class LiveDataIngestion:
         await self.providers.stop()
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
         await until_hurried(self._gateway.stop(), self._hurry)
+        if not self.supervisor.failure:
+            await self._first_connects.stopped()
         pending = await self.supervisor.stop()
         await self._leadership.release()
         await self._losses.save()

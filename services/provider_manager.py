@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -42,6 +42,18 @@ def provider_factories() -> dict[str, ProviderFactory]:
     }
 
 
+class FirstConnectPacing(Protocol):
+    """Remembers over restarts when each provider was last connected to first."""
+
+    def wait_s(self, code: str) -> float:
+        """How many seconds the first connection of this process is to wait."""
+        ...
+
+    async def note(self, code: str) -> None:
+        """The first connection is made now."""
+        ...
+
+
 class ProviderManager:
     """Runs the providers of a mapping snapshot and routes each instrument to one of them.
 
@@ -58,6 +70,7 @@ class ProviderManager:
         show_reference: Callable[[DataIngestionFormat], None],
         factories: Mapping[str, ProviderFactory] | None = None,
         calendar: MarketCalendar | None = None,
+        pacing: FirstConnectPacing | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
@@ -66,6 +79,7 @@ class ProviderManager:
         self._show_reference = show_reference
         self._factories = dict(factories) if factories is not None else None
         self._calendar = calendar or MarketCalendar()
+        self._pacing = pacing
         self._runtimes: dict[str, ProviderRuntime] = {}
         self._candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
         self._active: dict[str, str] = {}
@@ -184,7 +198,17 @@ class ProviderManager:
     def _keep(self, code: str) -> None:
         provider = self._runtimes[code].provider
         if provider is not None:
-            self._supervisor.keep(f"provider:{code}", provider.run, core=False)
+            self._supervisor.keep(f"provider:{code}", lambda: self._run(code, provider), core=False)
+
+    async def _run(self, code: str, provider: BaseMarketDataProvider) -> None:
+        pacing = self._pacing
+        if pacing is not None:
+            wait_s = pacing.wait_s(code)
+            if wait_s > 0:
+                provider.reason = f"connects in {wait_s:.0f} s, because the daemon crashed before"
+                await asyncio.sleep(wait_s)
+            await pacing.note(code)
+        await provider.run()
 
     async def _end(self, code: str, runtime: ProviderRuntime) -> None:
         await self._supervisor.end(f"provider:{code}")

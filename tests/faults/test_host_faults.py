@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -163,3 +164,42 @@ async def _feed(market: object) -> None:
         price += 0.05
         market.tick("NSE:RELIANCE", price)  # type: ignore[attr-defined]
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_h16_a_daemon_that_crashes_again_and_again_does_not_hammer_the_provider(
+    stack: Stack, tmp_path: Path
+) -> None:
+    # A start takes seconds by itself: the back-off shows once it is longer than that.
+    crashes, delayed = 0, 0
+    while not delayed and crashes < 8:
+        crashes += 1
+        daemon = stack.daemon(tmp_path / "state")
+        seen = stack.dhan.handshakes
+        said = daemon.log().count("first_connect_delayed") if daemon.log_path.exists() else 0
+        await daemon.start()
+        await eventually(
+            lambda n=seen, m=said, d=daemon: (
+                stack.dhan.handshakes > n or d.log().count("first_connect_delayed") > m
+            ),
+            within_s=20,
+        )
+        delayed += daemon.log().count("first_connect_delayed") > said
+        assert daemon.process is not None
+        daemon.process.kill()
+        await daemon.process.wait()
+    opened = [
+        event.at_ms
+        for event in stack.journal.connections
+        if event.event == "opened" and event.provider == stack.dhan.provider
+    ]
+    assert delayed >= 1, "the back-off was carried over"
+    assert len(opened) == stack.dhan.handshakes < crashes
+    for number, (before_ms, at_ms) in enumerate(pairwise(opened)):
+        assert at_ms - before_ms >= (0 if number == 0 else 500 * 2**number)
+    report_row(
+        "H16",
+        lost=f"{crashes} crashes in a row made {len(opened)} connections to the provider",
+        allowed="-",
+    )

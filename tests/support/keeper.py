@@ -70,6 +70,8 @@ class Keeper:
     async def _keep(self) -> None:
         environment = clean_environment(STATE_DIR=self.state_dir, **self._settings)
         while self._wanted:
+            # These ends stand for ones that lie far apart: the back-off of a crash loop is not their subject.
+            (self.state_dir / "first_connects.json").unlink(missing_ok=True)
             with self.log_path.open("ab") as log:
                 self.process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "main.py", "run"),
