@@ -9,6 +9,7 @@ its next sample.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -54,13 +55,15 @@ class HistoryWatch:
     async def run(self) -> None:
         """Look once a second until cancelled; while Redis does not answer there is nothing to see."""
         client = make_client(self._redis_url)
+        task = asyncio.current_task()
         try:
             while True:
                 await asyncio.sleep(self._look_every_s)
-                try:
+                with contextlib.suppress(StorageError, RedisError, OSError):
                     await self._look(client)
-                except (StorageError, RedisError, OSError):
-                    continue
+                if task is not None and task.cancelling():
+                    # A client that loses its connection at that moment keeps the cancellation to itself.
+                    raise asyncio.CancelledError
         finally:
             await client.aclose()
 
