@@ -102,7 +102,11 @@ class EventStreamEndpoint:
         self._guard.add_headers(request, response)
         self._sockets.enter(session)
         try:
-            await response.prepare(request)
+            try:
+                await response.prepare(request)
+            except ConnectionResetError:
+                # Gone before the answer began: no fault of ours.
+                return response
             transport.begin()
             while not transport.ended.is_set():
                 await transport.changed.wait()

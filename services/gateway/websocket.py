@@ -150,7 +150,11 @@ class WebSocketEndpoint:
             max_msg_size=MAX_MESSAGE_BYTES,
             decode_text=False,
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionResetError:
+            # Gone before the handshake was answered, as in a storm: no fault of ours.
+            return socket
         transport = request.transport
         if transport is None:
             return socket
