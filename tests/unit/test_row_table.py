@@ -19,6 +19,11 @@ def test_the_matrix_has_the_rows_it_must_have() -> None:
     assert len(ROWS) == len(set(ROWS)) == 66
 
 
+def test_every_row_of_the_matrix_has_a_test() -> None:
+    written = rows_with_tests()
+    assert [row for row in ROWS if row not in written] == []
+
+
 def test_tests_are_found_in_the_sources(tmp_path: Path) -> None:
     (tmp_path / "test_some_faults.py").write_text(
         "async def test_r2_one() -> None: ...\n"
