@@ -355,9 +355,16 @@ async def storm(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3 * count + 500, hard))
     async with running_gateway() as rig, Witness(rig) as witness:
         rig.market.tick("NASDAQ:AAPL", 7.0)
+        reading: list[asyncio.Task[None]] = []
+
+        async def read_on(socket: aiohttp.ClientWebSocketResponse) -> None:
+            async for _ in socket:
+                pass
 
         async def visit() -> float:
-            _, answer = await rig.subscriber("NASDAQ:AAPL")
+            socket, answer = await rig.subscriber("NASDAQ:AAPL")
+            # A client that does not read on answers no pings, and is cut as frozen.
+            reading.append(asyncio.create_task(read_on(socket)))
             witness.tick()
             price: float = answer["snapshot"]["NASDAQ:AAPL"]["last_price"]
             return price
@@ -366,6 +373,9 @@ async def storm(count: int) -> None:
         assert rig.figures()["connected"] == count + 1
         async with rig.http.get(f"{rig.url}/readyz") as response:
             assert response.status == 200
+        for task in reading:
+            task.cancel()
+        await asyncio.wait(reading)
         assert rig.backend.interest_changes == 2, "the storm is one interest for the providers' side"
 
 
