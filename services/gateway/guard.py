@@ -102,8 +102,9 @@ class Guard:
             raise HttpError(
                 403, "origin_not_allowed", "this page may not talk to the daemon: see API_ALLOWED_ORIGINS"
             )
-        if request.path == "/ws" and not origins and "Sec-Fetch-Mode" in request.headers:
-            # A browser names the page with every handshake; what hides it is no program of ours either.
+        if request.path == "/ws" and not origins and "Mozilla/" in request.headers.get("User-Agent", ""):
+            # Every browser calls itself so, and names the page with every handshake. Node's WebSocket, which
+            # sends a browser's Sec-Fetch-Mode without an Origin, is a program.
             raise HttpError(403, "origin_not_allowed", "a browser must send the Origin of its page")
         request[PRINCIPAL] = Principal(ANONYMOUS)
         if request.method != "OPTIONS" and self._needs_token(request):

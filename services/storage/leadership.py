@@ -8,7 +8,7 @@ succeed for `hold_s` (Redis away, or this process paused) it may not write until
 daemon leads by then, this one steps down. Two things keep a deposed leader out whatever its clock says:
 its connections were cut by the new leader before that read or wrote anything, and a new connection is
 used only after the server itself said, behind its naming, that the lease is still ours (see
-docs/adr/0008-one-writer.md). Decides nothing about data and starts no task of its own.
+docs/adr/0005-one-writer.md). Decides nothing about data and starts no task of its own.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ async def test_a_replica_and_a_user_without_rights_are_refused(private_redis: Ma
         await check_server(weak)
     await weak.aclose()
     await admin.replicaof("127.0.0.1", "1")
-    with pytest.raises(StorageMisconfigured, match="replica"):
+    # For a moment only, in the middle of a failover: worth another attempt.
+    with pytest.raises(StorageUnavailable, match="replica"):
         await check_server(admin)
     with pytest.raises(StorageUnavailable, match="replica"):
         await ensure_epoch(admin)

@@ -159,7 +159,7 @@ export class Client {
     /** @type {any} */
     let socket;
     try {
-      socket = new (/** @type {any} */ (this.#WebSocket))(this.url, ...handshakeOf(this.url));
+      socket = new (/** @type {any} */ (this.#WebSocket))(this.url);
     } catch (error) {
       this.#fail(error);
       return;
@@ -313,17 +313,6 @@ export function websocketUrl(url) {
   }
   const path = parsed.pathname.replace(/\/+$/, "");
   return `${scheme}//${parsed.host}${path.endsWith("/ws") ? path : `${path}/ws`}`;
-}
-
-/**
- * Node's own WebSocket looks like a browser's that hides its page, which the daemon refuses; so it says
- * where it belongs: to the daemon itself. Browsers name their page themselves.
- * @param {string} url
- * @returns {object[]}
- */
-function handshakeOf(url) {
-  const isNode = /** @type {any} */ (globalThis).process?.versions?.node !== undefined;
-  return isNode ? [{ headers: { origin: new URL(url.replace(/^ws/, "http")).origin } }] : [];
 }
 
 /** @returns {number} */
