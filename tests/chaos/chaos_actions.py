@@ -133,7 +133,7 @@ async def _redis_read_only(stack: ChaosStack, planned: Planned) -> str:
 
 
 async def _postgres_quit(stack: ChaosStack, planned: Planned) -> str:
-    await stack.postgres.quit()
+    await stack.postgres.stop_immediately()
     try:
         await asyncio.sleep(planned.lasts_s)
     finally:

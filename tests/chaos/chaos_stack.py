@@ -6,57 +6,22 @@ Everything listens on loopback and ends with the context.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 from pathlib import Path
 from typing import Self
 
 import redis.asyncio
 
-from services.operations.embedded_postgres import EmbeddedPostgres
 from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
 from simulators.market import Market
 from simulators.stream import StreamSimulator
 from simulators.yahoo import YahooSimulator
-from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 from tests.support.keeper import Keeper
 from tests.support.market_rig import YAHOO_NAMES, dhan_names, map_database
+from tests.support.postgres import PrivatePostgres
 from tests.support.servers import PrivateRedis
-
-
-class PrivatePostgres:
-    """A PostgreSQL of the run's own: end it at once, and start it again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        self._server = EmbeddedPostgres(folder)
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    @property
-    def port(self) -> int:
-        return self._server.port
-
-    @property
-    def secret(self) -> str:
-        return self._server.secret
-
-    async def start(self) -> str:
-        return await self._server.start()
-
-    async def quit(self) -> None:
-        """Stop it at once, as `pg_ctl stop -m immediate` does."""
-        pid = self._server.live_pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGQUIT)
-        await eventually(lambda: self._server.live_pid() is None, 10)
-
-    async def stop(self) -> None:
-        await self._server.stop()
 
 
 class ChaosStack:

@@ -29,6 +29,11 @@ class PrivatePostgres:
     def port(self) -> int:
         return self._server.port
 
+    @property
+    def secret(self) -> str:
+        """The password of its superuser."""
+        return self._server.secret
+
     async def start(self) -> str:
         """Start it; the first time, open it to further roles."""
         url = await self._server.start()
