@@ -169,5 +169,7 @@ def configure_logging(level: str, log_format: str) -> LogWriter:
     root.setLevel(level)
     for noisy in ("asyncio", "aiohttp.access", "sqlalchemy", "alembic", "picows"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A connection to a database that is gone cannot be closed politely; that it is gone we say ourselves.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     listener.start()
     return listener
