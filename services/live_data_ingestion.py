@@ -47,7 +47,7 @@ from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
-from services.storage.bootstrap import last_positions, last_ticks
+from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
 from services.storage.entry import EntryEncoder
@@ -481,6 +481,10 @@ class LiveDataIngestion:
                 positions[exchange] = max(position, positions.get(exchange, position))
             self.broadcast.seed_positions({exchange: positions[exchange] for exchange in exchanges})
             newest = await last_ticks(client, sorted(self._instruments))
+            for instrument, entry in (await newest_in_streams(client, exchanges)).items():
+                stored = newest.get(instrument)
+                if instrument in self._instruments and (stored is None or entry.timestamp > stored.timestamp):
+                    newest[instrument] = entry
             # Redis knows nothing of what waits on disk; the last trade repeated must still be recognised.
             for instrument, waiting in (await self._spool.newest_ticks(self._instruments)).items():
                 stored = newest.get(instrument)

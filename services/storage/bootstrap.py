@@ -17,10 +17,11 @@ from services.errors import StorageError, StorageMisconfigured
 from services.market_data.records import DataIngestionFormat
 from services.pipeline.sequencer import START, Position, parse_position
 from services.storage.client import storage_error
-from services.storage.entry_reader import tick_of
+from services.storage.entry_reader import record_of, tick_of
 from services.storage.keys import EPOCH, last_tick, tick_stream
 
 _CHUNK = 1_000
+_STREAM_DEPTH = 5_000
 
 LastTick: TypeAlias = DataIngestionFormat
 """The newest stored tick of an instrument. `provider_symbol` and the position are not stored, so not set."""
@@ -60,6 +61,30 @@ async def last_ticks(client: Redis, instruments: Iterable[str]) -> dict[str, Las
             if tick is not None:
                 ticks[key] = tick
     return ticks
+
+
+async def newest_in_streams(
+    client: Redis, exchanges: Iterable[str], *, depth: int = _STREAM_DEPTH
+) -> dict[str, LastTick]:
+    """Return the newest tick of each instrument among the last `depth` entries of each exchange's stream.
+
+    A daemon that was killed between two batches may have written a tick to its stream and not yet to its
+    hash; without this it would be stored again when the provider repeats it. Raises `StorageError` when
+    Redis does not answer.
+    """
+    newest: dict[str, LastTick] = {}
+    for exchange in exchanges:
+        try:
+            entries: Any = await client.xrevrange(tick_stream(exchange), count=depth)
+        except RedisError as error:
+            raise storage_error(error) from error
+        for entry_id, fields in entries:
+            record = record_of(exchange, parse_position(str(entry_id)), fields)
+            if isinstance(record, DataIngestionFormat):
+                known = newest.get(record.symbol)
+                if known is None or record.timestamp > known.timestamp:
+                    newest[record.symbol] = record
+    return newest
 
 
 async def ensure_epoch(client: Redis) -> tuple[str, bool]:

@@ -81,13 +81,17 @@ async def test_a_database_that_is_away_is_a_temporary_condition(tmp_path: Path, 
     assert "topsecretpw" not in await refused(75, "run", environment=environment)
 
 
-async def test_a_redis_that_is_away_is_a_temporary_condition(
+async def test_a_redis_that_is_away_is_waited_for_and_its_password_not_shown(
     tmp_path: Path, migrated_database_url: str
 ) -> None:
-    environment = clean_environment(
-        STATE_DIR=tmp_path, DATABASE_URL=migrated_database_url, REDIS_URL="redis://:topsecretpw@127.0.0.1:9/0"
-    )
-    assert "topsecretpw" not in await refused(75, "run", environment=environment)
+    away = {"DATABASE_URL": migrated_database_url, "REDIS_URL": "redis://:topsecretpw@127.0.0.1:9/0"}
+    async with Daemon(tmp_path / "state", wait_for="/healthz", **away) as daemon:
+        status, answer = await daemon.get("/readyz")
+        assert status == 503
+        assert "Redis" in str(answer["reasons"])
+        assert "topsecretpw" not in str(answer)
+        assert await daemon.stop() == 0
+    assert "topsecretpw" not in daemon.log()
 
 
 async def test_without_a_daemon_status_and_tap_say_how_to_start_one(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from services.market_data.clock import SystemClock
 from services.market_data.records import FLAG_DELAYED, FLAG_SNAPSHOT
 from services.operations.redis_binary import bundled_program
 from services.pipeline.sink import SinkState
-from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks
+from services.storage.bootstrap import ensure_epoch, last_positions, last_ticks, newest_in_streams
 from services.storage.client import check_server, make_client
 from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.stream_writer import StreamWriter
@@ -269,3 +269,25 @@ async def test_a_redis_without_timeseries_is_refused_with_the_remedy(plain_redis
         await eventually(lambda: sink.state is SinkState.PARKED)
         assert "no TimeSeries" in sink.reason
         assert sink.queued == 1
+
+
+async def test_a_tick_that_reached_its_stream_and_not_its_hash_is_known_all_the_same(redis_url: str) -> None:
+    client = make_client(redis_url)
+    common = {"type": "tick", "src": "DHAN", "r": "1700000000900"}
+    for position, fields in (
+        ("1700000000100-0", {"k": "NSE:A", "t": "1700000000100", "p": "1.5"}),
+        ("1700000000200-0", {"k": "NSE:A", "t": "1700000000200", "p": "1.6", "cv": "70"}),
+        ("1700000000200-1", {"k": "NSE:B", "t": "1700000000200", "p": "9"}),
+        ("1700000000300-0", {"k": "NSE:A", "t": "1700000000150", "p": "1.4", "f": "late"}),
+        ("1700000000300-1", {"type": "gap", "k": "NSE:B", "t": "1700000000300"}),
+        ("1700000000300-2", {"k": "NSE:C", "t": "1700000000300", "p": "nan"}),
+    ):
+        await client.xadd("md:ticks:NSE", {**common, **fields}, id=position)
+    found = await newest_in_streams(client, ["NSE", "BSE"])
+    assert {key: (tick.price, tick.timestamp) for key, tick in found.items()} == {
+        "NSE:A": (1.6, 1_700_000_000_200),
+        "NSE:B": (9.0, 1_700_000_000_200),
+    }
+    assert found["NSE:A"].cumulative_volume == 70
+    assert set(await newest_in_streams(client, ["NSE"], depth=1)) == set()
+    await client.aclose()
