@@ -99,7 +99,8 @@ class Probes:
             "first_mib": warm[0].rss_bytes / _MIB,
             "last_mib": warm[-1].rss_bytes / _MIB,
             "peak_mib": max(sample.rss_bytes for sample in warm) / _MIB,
-            "growth_mib": _growth([sample.rss_bytes / _MIB for sample in warm]),
+            "growth_mib": _growth([sample.rss_bytes / _MIB for sample in warm])[0],
+            "creep_mib": _growth([sample.rss_bytes / _MIB for sample in warm])[1],
         }
 
     def lags_ms(self) -> list[float]:
@@ -107,11 +108,17 @@ class Probes:
         return sorted(sample.loop_lag_ms for sample in self.samples if sample.loop_lag_ms is not None)
 
 
-def _growth(values: list[float]) -> float:
-    """Return how far the median of the last third lies above that of the first: single steps weigh little."""
+def _growth(values: list[float]) -> tuple[float, float]:
+    """Return how far the median of the last third lies above that of the first, and how steadily.
+
+    The second figure is the smaller of the two steps between the thirds: what leaks grows in both, while the
+    largest burst so far raises the mark once.
+    """
     third = len(values) // 3
-    first, last = sorted(values[:third]), sorted(values[-third:])
-    return last[third // 2] - first[third // 2]
+    first, middle, last = (
+        sorted(part)[third // 2] for part in (values[:third], values[third : 2 * third], values[-third:])
+    )
+    return last - first, min(middle - first, last - middle)
 
 
 def scan_log(text: str, secrets: Mapping[str, str]) -> list[str]:
