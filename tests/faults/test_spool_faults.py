@@ -102,6 +102,7 @@ async def fill_and_overflow(path: WritePath, server: PrivateRedis) -> None:
     """Take Redis away and feed until the disk has taken what it can and the queue is full."""
     offer([path.ticks.tick(f"NSE:SYM{n % 20}") for n in range(500)], *path.sinks)
     await path.settled()
+    path.lag.resting = False
     await server.kill()
     await eventually(lambda: all(sink.state is SinkState.UNAVAILABLE for sink in path.spooled))
 

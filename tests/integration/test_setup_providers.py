@@ -219,7 +219,7 @@ async def test_a_stopped_run_ends_with_a_sentence_and_nothing_written(
         )
         await eventually(lambda: holder.fetchval(waiting), within_s=60)
         process.send_signal(number)
-        _, errors = await asyncio.wait_for(process.communicate(), 20)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert (process.returncode, errors) == (130, b"stopped; a run is written whole or not at all\n")
         await eventually(lambda: holder.fetchval(f"select ({waiting}) = 0"), within_s=20)
     await holder.close()

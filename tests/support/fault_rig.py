@@ -61,7 +61,7 @@ class WritePath:
         self.latest = LatestValueWriter(url, encoder=encoder, **options)
         self.sinks: tuple[RedisSink, ...] = (self.time_series, self.stream, self.latest)
         self.spooled = (self.time_series, self.stream)
-        self.feed = Feed(self.ticks, self.sinks)
+        self.feed = Feed(self.ticks, self.sinks, on_flow=self._measure)
         self.losses = LossDeclaration(
             {sink.name: sink.losses for sink in self.spooled},
             folder=folder,
@@ -73,6 +73,9 @@ class WritePath:
         self.epochs: list[str] = []
         self.lag = LoopLag()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _measure(self) -> None:
+        self.lag.resting = False
 
     async def __aenter__(self) -> WritePath:
         await self.spool.open()
@@ -89,6 +92,8 @@ class WritePath:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = [task for task in self._tasks if task.done()]
+        if error is None and not failed:
+            await eventually(lambda: self.lag.samples > 0)
         await self.abandon()
         if error is None:
             assert not failed, failed
@@ -140,6 +145,8 @@ class WritePath:
             states = [(sink.name, sink.state, sink.reason, sink.queued, sink.counters) for sink in self.sinks]
             raise AssertionError(f"not settled: {states}") from error
         self.assert_balanced()
+        # What follows is the judge, who reads everything back on this very loop.
+        self.lag.resting = True
 
     async def spilled(self, within_s: float = 10.0) -> None:
         """Wait until all that was offered by now to the writers with a disk is on it, or settled."""

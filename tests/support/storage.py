@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,10 +151,12 @@ class Feed:
     sinks: tuple[Sink, ...]
     instruments: list[str] = field(default_factory=lambda: [f"NSE:SYM{n}" for n in range(20)])
     burst: int = 20
+    on_flow: Callable[[], None] = lambda: None
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
         """Keep offering while the body lasts, 20 ticks every 5 ms."""
+        self.on_flow()
         task = asyncio.create_task(self._flow())
         try:
             yield
