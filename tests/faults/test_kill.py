@@ -149,6 +149,7 @@ async def test_h3_killed_fifty_times_under_load(mapped_url: str, redis_url: str,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_h3_killed_while_redis_is_away(
     mapped_url: str, private_redis: Callable[[], Awaitable[PrivateRedis]], tmp_path: Path

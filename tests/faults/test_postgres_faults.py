@@ -500,6 +500,7 @@ async def test_p10_both_scripts_run_twice_at_once_write_everything_once(
     report_row("P10", lost="0; nothing doubled", allowed="0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["setup", "populate"])
 async def test_p10_a_script_that_is_killed_half_way_leaves_nothing_half_written(
     script: str, database: str, tmp_path: Path

@@ -127,6 +127,7 @@ async def _is_zero(count: Awaitable[int]) -> bool:
     return await count == 0
 
 
+@pytest.mark.slow
 async def test_h2_a_second_signal_shortens_the_stop_and_the_rest_is_on_disk_or_counted(
     stack: Stack, tmp_path: Path, private_redis: MakeRedis
 ) -> None:

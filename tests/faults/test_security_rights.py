@@ -272,6 +272,7 @@ async def test_the_script_says_what_is_missing_and_shows_no_password(
 # ---- PostgreSQL ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_scripts_run_as_the_loader_and_the_daemons_role_can_only_read(
     hurt_postgres: PrivatePostgres, stack: Stack, tmp_path: Path
 ) -> None:

@@ -143,7 +143,7 @@ async def test_h9_a_second_daemon_on_the_same_state_directory_ends_with_75(
     report_row("H9", lost=f"nothing; ended with 75 after {took_s:.1f} s", allowed="nothing")
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
 async def test_h10_a_second_daemon_on_the_same_redis_waits_and_takes_over(
     stack: Stack, client: Redis, tmp_path: Path, how: str
 ) -> None:
@@ -191,6 +191,7 @@ async def test_h10_a_second_daemon_on_the_same_redis_waits_and_takes_over(
 async def test_h10_with_the_policy_exit_it_ends_naming_the_holder(stack: Stack, tmp_path: Path) -> None:
     async with stack.daemon(tmp_path / "one") as first:
         assert first.process is not None
+        await eventually(lambda: len(stack.journal.ticks) > 20, within_s=20)
         before = connections(stack)
         environment = clean_environment(
             STATE_DIR=tmp_path / "two",
@@ -224,6 +225,7 @@ async def test_a_restart_on_the_same_state_directory_does_not_wait_for_the_old_l
         assert "lease_held" not in second.log()
 
 
+@pytest.mark.slow
 async def test_h11_a_leader_that_was_paused_writes_nothing_when_it_wakes(
     stack: Stack, client: Redis, tmp_path: Path
 ) -> None:
