@@ -86,11 +86,12 @@ async def _cut_replies(stack: ChaosStack, planned: Planned) -> str:
 
 
 async def _redis_kill(stack: ChaosStack, planned: Planned) -> str:
-    await stack.redis.kill()
-    try:
-        await asyncio.sleep(planned.lasts_s)
-    finally:
-        await stack.redis.start()
+    async with stack.restarts["redis"]:
+        await stack.redis.kill()
+        try:
+            await asyncio.sleep(planned.lasts_s)
+        finally:
+            await stack.redis.start()
     return "killed and back"
 
 
@@ -133,11 +134,12 @@ async def _redis_read_only(stack: ChaosStack, planned: Planned) -> str:
 
 
 async def _postgres_quit(stack: ChaosStack, planned: Planned) -> str:
-    await stack.postgres.stop_immediately()
-    try:
-        await asyncio.sleep(planned.lasts_s)
-    finally:
-        await stack.postgres.start()
+    async with stack.restarts["postgres"]:
+        await stack.postgres.stop_immediately()
+        try:
+            await asyncio.sleep(planned.lasts_s)
+        finally:
+            await stack.postgres.start()
     return "ended at once and back"
 
 

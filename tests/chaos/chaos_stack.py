@@ -5,6 +5,7 @@ Everything listens on loopback and ends with the context.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 from pathlib import Path
@@ -46,6 +47,8 @@ class ChaosStack:
         self.postgres = PrivatePostgres(folder)
         self.redis = PrivateRedis(folder)
         self._settings = {"STREAM_MAX_ENTRIES": stream_max_entries} | settings
+        # A slow machine may not have started a server again when the next fault would end it.
+        self.restarts = {"redis": asyncio.Lock(), "postgres": asyncio.Lock()}
         self._stack = contextlib.AsyncExitStack()
         self.simulators: dict[str, StreamSimulator] = {}
         self.proxies: dict[str, FaultProxy] = {}

@@ -55,7 +55,10 @@ class Tally(Journal):
 
 @dataclass
 class Follower:
-    """Reads every entry of the streams as they grow; counts what is missing, doubled or out of order."""
+    """Reads every entry of the streams as they grow; counts what is missing, doubled or out of order.
+
+    `moments` counts the different milliseconds of each instrument: so many samples its series must hold.
+    """
 
     client: Any
     streams: list[str]
@@ -65,6 +68,8 @@ class Follower:
     prices: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     steps: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    times: dict[str, str] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Follow until cancelled; waits while Redis is away."""
@@ -89,6 +94,8 @@ class Follower:
         before = self.prices.get(key)
         self.prices[key] = price
         self.counts[key] += 1
+        self.moments[key] += fields["t"] != self.times.get(key)
+        self.times[key] = fields["t"]
         if before is None:
             return
         step = self.steps[key]
@@ -189,7 +196,7 @@ async def _outage(
         )
         if sink["imbalance"] or (sink["name"] in ("stream", "time_series") and sink["dropped"]):
             faults.append(f"{sink['name']}: dropped {sink['dropped']}, imbalance {sink['imbalance']}")
-    faults += await _judge_series(stack, pipeline, note)
+    faults += await _judge_series(stack, follower, note)
     lags = probes.lags_ms()
     note(f"loop lag: median {lags[len(lags) // 2]:.0f} ms, p99 {lags[len(lags) * 99 // 100]:.0f} ms")
     code = await keeper.stop()
@@ -254,18 +261,19 @@ def _judge_ticks(stack: ChaosStack, follower: Follower, tally: Tally) -> list[st
     return faults[:20]
 
 
-async def _judge_series(stack: ChaosStack, pipeline: dict[str, Any], note: Say) -> list[str]:
-    """Compare how many samples the series hold with how many the stream holds entries."""
+async def _judge_series(stack: ChaosStack, follower: Follower, note: Say) -> list[str]:
+    """Compare how many samples each series holds with the different milliseconds of its stream's entries."""
     client = stack.redis_client()
-    rows = {sink["name"]: sink for sink in pipeline["sinks"]}
-    samples = 0
+    held: dict[str, int] = {}
     try:
         for key in stack.names.values():
-            samples += int((await client.ts().info(f"md:ts:{{{key}}}:price")).total_samples)
+            if follower.counts[key]:
+                held[key] = int((await client.ts().info(f"md:ts:{{{key}}}:price")).total_samples)
     finally:
         await client.aclose()
-    collapsed = rows["time_series"]["collapsed"]
-    note(f"{samples} price samples, {collapsed} collapsed")
-    wanted = rows["stream"]["written"] - collapsed
-    # The probe of the daemon's health has entries and samples of its own, a few in a minute.
-    return [] if 0 <= wanted - samples <= wanted * 0.001 + 500 else [f"{samples} samples instead of {wanted}"]
+    note(f"{sum(held.values())} price samples of {sum(follower.moments.values())} different moments")
+    return [
+        f"{key}: {samples} samples of {follower.moments[key]} moments"
+        for key, samples in held.items()
+        if samples != follower.moments[key]
+    ][:20]
