@@ -57,6 +57,7 @@ from services.redaction import redact
 if TYPE_CHECKING:
     from services.live_data_ingestion import IngestionConfig, LiveDataIngestion
     from services.operations.doctor import Check
+    from services.operations.notices import Delivery
     from services.operations.server_process import EmbeddedServer
     from services.pipeline.sink import SinkCounters
 
@@ -298,6 +299,7 @@ def _ingestion_config(
         dynamic_subscriptions=settings.subscription_mode == "dynamic",
         pinned_instruments=settings.pinned(),
         subscription_linger_s=settings.subscription_linger_s,
+        notices=_notices(settings),
         market_day_files=(SHIPPED, *([settings.market_days] if settings.market_days else [])),
         always_open=settings.market_calendar == "always_open",
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
@@ -308,6 +310,13 @@ def _ingestion_config(
         api_max_clients=settings.api_max_clients,
         memory_limit_bytes=settings.memory_limit_mib << 20,
     )
+
+
+def _notices(settings: Settings) -> tuple[Delivery, ...]:
+    from services.operations.notices import CommandHook, Webhook
+
+    url, command = settings.notice_webhook_url.get_secret_value(), settings.notice_command
+    return (*([Webhook(url)] if url else []), *([CommandHook(command)] if command else []))
 
 
 def _live_settings(settings: Settings, *, demo: bool) -> LiveSettings:

@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -137,6 +138,15 @@ class Settings(BaseSettings):
         description="MiB of memory the daemon may use; from 70 % on it refuses new clients. "
         "0: what its container or the machine has.",
     )
+    notice_webhook_url: SecretStr = Field(
+        SecretStr(""),
+        description="Where troubles are told: JSON is posted there, with the text that Slack shows. "
+        "Empty: nowhere.",
+    )
+    notice_command: str = Field(
+        "",
+        description="A command that is run, without a shell, with the same JSON on its input. Empty: none.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
@@ -193,6 +203,22 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_path(cls, value: Path | None) -> Path | None:
         return value if value is None or value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("notice_webhook_url")
+    @classmethod
+    def _check_webhook(cls, value: SecretStr) -> SecretStr:
+        if not re.match(r"^(https?://[^/\s]+\S*)?$", value.get_secret_value()):
+            raise ValueError("must start with https:// or http://")
+        return value
+
+    @field_validator("notice_command")
+    @classmethod
+    def _check_command(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be read as a command: {error}") from error
+        return value
 
     @field_validator("pinned_instruments")
     @classmethod

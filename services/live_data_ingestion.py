@@ -37,7 +37,9 @@ from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
 from services.operations.first_connects import FILE as FIRST_CONNECTS
 from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
+from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
+from services.operations.troubles import ProviderCondition, troubles
 from services.operations.vitals import Vitals
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
@@ -85,6 +87,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `pinned_instruments` (keys or `EXCHANGE:*`) names, and `subscription_linger_s` seconds longer.
     `always_open`: every market trades at any time, so that silence is always a fault; otherwise the
     calendar of `market_day_files` (a later file wins) counts.
+    `notices` are where administrators are told of troubles.
     `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
     entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
@@ -106,6 +109,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     subscription_linger_s: float = LINGER_S
     market_day_files: tuple[Path, ...] = (SHIPPED_MARKET_DAYS,)
     always_open: bool = False
+    notices: tuple[Delivery, ...] = ()
     tick_retention_ms: int = 48 * 3_600_000
     stream_max_entries: int = 250_000
     stream_max_age_ms: int = STREAM_MAX_AGE_MS
@@ -250,6 +254,9 @@ class LiveDataIngestion:
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
+        self._notifier = (
+            Notifier(self.clock, self._troubles, config.notices, demo=config.demo) if config.notices else None
+        )
         self.vitals = Vitals(
             limit_bytes=config.memory_limit_bytes,
             caps={
@@ -280,6 +287,8 @@ class LiveDataIngestion:
         self.supervisor.keep("first_connects", self._first_connects.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
+        if self._notifier is not None:
+            self.supervisor.keep("notices", self._notifier.run, core=False)
         self._phase = "standing_by"
         self._gateway.hold()
         self.api_url = await self._gateway.start()
@@ -373,6 +382,26 @@ class LiveDataIngestion:
         self.bus.publish(record)
         if type(record) is ControlRecord:
             self._diagnosis.note(record)
+            if record.type == "switched" and self._notifier is not None:
+                fields = record.fields
+                self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
+
+    def _troubles(self) -> dict[str, str]:
+        """Return what an administrator should hear of; a daemon that stands by has no troubles of its own."""
+        if self._phase != "running":
+            return {}
+        readiness = self.readiness()
+        return troubles(
+            now_ms=self.clock.now_ms(),
+            providers=[
+                ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
+                for code, state, reason, expires_ms in self.providers.conditions()
+            ],
+            sinks=self._writers,
+            spool=self._spool.status(),
+            not_ready=readiness.reasons,
+            degraded=readiness.degraded,
+        )
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -609,6 +638,7 @@ class LiveDataIngestion:
                 for sink in self._sinks
             ],
             "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
+            "notices": self._notifier.status() if self._notifier else None,
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "streams": self._streams.status(),
             "ledger": self.providers.ledger(),

@@ -420,6 +420,14 @@ class ProviderManager:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self._active.get(instrument)
 
+    def conditions(self) -> list[tuple[str, str, str, int | None]]:
+        """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
+        return [
+            (code, found.state.value, found.reason, found.credential_expires_ms)
+            for code, runtime in self._runtimes.items()
+            if (found := runtime.provider) is not None
+        ]
+
     def route(self, instrument: str) -> dict[str, Any]:
         """Return who serves an instrument, who else could, how each of them is, and the gap that is open.
 

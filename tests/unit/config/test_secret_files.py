@@ -36,6 +36,7 @@ def test_every_secret_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         "DHAN_CLIENT_ID": "1000000001",
         "DHAN_ACCESS_TOKEN": "the-token",
         "API_TOKENS": "desk:correct-horse\nops:battery-staple",
+        "NOTICE_WEBHOOK_URL": "https://chat.example.org/hook/abc",
     }
     assert set(values) == set(secret_names())
     for name, value in values.items():
