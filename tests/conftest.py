@@ -40,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RowTable(), "fault_rows")
     # A test run that is told to end must take its servers with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A run that a shell put into the background ignores Ctrl-C, and so would every process that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
