@@ -20,6 +20,8 @@ from tests.support.eventually import FACTOR, eventually
 KILL_BOUND_MS = int(2_000 * FACTOR)
 GROWTH_LIMIT_MIB = 1.0
 _GROWTH_JUDGED_FROM_S = 240.0
+_WARM_RATE = 10.0
+_WARM_S = 40.0
 _SETTLED_IN_S = 15.0
 _DESCRIPTORS_MORE = 10
 _EXIT_TEMPORARY = 75
@@ -55,6 +57,8 @@ async def run_chaos(
         probes = Probes(stack.keeper)
         probing = asyncio.create_task(probes.run())
         try:
+            if seconds >= _GROWTH_JUDGED_FROM_S:
+                await _warm_up(stack)
             met = await _carry_out(stack, plan, seconds, say)
             await _come_to_rest(stack, probes, say)
         finally:
@@ -143,6 +147,16 @@ def _conclude(report: ChaosReport, stack: ChaosStack, probes: Probes, met: Count
     _conclude_resources(report, probes)
 
 
+async def _warm_up(stack: ChaosStack) -> None:
+    """Send more different prices than the daemon keeps ready as text, so that this memory is full."""
+    rates = {name: simulator.schedule.rate for name, simulator in stack.simulators.items()}
+    for name, simulator in stack.simulators.items():
+        simulator.schedule.set_rate(rates[name] * _WARM_RATE)
+    await asyncio.sleep(_WARM_S)
+    for name, simulator in stack.simulators.items():
+        simulator.schedule.set_rate(rates[name])
+
+
 def _conclude_resources(report: ChaosReport, probes: Probes) -> None:
     lags = probes.lags_ms()
     if lags:
@@ -169,7 +183,9 @@ def _conclude_resources(report: ChaosReport, probes: Probes) -> None:
             "peak {peak_mib:.1f} MiB, growth of the medians {growth_mib:+.2f} MiB, "
             "steadily {creep_mib:+.2f} MiB".format(**memory)
         )
-        if memory["seconds"] >= _GROWTH_JUDGED_FROM_S and memory["creep_mib"] > GROWTH_LIMIT_MIB:
+        # A later start of the daemon has not been warmed up: its figures are shown, not judged.
+        warmed = life[0] is probes.samples[0] and memory["seconds"] >= _GROWTH_JUDGED_FROM_S
+        if warmed and memory["creep_mib"] > GROWTH_LIMIT_MIB:
             report.faults.append(f"memory grew steadily, by {memory['growth_mib']:.2f} MiB")
 
 
