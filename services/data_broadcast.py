@@ -97,12 +97,14 @@ class DataBroadcast(Sink):
 
     `clock` is the time of everything behind it, the gateway included.
     `on_interest(added, removed)`, when set, hears which instruments gained their first or lost their
-    last consumer; a wildcard of a Python consumer is reported as `EXCHANGE:*`.
+    last consumer; a wildcard of a Python consumer is reported as `EXCHANGE:*`. `on_control(record)`, when
+    set, hears every control record, whoever listens; it must not raise.
     """
 
     def __init__(self, clock: Clock) -> None:
         super().__init__("broadcast")
         self.on_interest: Callable[[frozenset[str], frozenset[str]], None] | None = None
+        self.on_control: Callable[[ControlRecord], None] | None = None
         self.clock = clock
         self._newest: dict[str, DataIngestionFormat] = {}
         self._tips: dict[str, Record] = {}
@@ -283,6 +285,8 @@ class DataBroadcast(Sink):
                     self._tell_interest((), (f"{exchange}:*",))
 
     def _offer_control(self, record: ControlRecord) -> None:
+        if self.on_control is not None:
+            self.on_control(record)
         outlets: dict[Outlet, None] = dict.fromkeys(self._exchange_audiences.get(record.exchange, ()))
         if is_exchange_wide(record):
             prefix = f"{record.exchange}:"

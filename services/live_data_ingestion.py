@@ -254,6 +254,7 @@ class LiveDataIngestion:
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
+        self.broadcast.on_control = self._note_control
         self._notifier = (
             Notifier(self.clock, self._troubles, config.notices, demo=config.demo) if config.notices else None
         )
@@ -380,11 +381,12 @@ class LiveDataIngestion:
         """Give a record its position and hand it to every sink."""
         self.sequencer.stamp(record)
         self.bus.publish(record)
-        if type(record) is ControlRecord:
-            self._diagnosis.note(record)
-            if record.type == "switched" and self._notifier is not None:
-                fields = record.fields
-                self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
+
+    def _note_control(self, record: ControlRecord) -> None:
+        self._diagnosis.note(record)
+        if record.type == "switched" and self._notifier is not None:
+            fields = record.fields
+            self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
 
     def _troubles(self) -> dict[str, str]:
         """Return what an administrator should hear of; a daemon that stands by has no troubles of its own."""

@@ -23,6 +23,7 @@ import structlog
 
 from services.market_data.clock import Clock
 from services.pipeline.backoff import Backoff
+from services.pipeline.supervisor import end_together
 from services.redaction import redact
 
 _log = structlog.get_logger(__name__)
@@ -159,15 +160,7 @@ class Notifier:
 
     async def run(self) -> None:
         """Look and tell until cancelled."""
-        sender = asyncio.create_task(self._send_all(), name="notices:sender")
-        try:
-            while not sender.done():
-                self.look()
-                await asyncio.sleep(_LOOK_EVERY_S)
-            sender.result()
-        finally:
-            sender.cancel()
-            await asyncio.wait([sender])
+        await end_together(("notices:look", self._look_always()), ("notices:send", self._send_all()))
 
     def happened(self, what: str) -> None:
         """Take note of an event that has no end, as a change of the provider; the same ones are counted."""
@@ -233,6 +226,11 @@ class Notifier:
             self.counts["dropped"] += 1
         self._queue.append(notice)
         self._filled.set()
+
+    async def _look_always(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _send_all(self) -> None:
         while True:

@@ -261,3 +261,14 @@ def test_everything_offered_is_accounted_for(broadcast: DataBroadcast, market: M
 def test_a_control_record_is_no_price(broadcast: DataBroadcast) -> None:
     broadcast.offer(ControlRecord("stale", "NSE:A", "NSE", 1, 1, "DHAN", {}, 1, 1))
     assert broadcast.latest("NSE:A") is None
+
+
+def test_every_control_record_is_told_to_the_watcher_and_no_tick(
+    broadcast: DataBroadcast, market: Market
+) -> None:
+    heard: list[ControlRecord] = []
+    broadcast.on_control = heard.append
+    market.tick("NSE:A", 1.0)
+    gap = market.control("gap", "NSE:A")
+    session = market.control("session", "NSE:*")
+    assert heard == [gap, session]
