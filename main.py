@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -284,7 +285,6 @@ def _ingestion_config(
     settings: Settings, database_url: str, redis_url: str, *, demo: bool
 ) -> IngestionConfig:
     from services.live_data_ingestion import IngestionConfig
-    from services.market_data.calendar import SHIPPED
 
     return IngestionConfig(
         database_url=database_url,
@@ -300,7 +300,7 @@ def _ingestion_config(
         pinned_instruments=settings.pinned(),
         subscription_linger_s=settings.subscription_linger_s,
         notices=_notices(settings),
-        market_day_files=(SHIPPED, *([settings.market_days] if settings.market_days else [])),
+        market_day_files=_market_day_files(settings),
         always_open=settings.market_calendar == "always_open",
         tick_retention_ms=settings.tick_retention_hours * 3_600_000,
         stream_max_entries=settings.stream_max_entries,
@@ -310,6 +310,12 @@ def _ingestion_config(
         api_max_clients=settings.api_max_clients,
         memory_limit_bytes=settings.memory_limit_mib << 20,
     )
+
+
+def _market_day_files(settings: Settings) -> tuple[Path, ...]:
+    from services.market_data.calendar import SHIPPED
+
+    return (SHIPPED,) if settings.market_days is None else (SHIPPED, settings.market_days)
 
 
 def _notices(settings: Settings) -> tuple[Delivery, ...]:
@@ -519,12 +525,15 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list."
 
 
 async def _doctor(settings: Settings) -> list[Check]:
+    from services.market_data.calendar import MarketCalendar
     from services.operations import doctor as checks
     from services.operations.doctor_rights import check_database_rights, check_redis_rights
 
     results = [checks.Check("settings", True, "all names known, all values valid")]
     results.append(checks.check_secret_file(dotenv_path()))
     results += checks.check_host(settings.state_dir)
+    calendar = MarketCalendar(_market_day_files(settings))
+    results.append(checks.check_market_days(calendar, datetime.now(UTC).date()))
     results.append(
         checks.check_credentials(
             _live_settings(settings, demo=False).for_providers(), time.time_ns() // 1_000_000

@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Mapping
+from datetime import date, timedelta
 from pathlib import Path
 
 import msgspec
@@ -19,12 +20,16 @@ import redis.exceptions
 from services.base_provider import credential_expiry_ms
 from services.catalogue.loader import Catalogue
 from services.errors import MarketdError
+from services.market_data.calendar import HOURS, MarketCalendar
 from services.market_data.clock import SystemClock
 from services.storage.client import check_server, make_client
 
 NEEDED_DESCRIPTORS = 4_096
 NEEDED_DISK_BYTES = 1 << 30
 CLOCK_TOLERANCE_MS = 1_000
+
+
+MARKET_DAYS_AHEAD = timedelta(days=30)
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -38,6 +43,22 @@ class Check(msgspec.Struct, frozen=True):
     detail: str
     remedy: str = ""
     warning: bool = False
+
+
+def check_market_days(calendar: MarketCalendar, today: date) -> Check:
+    """Tell how long the holidays are known; a warning when that is less than `MARKET_DAYS_AHEAD` days."""
+    known = {exchange: last for exchange in HOURS if (last := calendar.known_until(exchange)) is not None}
+    soon = sorted(exchange for exchange, last in known.items() if last - today < MARKET_DAYS_AHEAD)
+    ends = ", ".join(f"{exchange} {last}" for exchange, last in sorted(known.items()))
+    return Check(
+        "market days",
+        True,
+        f"holidays are known until: {ends}",
+        f"name the next holidays of {', '.join(soon)} in MARKET_DAYS, or install a newer version"
+        if soon
+        else "",
+        warning=bool(soon),
+    )
 
 
 async def check_database(url: str, state_dir: Path) -> list[Check]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from services.market_data.calendar import MarketCalendar
 from services.operations import doctor
 
 NOW_MS = 1_790_748_968_000
@@ -54,3 +56,14 @@ def test_the_host_is_judged_by_what_is_allowed_and_free(tmp_path: Path) -> None:
     checks = {check.name: check for check in doctor.check_host(tmp_path / "not" / "there" / "yet")}
     assert checks["file descriptors"].passed
     assert str(tmp_path) in checks["disk"].detail
+
+
+def test_the_end_of_the_known_market_days_is_a_warning_in_time() -> None:
+    calendar = MarketCalendar()
+    early = doctor.check_market_days(calendar, date(2026, 12, 1))
+    late = doctor.check_market_days(calendar, date(2026, 12, 2))
+    assert (early.passed, early.warning, early.remedy) == (True, False, "")
+    assert (late.passed, late.warning) == (True, True)
+    assert "NSE 2026-12-31" in late.detail
+    assert "NSE" in late.remedy
+    assert "NASDAQ" not in late.remedy
