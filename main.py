@@ -383,6 +383,7 @@ async def _demo_providers(
         "DHAN_CLIENT_ID": urls.dhan_client_id,
         "DHAN_ACCESS_TOKEN": urls.dhan_access_token,
         "YAHOO_STREAM_URL": urls.yahoo_stream_url,
+        "YAHOO_REST_URL": urls.yahoo_rest_url,
     }
     return lambda: {**base(), **pointed}
 

@@ -36,6 +36,7 @@ class Addresses(msgspec.Struct, frozen=True):
     dhan_client_id: str
     dhan_access_token: str
     yahoo_stream_url: str
+    yahoo_rest_url: str
     control_url: str
     pid: int
 
@@ -58,6 +59,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--journal", type=Path, help="append every sent tick to this file as JSON lines")
     parser.add_argument("--any-symbol", action="store_true", help="make up unknown but well-formed symbols")
+    parser.add_argument(
+        "--always-open", action="store_true", help="past bars around the clock, as the live market trades"
+    )
+    parser.add_argument(
+        "--history-rate", type=float, help="chart requests per second each vendor allows (default: its limit)"
+    )
     parser.add_argument("--compression", action="store_true", help="accept permessage-deflate")
     parser.add_argument(
         "--exit-with-parent", action="store_true", help="exit when standard input reaches its end"
@@ -103,6 +110,11 @@ async def _run(arguments: argparse.Namespace) -> int:
         any_symbol=arguments.any_symbol,
         compression=arguments.compression,
     )
+    for charts in (dhan.charts, yahoo.charts):
+        charts.always_open = arguments.always_open
+        if arguments.history_rate is not None:
+            charts.limit.per_second = arguments.history_rate
+            charts.limit.per_day = 0
     control = ControlServer(dhan, yahoo, journal, port=arguments.control_port)
     with journal:
         async with dhan, yahoo, control:
@@ -115,6 +127,7 @@ async def _run(arguments: argparse.Namespace) -> int:
                 dhan_client_id=dhan.client_id,
                 dhan_access_token=dhan.access_token,
                 yahoo_stream_url=yahoo.url,
+                yahoo_rest_url=yahoo.rest_url,
                 control_url=control.url,
                 pid=os.getpid(),
             )
