@@ -128,21 +128,27 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         daemon.vitals.log_lines_dropped = lambda: log.dropped
         for server in embedded:
             daemon.supervisor.keep(f"embedded_{server.title.lower()}", server.run)
-        live.on_change = lambda now: _pass_on(now, daemon)
+        runtime: dict[str, Any] = {}
+
+        def pass_on(now: Settings) -> None:
+            _pass_on(now, daemon)
+            if runtime:
+                runtime.update(daemon.urls)
+                state.write_runtime(runtime)
+
+        live.on_change = pass_on
         stop.on_hangup = live.reload
         daemon.supervisor.keep("settings_watch", live.watch)
         try:
             if await _unless(stop.requested, daemon.start()):
-                state.write_runtime(
-                    {
-                        "api_url": daemon.api_url,
-                        "database_url": database_url,
-                        "redis_url": redis_url,
-                        "pid": os.getpid(),
-                        "demo": demo,
-                        "started_ms": time.time_ns() // 1_000_000,
-                    }
-                )
+                runtime |= {
+                    "api_url": daemon.api_url,
+                    **daemon.urls,
+                    "pid": os.getpid(),
+                    "demo": demo,
+                    "started_ms": time.time_ns() // 1_000_000,
+                }
+                state.write_runtime(runtime)
                 _print_banner(daemon.api_url, demo=demo)
                 waiting.cancel()
                 if notifier.active:
@@ -158,6 +164,7 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         finally:
             waiting.cancel()
             notifier.stopping()
+            runtime.clear()
             state.clear_runtime()
             watchdog.stop_begins()
             complete = await _stop_daemon(daemon, stop)
