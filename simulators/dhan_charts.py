@@ -88,7 +88,9 @@ class DhanCharts:
         if not daily and wanted.to_s < now_s - DEPTH_DAYS * 86_400:
             return self._no(400, "DH-907", "Data_Error", "No data present for these parameters.")
         self.answered += 1
-        hours = past.ALWAYS if self.always_open else _HOURS_OF.get(Segment(listing.segment), past.INDIA)
+        hours = _HOURS_OF.get(Segment(listing.segment), past.INDIA)
+        if self.always_open:
+            hours = past.around_the_clock(hours)
         if self.empty:
             return _columns([], daily=daily)
         found = self._bars(wanted, hours, listing.instrument, now_s)

@@ -49,6 +49,11 @@ FX = Hours("FX", "America/New_York", time(17, 0), time(17, 0), frozenset({6, 0, 
 ALWAYS = Hours("CRYPTO", "UTC", time(0, 0), time(0, 0), frozenset(range(7)), 1)
 
 
+def around_the_clock(hours: Hours) -> Hours:
+    """Return the hours of a market of the same zone that never closes."""
+    return Hours(ALWAYS.exchange, hours.zone, time(0, 0), time(0, 0), frozenset(range(7)), 1)
+
+
 class PastBar(NamedTuple):
     """One bar. `start_s` is UTC epoch seconds; `volume` 0 where the instrument has none."""
 

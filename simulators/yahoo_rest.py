@@ -109,7 +109,9 @@ class YahooCharts:
     def _result(
         self, listing: Listing, interval: str, from_s: int, to_s: int, now_s: int
     ) -> dict[str, Any]:
-        hours = past.ALWAYS if self.always_open else _hours_of(listing)
+        hours = _hours_of(listing)
+        if self.always_open:
+            hours = past.around_the_clock(hours)
         it = listing.instrument
         if interval == "1d":
             bars = past.daily_bars(it, hours, from_s, to_s, now_s)
