@@ -72,7 +72,9 @@ class YahooCharts:
             return self._no(404, "Not Found", "No data found, symbol may be delisted")
         interval = request.query.get("interval", "1d")
         if interval not in _INTERVALS:
-            return self._no(422, "Unprocessable Entity", f"Invalid input - interval={interval} is not supported")
+            return self._no(
+                422, "Unprocessable Entity", f"Invalid input - interval={interval} is not supported"
+            )
         now_s = self._simulator.now_ms() // 1000
         try:
             from_s, to_s = _span(request, now_s)
@@ -82,7 +84,9 @@ class YahooCharts:
         if refusal is not None:
             return refusal
         self.answered += 1
-        return web.json_response({"chart": {"result": [self._result(listing, interval, from_s, to_s, now_s)]}})
+        return web.json_response(
+            {"chart": {"result": [self._result(listing, interval, from_s, to_s, now_s)]}}
+        )
 
     def _out_of_reach(self, interval: str, from_s: int, to_s: int, now_s: int) -> web.Response | None:
         name = "1h" if interval == "60m" else interval
@@ -106,9 +110,7 @@ class YahooCharts:
             )
         return None
 
-    def _result(
-        self, listing: Listing, interval: str, from_s: int, to_s: int, now_s: int
-    ) -> dict[str, Any]:
+    def _result(self, listing: Listing, interval: str, from_s: int, to_s: int, now_s: int) -> dict[str, Any]:
         hours = _hours_of(listing)
         if self.always_open:
             hours = past.around_the_clock(hours)
@@ -176,7 +178,7 @@ def _span(request: web.Request, now_s: int) -> tuple[int, int]:
 
 
 def _hours_of(listing: Listing) -> Hours:
-    if listing.exchange in _INDIAN or listing.currency == "INR" and listing.instrument.kind is not Kind.FX:
+    if listing.exchange in _INDIAN or (listing.currency == "INR" and listing.instrument.kind is not Kind.FX):
         return past.INDIA
     if listing.instrument.kind is Kind.CRYPTO:
         return past.ALWAYS
@@ -185,7 +187,9 @@ def _hours_of(listing: Listing) -> Hours:
 
 def _regular_near(hours: Hours, now_s: int) -> tuple[int, int]:
     """Return the session that runs, else the next one, as `currentTradingPeriod` does."""
-    day = datetime.fromtimestamp(now_s, UTC).astimezone(ZoneInfo(hours.zone)).date() - timedelta(days=hours.days)
+    day = datetime.fromtimestamp(now_s, UTC).astimezone(ZoneInfo(hours.zone)).date() - timedelta(
+        days=hours.days
+    )
     for _ in range(15):
         for opens_s, closes_s in past.sessions(hours, day):
             if closes_s > now_s:

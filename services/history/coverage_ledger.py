@@ -8,8 +8,9 @@ an outage nor a kill loses a gap. Never slows down what it listens to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from services.market_data.candles import CoverageSpan
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, LIVE, MINUTES, MISSING, TICKS, Note, apply
 from services.market_data.records import ControlRecord
-from services.market_data.spans import widened
+from services.market_data.spans import Span, widened
 
 _log = structlog.get_logger(__name__)
 
@@ -50,6 +51,11 @@ class CoverageLedger:
         self._pending: deque[Note] = deque()
         self._in_file = 0
         self._news = asyncio.Event()
+        self.flowing: Callable[[str], bool] = lambda _: False
+        """Whether data of an instrument flows now: a quiet minute is then no missing one."""
+        self.instruments_of: Callable[[str], Iterable[str]] = lambda _: ()
+        """The instruments of an exchange, for what concerns all of them."""
+        self._forget = False
         self._live: dict[str, list[int]] = {}
         self._live_noted: dict[str, int] = {}
         self._known: OrderedDict[str, tuple[float, list[CoverageSpan]]] = OrderedDict()
@@ -86,47 +92,67 @@ class CoverageLedger:
 
     def note_record(self, record: ControlRecord) -> None:
         """Learn from a control record: a gap breaks what was had, a finished bar says that data flowed."""
-        if not record.symbol:
-            return
+        symbol = record.symbol
         if record.type == "gap":
-            self._note_gap(record)
-        elif record.type == "bar" and record.fields.get("i") == MINUTES:
+            if "epoch" in record.fields:
+                return
+            wide = symbol.partition(":")[2] in ("", "*")
+            for instrument in self.instruments_of(record.exchange) if wide else (symbol,):
+                self._note_gap(instrument, record)
+        elif record.type == "bar" and symbol and record.fields.get("i") == MINUTES:
             start_ms = int(record.fields["s"])
             span = self._live.setdefault(record.symbol, [start_ms, start_ms])
             if start_ms >= span[0]:
                 span[1] = max(span[1], start_ms + MINUTE_MS)
 
-    def _note_gap(self, record: ControlRecord) -> None:
+    def _note_gap(self, instrument: str, record: ControlRecord) -> None:
         begin, end = int(record.fields["from"]), int(record.fields["to"])
         if begin >= end:
             return
         reason, source = str(record.fields.get("reason", "")), record.provider_code
-        self._note_live(record.symbol, until_ms=begin)
+        store = record.fields.get("store")
+        if store is not None:
+            # The data flowed; one of the stores lost it. The stream's loss is none of the bars.
+            kinds = {"time_series": TICKS, "bar_series": MINUTES}
+            if store in kinds:
+                step_ms = MINUTE_MS if store == "bar_series" else 1
+                begin, end = widened((begin, end), step_ms)
+                self._missing(instrument, kinds[str(store)], (begin, end), source, reason)
+            return
+        self._note_live(instrument, until_ms=begin)
         # What flows again begins with the first whole minute behind the gap.
         first_minute, last_minute = widened((begin, end), MINUTE_MS)
-        self._live[record.symbol] = [last_minute, last_minute]
+        self._live[instrument] = [last_minute, last_minute]
+        self._missing(instrument, TICKS, (begin, end), source, reason)
+        self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason)
+
+    def _missing(self, instrument: str, kind: str, span: Span, source: str, reason: str) -> None:
         self.note(
             Note(
-                instrument=record.symbol,
-                type=TICKS,
+                instrument=instrument,
+                type=kind,
                 state=MISSING,
-                from_ms=begin,
-                to_ms=end,
+                from_ms=span[0],
+                to_ms=span[1],
                 source=source,
                 reason=reason,
                 broken=True,
-            ),
-            Note(
-                instrument=record.symbol,
-                type=MINUTES,
-                state=MISSING,
-                from_ms=first_minute,
-                to_ms=last_minute,
-                source=source,
-                reason=reason,
-                broken=True,
-            ),
+            )
         )
+
+    def forget(self) -> None:
+        """Believe nothing of what was had: the store that held it is empty."""
+        self._forget = True
+        self._live.clear()
+        self._known.clear()
+        self._news.set()
+
+    def _note_flow(self, instrument: str) -> None:
+        span = self._live.get(instrument)
+        if span is not None and self.flowing(instrument):
+            now_ms = self._clock.now_ms()
+            span[1] = max(span[1], now_ms - now_ms % MINUTE_MS)
+        self._note_live(instrument)
 
     def _note_live(self, instrument: str, until_ms: int | None = None) -> None:
         span = self._live.get(instrument)
@@ -160,7 +186,7 @@ class CoverageLedger:
                 self._known.popitem(last=False)
         else:
             rows = kept[1]
-        self._note_live(instrument)
+        self._note_flow(instrument)
         notes = [note for note in self._pending if note.instrument == instrument]
         if not notes:
             return rows
@@ -179,16 +205,14 @@ class CoverageLedger:
         """Write what is noted, until cancelled."""
         live_s, failures = self._clock.monotonic_s(), 0
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), FLUSH_EVERY_S)
-            except TimeoutError:
-                pass
             self._news.clear()
             now_s = self._clock.monotonic_s()
             if now_s - live_s >= LIVE_EVERY_S:
                 live_s = now_s
                 for instrument in list(self._live):
-                    self._note_live(instrument)
+                    self._note_flow(instrument)
             try:
                 await self.flush()
                 failures = 0
@@ -205,6 +229,10 @@ class CoverageLedger:
 
     async def flush(self) -> None:
         """Write all notes to PostgreSQL. Raises what `CoverageStore.note` raises; the notes stay then."""
+        if self._forget:
+            await self.store.forget()
+            self._forget = False
+            self._known.clear()
         while self._pending:
             batch = list(self._pending)[:10_000]
             await self.store.note(batch)

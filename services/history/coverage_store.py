@@ -86,6 +86,15 @@ class CoverageStore:
             except DATABASE_ERRORS as error:
                 raise database_error(error, self._database_url) from error
 
+    async def forget(self) -> None:
+        """Drop everything that is had; what is missing or not to be had stays so."""
+        try:
+            async with self._connect().begin() as connection:
+                await connection.execute(text("SET TRANSACTION READ WRITE"))
+                await connection.execute(text("DELETE FROM coverage WHERE state = 'have'"))
+        except DATABASE_ERRORS as error:
+            raise database_error(error, self._database_url) from error
+
     async def of(self, instrument: str) -> list[CoverageSpan]:
         """Return everything that is known of an instrument, by type and time."""
         return await self._read(_READ_ONE, {"instrument": instrument})
@@ -105,9 +114,7 @@ class CoverageStore:
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    async def _replace(
-        self, connection: AsyncConnection, by_key: dict[tuple[str, str], list[Note]]
-    ) -> None:
+    async def _replace(self, connection: AsyncConnection, by_key: dict[tuple[str, str], list[Note]]) -> None:
         await connection.execute(_LOCK, {"keys": [f"{instrument} {kind}" for instrument, kind in by_key]})
         keys = {
             "instruments": [instrument for instrument, _ in by_key],

@@ -8,7 +8,6 @@ Source: DhanHQ v2 historical data documentation and rate limits.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ from services.wire import dhan_charts
 DEFAULT_REST_URL = "https://api.dhan.co/v2"
 _ANSWER_WITHIN_S = 15.0
 _INDEX_UNDERLYINGS = frozenset(
-    "NIFTY BANKNIFTY FINNIFTY MIDCPNIFTY NIFTYNXT50 SENSEX BANKEX SENSEX50".split()
+    ["NIFTY", "BANKNIFTY", "FINNIFTY", "MIDCPNIFTY", "NIFTYNXT50", "SENSEX", "BANKEX", "SENSEX50"]
 )
 _WINDOW_MS = dhan_charts.WINDOW_DAYS * DAY_MS
 _DEPTH_MS = dhan_charts.DEPTH_DAYS * DAY_MS
@@ -37,7 +36,10 @@ class DhanHistory(HistorySource):
 
     code: ClassVar[str] = "DHAN"
     offers = {
-        **{interval: Offer(window_ms=_WINDOW_MS, depth_ms=_DEPTH_MS) for interval in ("1m", "5m", "15m", "1h")},
+        **{
+            interval: Offer(window_ms=_WINDOW_MS, depth_ms=_DEPTH_MS)
+            for interval in ("1m", "5m", "15m", "1h")
+        },
         "1d": Offer(window_ms=10 * 365 * DAY_MS),
     }
     limits = QuotaLimits(
@@ -73,9 +75,7 @@ class DhanHistory(HistorySource):
         body = dhan_charts.intraday_body(*what, minutes, from_ms // 1000, -(-to_ms // 1000))
         rows = dhan_charts.decode_chart(await self._post("/charts/intraday", body))
         step_ms = INTERVAL_MS[interval]
-        return [
-            row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms
-        ]
+        return [row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms]
 
     async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         settings = self._settings()
@@ -98,7 +98,7 @@ class DhanHistory(HistorySource):
                 if 200 <= answer.status < 300:
                     return raw
                 raise dhan_charts.refusal(answer.status, raw, answer.headers.get("Retry-After"))
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise ProviderUnavailable("Dhan did not answer in time", reason="timeout") from error
         except aiohttp.ClientError as error:
             raise ProviderUnavailable(

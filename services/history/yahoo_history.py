@@ -69,9 +69,7 @@ class YahooHistory(HistorySource):
                 if not (session_runs and trading_day(mapping.exchange, row[0] * 1000) >= today)
             ]
         step_ms = INTERVAL_MS[interval]
-        return [
-            row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms
-        ]
+        return [row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms]
 
     async def _get(self, url: str) -> bytes:
         try:

@@ -113,7 +113,9 @@ class CoverageSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str = ""
 
 
-def fold_days(candles: Iterable[Candle], day_of: Callable[[int], date], resolution: Resolution) -> list[Candle]:
+def fold_days(
+    candles: Iterable[Candle], day_of: Callable[[int], date], resolution: Resolution
+) -> list[Candle]:
     """Return daily candles as weeks (from Monday) or months; `day_of` tells the date of a start in ms.
 
     A folded candle begins with its first day that has one. Volume is what is known of it, None where
