@@ -18,6 +18,7 @@ gateway that only reads the streams has one as well. What it does with a tick:
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from services.market_data.bar_grid import CLOSING_SECOND_MS, LONGER, BarGrid, Span
@@ -319,9 +320,33 @@ class BarBuilder:
         if book is None:
             book = self._books[bar.instrument] = InstrumentBook(bar.instrument, bar.exchange)
         longer = FormingBar(book, bar.interval, span)
-        longer.restore((bar.open, bar.high, bar.low, bar.close), bar.volume, bar.ticks, upto_ms=upto_ms)
+        prices = (bar.open, bar.high, bar.low, bar.close)
+        longer.restore(prices, bar.volume, bar.ticks, from_ms=span.start_ms, upto_ms=upto_ms)
         book.longer.append(longer)
         self._schedule(longer, self._due_ms(span))
+
+    def refill(self, instrument: str, minutes: Iterable[Bar]) -> None:
+        """Make the longer bars of an instrument anew: of the stored minutes given, and those still here.
+
+        `minutes` are all that are stored of the days these bars lie in. What was final before and changes is
+        revised.
+        """
+        book = self._books.get(instrument)
+        if book is None:
+            return
+        here = {bar.start_ms: bar for bar in book.minutes}
+        stored = [bar for bar in minutes if bar.interval == "1m" and bar.start_ms not in here]
+        for longer in book.longer:
+            whole = FormingBar(book, longer.interval, longer.span)
+            for bar in stored:
+                if longer.start_ms <= bar.start_ms < longer.end_ms:
+                    prices = (bar.open, bar.high, bar.low, bar.close)
+                    whole.restore(prices, bar.volume, bar.ticks, from_ms=bar.start_ms)
+            for minute in here.values():
+                if minute.merged and longer.start_ms <= minute.start_ms < longer.end_ms:
+                    whole.merge(minute)
+            if whole.last_ms >= 0 and longer.become(whole):
+                self._mark(longer)
 
     def _follow_bar(self, said: Bar) -> None:
         span = self._grid.span_of(said.exchange, said.interval, said.start_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.market_data.bar_grid import Span
-from services.market_data.bars import Interval
+from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.records import DataIngestionFormat
 
 NOT_EMITTED = -1
@@ -71,11 +71,25 @@ class FormingBar:
                 self.add_source(source)
 
     def restore(
-        self, prices: tuple[float, float, float, float], volume: int | None, ticks: int, *, upto_ms: int
+        self,
+        prices: tuple[float, float, float, float],
+        volume: int | None,
+        ticks: int,
+        *,
+        from_ms: int,
+        upto_ms: int | None = None,
     ) -> None:
-        """Add what was stored of the bar's time before `upto_ms`: open, high, low, close, volume."""
-        self._widen(self.start_ms, upto_ms - 1, *prices)
+        """Add what is stored of the time from `from_ms` on, before `upto_ms` (a minute when not given)."""
+        self._widen(from_ms, (upto_ms or from_ms + MINUTE_MS) - 1, *prices)
         self._count(volume, ticks)
+
+    def become(self, other: FormingBar) -> bool:
+        """Take over the figures of another; tell whether anything that is stored of the bar changed."""
+        before = (self.open, self.high, self.low, self.close, self.volume)
+        self.open, self.high, self.low, self.close = other.open, other.high, other.low, other.close
+        self.first_ms, self.last_ms = other.first_ms, other.last_ms
+        self.volume, self.ticks = other.volume, max(self.ticks, other.ticks)
+        return before != (self.open, self.high, self.low, self.close, self.volume)
 
     def replace(
         self, prices: tuple[float, float, float, float], volume: int | None, ticks: int, revision: int

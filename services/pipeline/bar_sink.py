@@ -9,7 +9,7 @@ holds up no tick. It writes to no store: the writers take the records it publish
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.market_data.bar_builder import BarBuilder
@@ -84,6 +84,11 @@ class BarSink(Sink):
         self._builder = self._make()
         self._take = self._builder.take
         return self._builder
+
+    def refill(self, minutes: Mapping[str, list[Bar]]) -> None:
+        """Make stored minutes a part of the longer bars that form: what `write_bars` returned."""
+        for instrument, stored in minutes.items():
+            self._builder.refill(instrument, stored)
 
     def forming(self, instrument: str, interval: Interval) -> Bar | None:
         """Return the bar of an instrument that is forming now, None when there is none."""
