@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, observe, spool
+from commands import doctor, history, observe, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -68,7 +68,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (observe.status, observe.why, observe.tap, doctor.doctor):
+for command in (
+    observe.status,
+    observe.why,
+    observe.tap,
+    doctor.doctor,
+    history.coverage,
+    history.backfill,
+):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
 
@@ -251,6 +258,7 @@ class _StopRequest:
 def _ingestion_config(
     settings: Settings, database_url: str, redis_url: str, *, demo: bool
 ) -> IngestionConfig:
+    from services.history.backfill import BackfillDepth
     from services.live_data_ingestion import IngestionConfig
 
     tick_retention_ms, ticks_by_exchange = settings.tick_retention_ms()
@@ -275,6 +283,7 @@ def _ingestion_config(
         tick_retention_by_exchange=ticks_by_exchange,
         bar_retention_ms=bar_retention_ms,
         bar_retention_by_exchange=bars_by_exchange,
+        backfill=BackfillDepth(settings.backfill_minute_days, settings.backfill_daily_days),
         stream_max_entries=settings.stream_max_entries,
         stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,

@@ -127,6 +127,16 @@ class Settings(BaseSettings):
         "",
         description="Exceptions from BAR_RETENTION_DAYS: comma-separated EXCHANGE=days, as in NFO=90.",
     )
+    backfill_minute_days: int = Field(
+        5,
+        ge=0,
+        le=1825,
+        description="Days back that minute bars are fetched by themselves. With 0 here and in "
+        "BACKFILL_DAILY_DAYS only what is asked for.",
+    )
+    backfill_daily_days: int = Field(
+        365, ge=0, le=36_600, description="Days back that daily bars are fetched by themselves."
+    )
     stream_max_entries: int = Field(
         250_000, ge=1_000, description="Entries each exchange's Redis stream keeps (approximately)."
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,19 @@ from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
-from services.errors import StorageError
+from services.errors import StorageError, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
+from services.history.backfill import BackfillDepth
+from services.history.past import FOLDER as HISTORY_FOLDER
+from services.history.past import Past, PastConfig
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bar_grid import BarGrid
+from services.market_data.bars import Interval
 from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.market_data.calendar import MarketCalendar
+from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
@@ -79,7 +84,7 @@ _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
-LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger")
+LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger", "past")
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
 RECORD_BYTES = 1_024
@@ -98,6 +103,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     bars, both with exceptions `..._by_exchange`; `stream_max_entries` is how many
     entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
+    `backfill` says how far back bars are fetched without being asked for; nothing is where it is all 0.
     `lease_policy` says what to do while another daemon writes the same Redis. `memory_limit_bytes` 0: what
     the machine has.
     """
@@ -121,6 +127,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     tick_retention_by_exchange: Mapping[str, int] = {}
     bar_retention_ms: int = BAR_RETENTION_MS
     bar_retention_by_exchange: Mapping[str, int] = {}
+    backfill: BackfillDepth = BackfillDepth()
     stream_max_entries: int = 250_000
     stream_max_age_ms: int = STREAM_MAX_AGE_MS
     spool_limit_bytes: int = LIMIT_BYTES
@@ -229,6 +236,25 @@ class LiveDataIngestion:
             calendar=self.calendar,
             pacing=self._first_connects,
         )
+        self._past = Past(
+            PastConfig(
+                database_url=config.database_url,
+                redis_url=config.redis_url,
+                folder=config.state_dir / HISTORY_FOLDER,
+                depth=config.backfill,
+                retention_ms=config.bar_retention_ms,
+                retention_by_exchange=config.bar_retention_by_exchange,
+            ),
+            clock=self.clock,
+            calendar=self.calendar,
+            settings=provider_settings,
+            publish=self.publish,
+            forming=self.bars.forming,
+            planned=self._kept_past,
+        )
+        self._past.ledger.flowing = lambda instrument: (
+            self._phase == "running" and self.providers.active_provider(instrument) is not None
+        )
         self._probe = HealthProbe(self.clock, self.publish, probed, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
@@ -309,6 +335,7 @@ class LiveDataIngestion:
         self._note(snapshot)
         self.providers.load(snapshot)
         await self._spool.open()
+        await self._past.open()
         self.vitals.announce()
         self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("first_connects", self._first_connects.run)
@@ -357,6 +384,8 @@ class LiveDataIngestion:
         await until_hurried(self._gateway.stop(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
+        await self.supervisor.end("past")
+        await until_hurried(self._past.close(), self._hurry)
         pending = await self.supervisor.stop()
         await self._leadership.release()
         await self._losses.save()
@@ -385,6 +414,7 @@ class LiveDataIngestion:
         if shown_url(database_url) == shown_url(config.database_url):
             self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
+            self.supervisor.spawn(self._past.ledger.store.use_url(database_url), "coverage_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
@@ -413,6 +443,7 @@ class LiveDataIngestion:
 
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
+        self._past.note(record)
         if record.type == "switched" and self._notifier is not None:
             fields = record.fields
             self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
@@ -493,6 +524,8 @@ class LiveDataIngestion:
             self.supervisor.keep("subscriptions", self._subscriptions.run)
         await self.providers.start()
         self.supervisor.keep("streams", self._streams.run, core=False)
+        await self._past.lead(self.epoch)
+        self.supervisor.keep("past", self._past.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
@@ -508,6 +541,7 @@ class LiveDataIngestion:
             await self._end_subscriptions()
             await self.supervisor.end("sink:bars")
         self._phase = "standing_by"
+        self._past.leading = False
         for name in LEADING_TASKS:
             await self.supervisor.end(name)
         await self.providers.stop()
@@ -576,6 +610,7 @@ class LiveDataIngestion:
         """Write again what is known, and tell everybody that positions until now mean nothing any more."""
         self.epoch = epoch
         self._latest.write_again()
+        self.supervisor.spawn(self._past.history_lost(epoch), "coverage_forgotten")
         now_ms = self.clock.now_ms()
         for exchange in self.broadcast.positions():
             fields: dict[str, str | int] = {
@@ -595,6 +630,7 @@ class LiveDataIngestion:
         _log.info("mappings_changed", version=snapshot.version, instruments=len(self._instruments))
 
     def _note(self, snapshot: MappingSnapshot) -> None:
+        self._past.load(snapshot)
         self._instruments = {}
         for mapping in snapshot.mappings:
             known = self._instruments.get(mapping.instrument)
@@ -694,8 +730,36 @@ class LiveDataIngestion:
             "streams": self._streams.status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
+            "backfill": self._past.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
+
+    async def history(self, request: HistoryRequest) -> HistoryAnswer:
+        """Return the candles of a known instrument, and whether any are missing."""
+        return await self._past.read(request)
+
+    async def coverage(self, instrument: str) -> Sequence[CoverageSpan]:
+        """Return what is had, missing and not to be had of an instrument's past."""
+        return await self._past.coverage(instrument)
+
+    def backfill_status(self) -> dict[str, Any]:
+        """Return how the backfill is."""
+        return self._past.status()
+
+    async def order_backfill(
+        self, instruments: Sequence[str], interval: Interval, from_ms: int, to_ms: int
+    ) -> dict[str, Any]:
+        """Begin to fetch what is not stored of a span. Raises `TemporaryError` while standing by."""
+        if self._phase != "running":
+            raise TemporaryError("this daemon stands by; ask the one that leads")
+        return await self._past.ask(instruments, interval, from_ms, to_ms)
+
+    def _kept_past(self) -> list[str]:
+        """Return the instruments whose past is kept without being asked for: all, or those pinned."""
+        if not self.config.dynamic_subscriptions:
+            return list(self._instruments)
+        pinned = self.config.pinned_instruments
+        return [key for key in self._instruments if key in pinned or f"{key.partition(':')[0]}:*" in pinned]
 
     async def why(self, instrument: str) -> dict[str, Any] | None:
         """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""

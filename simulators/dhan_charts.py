@@ -35,7 +35,9 @@ _HOURS_OF = {
     Segment.BSE_CURRENCY: past.INDIA_CURRENCY,
     Segment.MCX_COMM: past.INDIA_COMMODITY,
 }
-_INSTRUMENTS = frozenset(["INDEX", "EQUITY", "FUTIDX", "OPTIDX", "FUTSTK", "OPTSTK", "FUTCUR", "OPTCUR", "FUTCOM", "OPTFUT"])
+_INSTRUMENTS = frozenset(
+    ["INDEX", "EQUITY", "FUTIDX", "OPTIDX", "FUTSTK", "OPTSTK", "FUTCUR", "OPTCUR", "FUTCOM", "OPTFUT"]
+)
 
 
 class DhanCharts:

@@ -85,7 +85,7 @@ class YahooCharts:
             return refusal
         self.answered += 1
         return web.json_response(
-            {"chart": {"result": [self._result(listing, interval, from_s, to_s, now_s)]}}
+            {"chart": {"result": [self._result(listing, interval, from_s, to_s, now_s)], "error": None}}
         )
 
     def _out_of_reach(self, interval: str, from_s: int, to_s: int, now_s: int) -> web.Response | None:
@@ -106,7 +106,8 @@ class YahooCharts:
             return self._no(
                 422,
                 "Unprocessable Entity",
-                f"Only {window} days worth of {interval} granularity data are allowed to be fetched per request.",
+                f"Only {window} days worth of {interval} granularity data are allowed to be fetched per "
+                "request.",
             )
         return None
 

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from services.market_data.bars import Interval
+from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
+
 
 class InstrumentView(msgspec.Struct, frozen=True, kw_only=True):
     """One instrument as `/api/instruments` shows it.
@@ -92,6 +95,33 @@ class GatewayBackend(Protocol):
 
     def similar(self, instrument: str) -> Sequence[str]:
         """Return known instrument keys that look like an unknown one."""
+        ...
+
+    async def history(self, request: HistoryRequest) -> HistoryAnswer:
+        """Return the candles of a known instrument, and whether any are missing.
+
+        Raises `StorageError` while Redis does not answer, ValueError for what no source has.
+        """
+        ...
+
+    async def coverage(self, instrument: str) -> Sequence[CoverageSpan]:
+        """Return what is had, missing and not to be had of an instrument's past, by type and time.
+
+        Raises `TemporaryError` while PostgreSQL does not serve.
+        """
+        ...
+
+    def backfill_status(self) -> dict[str, Any]:
+        """Return how the backfill is: `jobs`, `counters`, `sources` with their quotas."""
+        ...
+
+    async def order_backfill(
+        self, instruments: Sequence[str], interval: Interval, from_ms: int, to_ms: int
+    ) -> dict[str, Any]:
+        """Begin to fetch what is not stored of a span; return the job.
+
+        Raises `TemporaryError` when this daemon cannot do it now, ValueError when it is too much.
+        """
         ...
 
     def interest_changed(self, added: frozenset[str], removed: frozenset[str]) -> None:

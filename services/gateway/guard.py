@@ -31,6 +31,7 @@ _SCOPES = (
     ("/metrics", ADMIN),
     ("/api/history/", HISTORY),
     ("/api/coverage/", HISTORY),
+    ("/api/backfill", ADMIN),
     ("/api/options/", HISTORY),
     ("/api/news", HISTORY),
     ("/api/quotes", TICKS),

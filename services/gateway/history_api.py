@@ -17,6 +17,7 @@ from services.gateway.encoding import to_json
 from services.gateway.errors import HttpError
 from services.gateway.guard import PRINCIPAL
 from services.gateway.protocol import is_well_formed
+from services.market_data.bars import Interval
 from services.market_data.candles import DEFAULT_COUNT, MAX_COUNT, HistoryRequest, parse_resolution
 
 MAX_BACKFILL_INSTRUMENTS = 5_000
@@ -24,7 +25,9 @@ _LATEST_S = 32_503_680_000
 """The year 3000: what is beyond is in milliseconds, or a slip."""
 
 
-class BackfillOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"from_s": "from", "to_s": "to"}):
+class BackfillOrder(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"from_s": "from", "to_s": "to"}
+):
     """What `POST /api/backfill` takes: keys or `EXCHANGE:*`, `1m` or `1d`, UTC epoch seconds."""
 
     instruments: list[str]
@@ -122,14 +125,17 @@ class PastApi:
         if not all(grant.covers(name) for name in instruments):
             raise HttpError(403, "forbidden", "this token is not for these instruments")
         if not 1 <= len(instruments) <= MAX_BACKFILL_INSTRUMENTS:
-            raise HttpError(400, "bad_parameter", f"from 1 to {MAX_BACKFILL_INSTRUMENTS} instruments at a time")
-        if order.interval not in ("1m", "1d"):
+            raise HttpError(
+                400, "bad_parameter", f"from 1 to {MAX_BACKFILL_INSTRUMENTS} instruments at a time"
+            )
+        interval: Interval = "1d" if order.interval == "1d" else "1m"
+        if order.interval != interval:
             raise HttpError(400, "bad_parameter", "interval must be 1m or 1d; others are made of these")
         if not 0 <= order.from_s < order.to_s <= _LATEST_S:
             raise HttpError(400, "bad_parameter", "from must be before to, both in UTC epoch seconds")
         try:
             job = await self._backend.order_backfill(
-                instruments, order.interval, order.from_s * 1000, order.to_s * 1000
+                instruments, interval, order.from_s * 1000, order.to_s * 1000
             )
         except ValueError as error:
             raise HttpError(400, "too_many", str(error)) from error

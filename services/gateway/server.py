@@ -27,6 +27,7 @@ from services.gateway.directory import InstrumentDirectory
 from services.gateway.event_stream import EventStreamEndpoint
 from services.gateway.flow import FlowLimits
 from services.gateway.guard import Guard, JsonRequestHandler
+from services.gateway.history_api import PastApi
 from services.gateway.http_api import HttpApi
 from services.gateway.limits import ClientLimits, is_loopback
 from services.gateway.metrics import MetricsPage
@@ -138,6 +139,7 @@ class Gateway:
             MetricsPage(self._backend, self.client_figures),
             config.web_root,
         ).add_routes(app.router)
+        PastApi(self._backend, self._directory).add_routes(app.router)
         app.router.add_get("/ws", self._sockets.handle)
         app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

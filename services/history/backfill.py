@@ -1,4 +1,4 @@
-"""The backfill: works off what the ledger says is missing, newest first, and what somebody asked for before it.
+"""The backfill: works off what is missing, newest first, and before that what somebody asked for.
 
 The ledger is the queue, so a kill at any moment costs at most the requests under way. What the streams
 missed comes into it as gap records, what was never there by `plan_depth`, what is asked for by `ask`.
@@ -74,7 +74,11 @@ class _Task(msgspec.Struct):
 
 
 class Backfill:
-    """The running backfill. `planned()` are the instruments whose past is kept without being asked for."""
+    """The running backfill. `planned()` are the instruments whose past is kept without being asked for.
+
+    `known()` are all instruments, whose gaps are filled. With a depth of 0 days nothing is fetched but
+    what is asked for.
+    """
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Backfill:
         clock: Clock,
         *,
         planned: Callable[[], Sequence[str]],
+        known: Callable[[], Sequence[str]],
         depth: BackfillDepth,
         workers: int = WORKERS,
     ) -> None:
@@ -91,6 +96,7 @@ class Backfill:
         self._ledger = ledger
         self._clock = clock
         self._planned = planned
+        self._known = known
         self._workers = workers
         self._ids = itertools.count(1)
         self._asked: deque[_Task] = deque()
@@ -122,9 +128,10 @@ class Backfill:
             started_ms=now_ms,
         )
         windows: list[Window] = []
+        await self._ledger.flush()
+        known = await self._ledger.store.of_type(keys, interval)
         for instrument in keys:
-            known = [row for row in await self._ledger.of(instrument, fresh=True) if row.type == interval]
-            spans = without([(from_ms, job.to_ms)], spans_of(known, HAVE))
+            spans = without([(from_ms, job.to_ms)], spans_of(known.get(instrument, ()), HAVE))
             self._ledger.note(
                 *(
                     Note(
@@ -239,11 +246,12 @@ class Backfill:
 
     async def _look(self) -> None:
         """Read what is missing, if nothing that was found before is left to do."""
-        if self._found or self._busy or self._ledger.pending:
+        automatic = self.depth.minute_days > 0 or self.depth.daily_days > 0
+        if not automatic or self._found or self._busy or self._ledger.pending:
             return
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
         self._later = {key: until for key, until in self._later.items() if until > now_s}
-        rows = await self._ledger.store.missing(self._planned(), _MOST_SPANS)
+        rows = await self._ledger.store.missing(self._known(), _MOST_SPANS)
         # What ended a moment ago is not asked for yet: the vendors are some minutes late.
         due = [row for row in rows if row.from_ms < now_ms - 2 * SETTLE_MS[row.type]]
         for window in plan(due, self.filler.offers, now_ms):

@@ -51,6 +51,7 @@ class CoverageLedger:
         self._pending: deque[Note] = deque()
         self._in_file = 0
         self._news = asyncio.Event()
+        self._writing = asyncio.Lock()
         self.flowing: Callable[[str], bool] = lambda _: False
         """Whether data of an instrument flows now: a quiet minute is then no missing one."""
         self.instruments_of: Callable[[str], Iterable[str]] = lambda _: ()
@@ -229,6 +230,10 @@ class CoverageLedger:
 
     async def flush(self) -> None:
         """Write all notes to PostgreSQL. Raises what `CoverageStore.note` raises; the notes stay then."""
+        async with self._writing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         if self._forget:
             await self.store.forget()
             self._forget = False

@@ -39,6 +39,10 @@ _READ_ONE = text(
     f"SELECT {_COLUMNS} FROM coverage WHERE instrument = :instrument "  # noqa: S608 - constants
     "ORDER BY type, from_ms, to_ms, state, source"
 )
+_READ_TYPE = text(
+    f"SELECT {_COLUMNS} FROM coverage WHERE type = :type "  # noqa: S608 - constants
+    "AND instrument = ANY(CAST(:instruments AS text[])) ORDER BY instrument, from_ms"
+)
 _MISSING = text(
     f"SELECT {_COLUMNS} FROM coverage WHERE state = 'missing' AND type IN ('1m', '1d') "  # noqa: S608
     "AND instrument = ANY(CAST(:instruments AS text[])) ORDER BY to_ms DESC, instrument, type LIMIT :most"
@@ -98,6 +102,13 @@ class CoverageStore:
     async def of(self, instrument: str) -> list[CoverageSpan]:
         """Return everything that is known of an instrument, by type and time."""
         return await self._read(_READ_ONE, {"instrument": instrument})
+
+    async def of_type(self, instruments: Iterable[str], kind: str) -> dict[str, list[CoverageSpan]]:
+        """Return what is known of one type of many instruments, by instrument."""
+        found: dict[str, list[CoverageSpan]] = {}
+        for row in await self._read(_READ_TYPE, {"instruments": list(instruments), "type": kind}):
+            found.setdefault(row.instrument, []).append(row)
+        return found
 
     async def missing(self, instruments: Iterable[str], most: int) -> list[CoverageSpan]:
         """Return the newest `most` missing spans of bars of these instruments."""

@@ -8,6 +8,7 @@ Source: DhanHQ v2 historical data documentation and rate limits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -27,22 +28,23 @@ _ANSWER_WITHIN_S = 15.0
 _INDEX_UNDERLYINGS = frozenset(
     ["NIFTY", "BANKNIFTY", "FINNIFTY", "MIDCPNIFTY", "NIFTYNXT50", "SENSEX", "BANKEX", "SENSEX50"]
 )
-_WINDOW_MS = dhan_charts.WINDOW_DAYS * DAY_MS
-_DEPTH_MS = dhan_charts.DEPTH_DAYS * DAY_MS
+_WINDOW_MS = dhan_charts.WINDOW_DAYS * DAY_MS - 3_600_000
+_DEPTH_MS = dhan_charts.DEPTH_DAYS * DAY_MS - 3_600_000
+"""An hour less than documented: the vendor counts by its own clock, and in whole seconds."""
 
 
 class DhanHistory(HistorySource):
     """Dhan as a source of past bars. Provider symbols are `SEGMENT:SECURITY_ID`."""
 
     code: ClassVar[str] = "DHAN"
-    offers = {
+    offers: ClassVar[Mapping[str, Offer]] = {
         **{
             interval: Offer(window_ms=_WINDOW_MS, depth_ms=_DEPTH_MS)
             for interval in ("1m", "5m", "15m", "1h")
         },
         "1d": Offer(window_ms=10 * 365 * DAY_MS),
     }
-    limits = QuotaLimits(
+    limits: ClassVar[QuotaLimits] = QuotaLimits(
         per_second=dhan_charts.DATA_REQUESTS_PER_S,
         per_day=dhan_charts.DATA_REQUESTS_PER_DAY,
         day_offset_s=19_800,
@@ -62,8 +64,9 @@ class DhanHistory(HistorySource):
     async def _ask(
         self, mapping: InstrumentMapping, interval: Interval, from_ms: int, to_ms: int, adjusted: bool
     ) -> list[Candle]:
-        assert not adjusted and mapping.segment and mapping.security_id  # noqa: S101 - asked for before
-        what = (mapping.security_id, mapping.segment, instrument_type(mapping))
+        if adjusted:
+            raise ValueError("Dhan has no adjusted prices")
+        what = (mapping.security_id or "", mapping.segment or "", instrument_type(mapping))
         now_ms = self.clock.now_ms()
         if interval == "1d":
             first = trading_day(mapping.exchange, from_ms)

@@ -106,6 +106,7 @@ class Past:
             self.ledger,
             clock,
             planned=planned or (lambda: list(self._candidates)),
+            known=lambda: list(self._candidates),
             depth=config.depth,
         )
         self.service = HistoryService(
@@ -217,9 +218,7 @@ class Past:
     ) -> None:
         now_ms = self._clock.now_ms()
         fields: dict[str, str | int] = {"from": from_ms, "to": to_ms, "i": interval}
-        self._publish(
-            ControlRecord("backfilled", instrument, exchange, now_ms, now_ms, code, fields)
-        )
+        self._publish(ControlRecord("backfilled", instrument, exchange, now_ms, now_ms, code, fields))
 
     async def _check_epoch(self, epoch: str) -> None:
         folder = self.config.folder
@@ -265,4 +264,3 @@ def _read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except OSError:
         return ""
-

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -49,7 +50,7 @@ def windows_of(
     pieces: list[Span] = []
     for begin, end in merged(spans):
         edges = sorted({begin, end, *(cut for cut in cuts if begin < cut < end)})
-        pieces += zip(edges, edges[1:], strict=False)
+        pieces += pairwise(edges)
     windows: list[Window] = []
     taken: list[Span] = []
     limits, current = sorted(cuts), 0

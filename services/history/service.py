@@ -174,8 +174,12 @@ class HistoryService:
         else:
             count = (request.count or DEFAULT_COUNT) * widened
             sessions, all_of_it = self._sessions_for(exchange, until_ms, bucket_ms, count)
+        asked = sessions
         finished = [self._finished(exchange, span, bucket_ms, now_ms) for span in sessions]
         sessions = [span for span in finished if span[0] < span[1]]
+        if not request.forming:
+            # What is not shown cannot be missing.
+            asked = sessions
         limit = MAX_COUNT + 1 if request.count is None else request.count
         folds = self._folds(exchange, sessions, bucket_ms)
         candles = await read_bars(self._redis, request.instrument, "1m", folds, most=limit)
@@ -183,8 +187,8 @@ class HistoryService:
         if len(candles) >= limit:
             # Only what lies within the answer can be missing from it.
             first_ms = candles[0][0] * 1000
-            sessions = [(max(begin, first_ms), end) for begin, end in sessions if end > first_ms]
-        return candles, sessions, enough
+            asked = [(max(begin, first_ms), end) for begin, end in asked if end > first_ms]
+        return candles, asked, enough
 
     def _sessions_for(
         self, exchange: str, until_ms: int, bucket_ms: int, count: int

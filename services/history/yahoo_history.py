@@ -9,6 +9,7 @@ Prices are adjusted for splits by Yahoo, for dividends only on request.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from services.errors import ProviderUnavailable
@@ -22,23 +23,25 @@ from services.wire import yahoo_chart
 
 DEFAULT_REST_URL = "https://query2.finance.yahoo.com"
 _ANSWER_WITHIN_S = 15.0
-_NO_DEPTH_MS = 3_600_000
-"""Asked this much less deep than allowed: the vendor judges by its own clock."""
+_LESS_MS = 3_600_000
+"""Asked this much less deep, and for this much less at once, than allowed: the vendor judges by its own clock."""
 
 
 def _offer(interval: str) -> Offer:
     depth_days = yahoo_chart.DEPTH_DAYS.get(interval, 0)
     window_days = yahoo_chart.WINDOW_DAYS.get(interval, depth_days or 30 * 365)
-    depth_ms = depth_days * DAY_MS - _NO_DEPTH_MS if depth_days else 0
-    return Offer(window_ms=window_days * DAY_MS, depth_ms=depth_ms)
+    depth_ms = depth_days * DAY_MS - _LESS_MS if depth_days else 0
+    return Offer(window_ms=window_days * DAY_MS - _LESS_MS, depth_ms=depth_ms)
 
 
 class YahooHistory(HistorySource):
     """Yahoo as a source of past bars. Provider symbols are Yahoo's (`AAPL`, `RELIANCE.NS`)."""
 
     code: ClassVar[str] = "YF"
-    offers = {interval: _offer(interval) for interval in ("1m", "5m", "15m", "1h", "1d")}
-    limits = QuotaLimits(per_second=yahoo_chart.REQUESTS_PER_S)
+    offers: ClassVar[Mapping[str, Offer]] = {
+        interval: _offer(interval) for interval in ("1m", "5m", "15m", "1h", "1d")
+    }
+    limits: ClassVar[QuotaLimits] = QuotaLimits(per_second=yahoo_chart.REQUESTS_PER_S)
     has_adjusted: ClassVar[bool] = True
     _http: Any = None
 

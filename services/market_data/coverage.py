@@ -86,7 +86,7 @@ def _take(groups: dict[_Group, list[Span]], note: Note) -> None:
         _cut(groups, spans, lambda group: group[0] != HAVE)
     elif note.broken:
         spans = without(spans, _of(groups, lambda group: group[0] == HAVE and group[1] != LIVE))
-        _cut(groups, spans, lambda group: group[1] == LIVE or group[0] == MISSING)
+        _cut(groups, spans, lambda group: group[1] == LIVE or group[0] != HAVE)
     else:
         known = (HAVE, MISSING) if note.again else (HAVE, MISSING, UNAVAILABLE)
         spans = without(spans, _of(groups, lambda group: group[0] in known))

@@ -57,7 +57,7 @@ class TradingTime:
             day -= timedelta(days=1)
 
     def days_between(self, exchange: str, from_ms: int, to_ms: int) -> list[tuple[date, Span]]:
-        """Return the days whose bar begins within [from_ms, to_ms): date, and from first open to last close."""
+        """Return the days whose bar begins within [from_ms, to_ms): date, first open to last close."""
         found = []
         day = self.day_of(exchange, from_ms)
         last = self.day_of(exchange, max(from_ms, to_ms - 1))

@@ -17,12 +17,16 @@ def _headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-async def fetch(api_url: str, path: str, token: str | None) -> Any:
-    """Return the JSON answer of `GET path`. Raises `TemporaryError` when the daemon does not answer."""
+async def fetch(api_url: str, path: str, token: str | None, *, order: Any = None) -> Any:
+    """Return the JSON answer of `GET path`, or of `POST path` with `order` where there is one.
+
+    Raises `TemporaryError` when the daemon does not answer.
+    """
+    method = "GET" if order is None else "POST"
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT, headers=_headers(token)) as session,
-            session.get(f"{api_url}{path}") as response,
+            session.request(method, f"{api_url}{path}", json=order) as response,
         ):
             body = await response.json()
             if response.status == 401:

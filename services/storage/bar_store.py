@@ -58,24 +58,28 @@ async def read_bars(
     """
     commands: list[tuple[Any, ...]] = []
     for fold in reversed(folds):
+        # The server folds backwards wrongly: first and last change places. So what is folded is read forwards.
+        folded = fold.bucket_ms > MINUTE_MS
         for field, aggregator in _AGGREGATORS:
             command: tuple[Any, ...] = (
-                "TS.REVRANGE",
+                "TS.RANGE" if folded else "TS.REVRANGE",
                 bar_series(instrument, interval, field),
                 fold.from_ms,
                 fold.to_ms - 1,
             )
-            if most is not None:
-                command += ("COUNT", most)
-            if fold.bucket_ms > MINUTE_MS:
+            if folded:
                 command += ("ALIGN", fold.align_ms, "AGGREGATION", aggregator, fold.bucket_ms)
+            elif most is not None:
+                command += ("COUNT", most)
             commands.append(command)
     replies = await _ask(client, commands)
     candles: list[Candle] = []
     for at in range(len(folds)):
         if most is not None and len(candles) >= most:
             break
-        candles += _joined(replies[at * 5 : at * 5 + 5], folds[len(folds) - 1 - at])
+        fold = folds[len(folds) - 1 - at]
+        part = _joined(replies[at * 5 : at * 5 + 5], fold)
+        candles += reversed(part) if fold.bucket_ms > MINUTE_MS else part
     if most is not None:
         del candles[most:]
     candles.reverse()
@@ -167,7 +171,7 @@ async def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[list[
 
 
 def _joined(columns: Sequence[list[Any]], fold: Fold) -> list[Candle]:
-    """Return five columns, newest first, as candles; one that lacks a price is left out."""
+    """Return five columns as candles, in their order; one that lacks a price is left out."""
     opens, highs, lows, closes, volumes = columns
     starts = [row[0] for row in opens]
     if all([row[0] for row in column] == starts for column in (highs, lows, closes)):

@@ -52,6 +52,10 @@ async def run_script(
     return process.returncode, output.decode(), errors.decode()
 
 
+_QUIET = {"API_PORT": 0, "BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0}
+"""Nothing of the past is fetched, unless a test is about that."""
+
+
 class Daemon:
     """`python main.py run` with its log kept; entering waits until `wait_for` answers 200.
 
@@ -96,7 +100,7 @@ class Daemon:
 
     async def start(self, ready_within_s: float = 40) -> None:
         """Start the process and wait until its health address answers 200."""
-        environment = clean_environment(STATE_DIR=self.state_dir, **{"API_PORT": 0} | self._settings)
+        environment = clean_environment(STATE_DIR=self.state_dir, **_QUIET | self._settings)
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *map(str, self.command),

@@ -1,0 +1,71 @@
+"""The quota of a provider: spacing, the day's number, pauses. A manual clock; what is used is kept in a file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from services.errors import ProviderRateLimited
+from services.history.quota import Quota, QuotaLimits
+from services.market_data.clock import ManualClock
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+
+    async def sleep(wait_s: float) -> None:
+        waits.append(wait_s)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return waits
+
+
+async def test_requests_are_spaced_evenly_and_below_the_limit(slept: list[float]) -> None:
+    quota = Quota("DHAN", QuotaLimits(per_second=5), ManualClock())
+    for _ in range(4):
+        await quota.take(10)
+    spacing = 1 / (5 * 0.9)
+    assert slept == pytest.approx([spacing, 2 * spacing, 3 * spacing])
+
+
+async def test_who_has_no_patience_is_told_and_takes_nothing(slept: list[float]) -> None:
+    quota = Quota("YF", QuotaLimits(per_second=1), ManualClock())
+    await quota.take(0)
+    with pytest.raises(ProviderRateLimited) as caught:
+        await quota.take(0.5)
+    assert caught.value.reason == "quota_second"
+    assert quota.taken == 1
+
+
+async def test_a_pause_holds_back_everything(slept: list[float]) -> None:
+    clock = ManualClock()
+    quota = Quota("YF", QuotaLimits(per_second=1), clock)
+    quota.pause(60, "too many requests")
+    with pytest.raises(ProviderRateLimited, match="too many requests") as caught:
+        await quota.take(30)
+    assert caught.value.retry_after_s == pytest.approx(60)
+    clock.advance(61)
+    await quota.take(0)
+
+
+async def test_the_number_of_the_day_holds_over_restarts_and_begins_anew_at_the_vendors_midnight(
+    tmp_path: Path, slept: list[float]
+) -> None:
+    clock = ManualClock()
+    limits = QuotaLimits(per_second=1000, per_day=25, day_offset_s=19_800)
+    file = tmp_path / "quota.json"
+    first = Quota("DHAN", limits, clock, file)
+    for _ in range(12):
+        await first.take(10)
+    # Killed without a word: what the file says is never less than what was used.
+    second = Quota("DHAN", limits, clock, file)
+    assert 12 <= second.used_today <= 21
+    with pytest.raises(ProviderRateLimited, match="of the day"):
+        for _ in range(25):
+            await second.take(10)
+    clock.advance(86_400)
+    await second.take(10)
+    assert second.used_today == 1
