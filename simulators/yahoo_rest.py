@@ -152,6 +152,7 @@ class YahooCharts:
                 "chartPreviousClose": bars[0].open if bars else it.price,
                 "priceHint": 2,
                 "currentTradingPeriod": {"pre": period, "regular": period, "post": period},
+                **({} if interval == "1d" else {"tradingPeriods": _periods(hours, bars, offset_s)}),
                 "dataGranularity": "1h" if interval == "60m" else interval,
                 "range": "",
                 "validRanges": list(_RANGES),
@@ -170,6 +171,20 @@ class YahooCharts:
         self.refused[str(status)] = self.refused.get(str(status), 0) + 1
         body = {"chart": {"result": None, "error": {"code": code, "description": description}}}
         return web.json_response(body, status=status)
+
+
+def _periods(hours: Hours, bars: list[PastBar], offset_s: int) -> list[list[dict[str, Any]]]:
+    """Return the sessions of the bars, one list a day, as answers within a day carry them."""
+    if not bars:
+        return []
+    return [
+        [
+            {"timezone": "", "start": opens_s, "end": closes_s, "gmtoffset": offset_s}
+            for opens_s, closes_s in past.sessions(hours, day)
+        ]
+        for day in past.days(hours, bars[0].start_s, bars[-1].start_s + 1)
+        if past.sessions(hours, day)
+    ]
 
 
 def _span(request: web.Request, now_s: int) -> tuple[int, int]:

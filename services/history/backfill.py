@@ -7,6 +7,7 @@ missed comes into it as gap records, what was never there by `plan_depth`, what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from services.errors import MarketdError, StorageError, TemporaryError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.filler import SETTLE_MS, Filler, FillOutcome
 from services.history.planner import Window, plan, windows_of
-from services.market_data.bars import Interval
+from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, MISSING, Note, spans_of
 from services.market_data.spans import without
@@ -119,12 +120,14 @@ class Backfill:
         """
         keys = list(instruments)
         now_ms = self._clock.now_ms()
+        from_ms -= from_ms % MINUTE_MS
+        last_ms = min(to_ms, now_ms - SETTLE_MS[interval])
         job = BackfillJob(
             id=next(self._ids),
             interval=interval,
             instruments=len(keys),
             from_ms=from_ms,
-            to_ms=min(to_ms, now_ms - SETTLE_MS[interval]),
+            to_ms=last_ms - last_ms % MINUTE_MS,
             started_ms=now_ms,
         )
         windows: list[Window] = []
@@ -169,7 +172,7 @@ class Backfill:
 
     def plan_depth(self) -> None:
         """Note as missing what is not known of the days that are kept without being asked for."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.now_ms() // MINUTE_MS * MINUTE_MS
         kinds: tuple[tuple[Interval, int], ...] = (
             ("1m", self.depth.minute_days),
             ("1d", self.depth.daily_days),
@@ -263,10 +266,9 @@ class Backfill:
         while True:
             if not await self._step():
                 self._news.clear()
-                try:
-                    await asyncio.wait_for(self._news.wait(), 0.5)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await self._news.wait()
 
     async def _work_off(self) -> None:
         while self._asked or self._busy:

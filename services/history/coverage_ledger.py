@@ -207,7 +207,8 @@ class CoverageLedger:
         live_s, failures = self._clock.monotonic_s(), 0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), FLUSH_EVERY_S)
+                async with asyncio.timeout(FLUSH_EVERY_S):
+                    await self._news.wait()
             self._news.clear()
             now_s = self._clock.monotonic_s()
             if now_s - live_s >= LIVE_EVERY_S:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import msgspec
 from redis.asyncio import Redis
 
 from services.errors import MarketdError, ProviderUnavailable, StorageError
@@ -44,6 +45,8 @@ CLOSES_AFTER_MS = 5_000
 DAY_SETTLES_MS = 30 * MINUTE_MS
 FETCH_WITHIN_S = 6.0
 _PATIENCE_S = 3.0
+_ROUNDS = 3
+"""Quiet instruments need a look further back than was fetched; so often at most."""
 _FETCHED_WINDOWS = 4
 _MOST_REFUSED = 10_000
 _MOST_MISSING = 100
@@ -105,18 +108,16 @@ class HistoryService:
         if request.adjusted:
             return await self._adjusted(request)
         answer, holes = await self._stored(request)
-        if holes:
-            fetched = await self._fetch(request, holes)
-            if fetched:
-                self.figures["fetched"] += 1
-                answer, _ = await self._stored(request)
-                answer = HistoryAnswer(
-                    candles=answer.candles,
-                    complete=answer.complete,
-                    missing=answer.missing,
-                    forming=answer.forming,
-                    sources=fetched,
-                )
+        sources: tuple[str, ...] = ()
+        for _ in range(_ROUNDS):
+            fetched = await self._fetch(request, holes) if holes else ()
+            if not fetched:
+                break
+            self.figures["fetched"] += 1
+            sources += tuple(code for code in fetched if code not in sources)
+            answer, holes = await self._stored(request)
+        if sources:
+            answer = msgspec.structs.replace(answer, sources=sources)
         if not answer.complete:
             self.figures["incomplete"] += 1
         return answer
@@ -195,12 +196,14 @@ class HistoryService:
     ) -> tuple[list[Span], bool]:
         """Return the newest sessions that hold `count` candles, ascending; and whether there are no older."""
         found: list[Span] = []
-        oldest_ms = self._clock.now_ms() - self._retention_ms(exchange)
+        now_ms = self._clock.now_ms()
+        oldest_ms = now_ms - self._retention_ms(exchange)
         for opens, closes in self._trading.back_from(exchange, until_ms):
             if closes <= oldest_ms or len(found) >= _MOST_SESSIONS:
                 return found[::-1], True
             found.append((opens, closes))
-            count -= -(-(closes - opens) // bucket_ms)
+            begin, end = self._finished(exchange, (opens, closes), bucket_ms, now_ms)
+            count -= -(-(end - begin) // bucket_ms)
             if count <= 0:
                 break
         return found[::-1], False

@@ -76,9 +76,8 @@ class YahooHistory(HistorySource):
 
     async def _get(self, url: str) -> bytes:
         try:
-            status, raw, retry_after = await asyncio.wait_for(
-                asyncio.to_thread(self._get_blocking, url), _ANSWER_WITHIN_S + 2.0
-            )
+            async with asyncio.timeout(_ANSWER_WITHIN_S + 2.0):
+                status, raw, retry_after = await asyncio.to_thread(self._get_blocking, url)
         except TimeoutError as error:
             raise ProviderUnavailable("Yahoo did not answer in time", reason="timeout") from error
         if status != 200:
