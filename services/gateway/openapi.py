@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.base_provider import ProviderState
+from services.market_data.candles import MAX_COUNT
 from services.market_data.instruments import AssetClass
 
 _ERROR = {
@@ -115,6 +116,54 @@ _WHY = _object(
     storage={"type": "array", "items": {"type": "object"}},
     events={"type": "array", "items": {"type": "object"}},
 )
+_CANDLE = {
+    "type": "array",
+    "description": "start in UTC epoch seconds, open, high, low, close, volume (null where unknown)",
+    "prefixItems": [_COUNT, _NUMBER, _NUMBER, _NUMBER, _NUMBER, {"type": ["integer", "null"]}],
+    "minItems": 6,
+    "maxItems": 6,
+}
+_HISTORY = _object(
+    ["instrument", "interval", "candles", "complete"],
+    instrument=_KEY,
+    interval=_TEXT,
+    candles={**_list(_CANDLE), "description": "oldest first"},
+    complete={**_FLAG, "description": "nothing is missing from what was asked for"},
+    forming={**_FLAG, "description": "the last candle is not finished"},
+    missing={
+        "type": "array",
+        "description": "spans without data: from and to in UTC epoch seconds, and why",
+        "items": {"type": "array", "prefixItems": [_COUNT, _COUNT, _TEXT], "minItems": 3, "maxItems": 3},
+    },
+    sources={**_list(_TEXT), "description": "codes of the providers that were asked for this answer"},
+)
+_COVERAGE = _object(
+    ["instrument", "spans"],
+    instrument=_KEY,
+    spans=_list(
+        _object(
+            ["type", "state", "source", "from_ms", "to_ms", "reason"],
+            type={"enum": ["ticks", "1m", "1d"]},
+            state={"enum": ["have", "missing", "unavailable"]},
+            source={**_TEXT, "description": "provider code, LIVE for the streams, CALENDAR for closed"},
+            from_ms=_MS,
+            to_ms=_MS,
+            reason=_TEXT,
+        )
+    ),
+)
+_BACKFILL = _object(
+    ["jobs", "counters", "sources"],
+    jobs={"type": "array", "items": {"type": "object"}, "description": "what was asked for, newest last"},
+    counters={"type": "object"},
+    sources={"type": "object", "description": "by provider code: requests, quota left, pause"},
+)
+_JOB = _object(
+    ["id", "windows", "finished_ms"],
+    id=_COUNT,
+    windows={**_COUNT, "description": "requests to be made"},
+    finished_ms=_MS_OR_NULL,
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -220,6 +269,64 @@ def openapi_document() -> dict[str, Any]:
                     _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]})
                 ],
             ),
+            "/api/history/{instrument}": _operation(
+                "history",
+                "Candles of the past",
+                json_of("candles, and whether any are missing", _HISTORY),
+                parameters=[
+                    _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]}),
+                    _query(
+                        "interval",
+                        "minutes or hours up to 12h (1m, 3m, 45m, 2h), or 1d, 1w, 1mo",
+                        {**_TEXT, "default": "1m"},
+                    ),
+                    _query(
+                        "count",
+                        "the newest so many; 500 where neither count nor from is given",
+                        {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
+                    ),
+                    _query("from", "UTC epoch seconds", {"type": "integer", "minimum": 0}),
+                    _query("to", "UTC epoch seconds, excluded; now if absent", {"type": "integer"}),
+                    _query("forming", "with the candle that is not finished", _FLAG),
+                    _query("adjusted", "daily and longer: adjusted for dividends", _FLAG),
+                ],
+            ),
+            "/api/coverage/{instrument}": _operation(
+                "coverage",
+                "What is had, missing and not to be had of the past",
+                json_of("spans of time by type", _COVERAGE),
+                parameters=[
+                    _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]}),
+                    _query("type", "only this type", {"enum": ["ticks", "1m", "1d"]}),
+                ],
+            ),
+            "/api/backfill": _operation(
+                "backfill", "How the backfill is", json_of("jobs, counters, quotas", _BACKFILL)
+            )
+            | {
+                "post": {
+                    "operationId": "orderBackfill",
+                    "summary": "Fetch a span of the past now",
+                    "requestBody": {
+                        "required": True,
+                        "content": {
+                            "application/json": {
+                                "schema": _object(
+                                    ["instruments", "interval", "from", "to"],
+                                    instruments=_list(_KEY),
+                                    interval={"enum": ["1m", "1d"]},
+                                    **{"from": _COUNT, "to": _COUNT},
+                                )
+                            }
+                        },
+                    },
+                    "responses": {
+                        "202": json_of("the job, which goes on by itself", _JOB),
+                        "default": _answer("refused", {"$ref": "#/components/schemas/Error"}),
+                    },
+                    "security": [{}, {"bearer": []}],
+                }
+            },
             "/api/stream": _operation(
                 "stream",
                 "Live data as server-sent events, one message of the WebSocket protocol each",

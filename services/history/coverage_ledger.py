@@ -1,8 +1,9 @@
 """The coverage ledger of the running daemon: takes notes at once, writes them to PostgreSQL in batches.
 
 Fed by the control records (gaps, finished bars) and by the backfill; read by the history service. While
-PostgreSQL is away the notes wait in memory, up to a bound, and in a file under `STATE_DIR`, so that neither
-an outage nor a kill loses a gap. Never slows down what it listens to.
+PostgreSQL is away the notes wait in memory, up to a bound. A gap is also written to a file under `STATE_DIR`
+at once and stays there until PostgreSQL has it: neither an outage nor a kill loses one. What else is noted
+can be found out again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -49,7 +51,8 @@ class CoverageLedger:
         self._clock = clock
         self._file = file
         self._pending: deque[Note] = deque()
-        self._in_file = 0
+        self._journal: BinaryIO | None = None
+        self._journal_failed = False
         self._news = asyncio.Event()
         self._writing = asyncio.Lock()
         self.flowing: Callable[[str], bool] = lambda _: False
@@ -76,7 +79,10 @@ class CoverageLedger:
             except msgspec.DecodeError:
                 # A torn last line, of a process that was killed.
                 _log.warning("coverage_note_unreadable", bytes=len(line))
-        self._in_file = len(self._pending)
+        try:
+            self._journal = await asyncio.to_thread(self._file.open, "ab", 0)
+        except OSError as error:
+            _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
 
     # ---- being told -----------------------------------------------------------------------------
 
@@ -128,18 +134,24 @@ class CoverageLedger:
         self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason)
 
     def _missing(self, instrument: str, kind: str, span: Span, source: str, reason: str) -> None:
-        self.note(
-            Note(
-                instrument=instrument,
-                type=kind,
-                state=MISSING,
-                from_ms=span[0],
-                to_ms=span[1],
-                source=source,
-                reason=reason,
-                broken=True,
-            )
+        note = Note(
+            instrument=instrument,
+            type=kind,
+            state=MISSING,
+            from_ms=span[0],
+            to_ms=span[1],
+            source=source,
+            reason=reason,
+            broken=True,
         )
+        if self._journal is not None and len(self._pending) < MOST_PENDING:
+            try:
+                self._journal.write(msgspec.json.encode(note) + b"\n")
+            except OSError as error:
+                if not self._journal_failed:
+                    _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
+                self._journal_failed = True
+        self.note(note)
 
     def forget(self) -> None:
         """Believe nothing of what was had: the store that held it is empty."""
@@ -222,7 +234,6 @@ class CoverageLedger:
                 if not failures:
                     _log.warning("coverage_not_written", reason=str(error), pending=len(self._pending))
                 self.reason = str(error)
-                await self._keep_on_disk()
                 await asyncio.sleep(_WAIT_S[min(failures, len(_WAIT_S) - 1)])
                 failures += 1
                 self._news.set()
@@ -249,19 +260,21 @@ class CoverageLedger:
         if self.reason:
             _log.info("coverage_written_again", notes=self.written)
         self.reason = ""
-        if self._in_file and self._file is not None:
-            self._in_file = 0
-            await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        if self._journal is not None:
+            with contextlib.suppress(OSError):
+                self._journal.truncate(0)
+                self._journal_failed = False
 
     async def close(self) -> None:
-        """Note how far the streams came, write what can be written, keep the rest on disk."""
+        """Note how far the streams came and write what can be written; gaps that cannot stay on disk."""
         for instrument in list(self._live):
             self._note_live(instrument)
-        try:
+        with contextlib.suppress(MarketdError, TimeoutError):
             async with asyncio.timeout(2.0):
                 await self.flush()
-        except (MarketdError, TimeoutError):
-            await self._keep_on_disk()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         await self.store.close()
 
     def status(self) -> dict[str, object]:
@@ -273,25 +286,9 @@ class CoverageLedger:
             "reason": self.reason,
         }
 
-    async def _keep_on_disk(self) -> None:
-        if self._file is None or len(self._pending) == self._in_file:
-            return
-        notes = list(self._pending)
-        try:
-            await asyncio.to_thread(_write_lines, self._file, notes)
-            self._in_file = len(notes)
-        except OSError as error:
-            _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
-
 
 def _lines(file: Path) -> list[bytes]:
     try:
         return [line for line in file.read_bytes().split(b"\n") if line]
     except FileNotFoundError:
         return []
-
-
-def _write_lines(file: Path, notes: Iterable[Note]) -> None:
-    part = file.with_suffix(".part")
-    part.write_bytes(b"".join(msgspec.json.encode(note) + b"\n" for note in notes))
-    part.replace(file)

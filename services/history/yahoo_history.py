@@ -24,7 +24,7 @@ from services.wire import yahoo_chart
 DEFAULT_REST_URL = "https://query2.finance.yahoo.com"
 _ANSWER_WITHIN_S = 15.0
 _LESS_MS = 3_600_000
-"""Asked this much less deep, and for this much less at once, than allowed: the vendor judges by its own clock."""
+"""Asked this much less deep, and for so much less at once, than allowed: the vendor has its own clock."""
 
 
 def _offer(interval: str) -> Offer:

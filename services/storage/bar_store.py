@@ -58,7 +58,7 @@ async def read_bars(
     """
     commands: list[tuple[Any, ...]] = []
     for fold in reversed(folds):
-        # The server folds backwards wrongly: first and last change places. So what is folded is read forwards.
+        # Backwards the server exchanges first and last: what is folded is read forwards.
         folded = fold.bucket_ms > MINUTE_MS
         for field, aggregator in _AGGREGATORS:
             command: tuple[Any, ...] = (

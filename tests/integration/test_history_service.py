@@ -70,11 +70,9 @@ def vendor(rig: PastRig, minutes: int, from_ms: int, to_ms: int) -> list[Candle]
 async def stored(rig: PastRig, field: str = "close", interval: str = "1m") -> list[int]:
     client = make_client(rig.redis_url)
     try:
-        rows = await client.execute_command(
-            "TS.RANGE", f"md:ts:{{{RELIANCE}}}:{interval}:{field}", "-", "+"
-        )
-    except ResponseError as error:
-        assert "does not exist" in str(error)
+        rows = await client.execute_command("TS.RANGE", f"md:ts:{{{RELIANCE}}}:{interval}:{field}", "-", "+")
+    except ResponseError:
+        # There is no series yet.
         rows = []
     finally:
         await client.aclose()
@@ -116,9 +114,14 @@ async def test_the_newest_candles_reach_over_nights_and_weekends(past: Past, rig
     assert all(gap.from_s * 1000 >= NOON_MS - 3 * MINUTE_MS for gap in answer.missing)
     hours = await past.read(request("1h", count=20))
     assert len(hours.candles) == 20
-    assert hours.candles == [
-        hour for hour in vendor(rig, 60, NOON_MS - 10 * DAY_MS, NOON_MS) if hour[0] <= hours.candles[-1][0]
-    ][-20:]
+    assert (
+        hours.candles
+        == [
+            hour
+            for hour in vendor(rig, 60, NOON_MS - 10 * DAY_MS, NOON_MS)
+            if hour[0] <= hours.candles[-1][0]
+        ][-20:]
+    )
 
 
 async def test_a_candle_that_is_not_finished_is_shown_only_on_request(past: Past, rig: PastRig) -> None:
@@ -269,7 +272,7 @@ async def test_what_was_noted_while_postgresql_was_away_is_kept_on_disk(rig: Pas
         ("ticks", "missing"),
     ]
     await second.close()
-    await first.redis.aclose()
+    await first.close()
 
 
 async def test_an_empty_redis_is_noticed_and_nothing_is_believed_of_what_it_held(rig: PastRig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ async def test_the_contract_s_method_returns_the_newest_bars(past: Past) -> None
     rows = await past.sources["DHAN"].get_hist_candles("NSE_EQ:2885", "5m", 100)
     assert len(rows) == 100
     assert rows[-1][0] * 1000 + 300_000 <= NOON_MS + 60_000
-    assert all(one[0] < two[0] for one, two in zip(rows, rows[1:], strict=False))
+    assert all(one[0] < two[0] for one, two in pairwise(rows))
     with pytest.raises(ValueError, match="knows no"):
         await past.sources["DHAN"].get_hist_candles("NSE_EQ:1", "5m", 1)
     with pytest.raises(ValueError, match="has no 7m"):
@@ -217,4 +218,4 @@ def test_dhan_is_told_what_an_instrument_is(
 
 def test_the_test_s_day_is_a_trading_day() -> None:
     assert date(2026, 11, 11).weekday() < 5
-    assert RELIANCE == BOTH[0].instrument
+    assert BOTH[0].instrument == RELIANCE

@@ -16,6 +16,7 @@ import aiohttp
 from services.data_broadcast import DataBroadcast
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
+from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.sink import Sink
@@ -35,6 +36,10 @@ class StubBackend:
         self.providers: list[dict[str, Any]] = [provider_status("DHAN"), provider_status("YF", "backing_off")]
         self.interest: set[str] = set()
         self.interest_changes = 0
+        self.asked: list[Any] = []
+        self.past: HistoryAnswer | Exception = HistoryAnswer(
+            candles=[(1_700_000_040, 10.0, 11.0, 9.5, 10.5, 100)], complete=True
+        )
 
     def provider_status(self) -> list[dict[str, Any]]:
         return self.providers
@@ -96,6 +101,29 @@ class StubBackend:
             "hops": [],
             "events": [],
         }
+
+    async def history(self, request: HistoryRequest) -> HistoryAnswer:
+        self.asked.append(request)
+        if isinstance(self.past, Exception):
+            raise self.past
+        return self.past
+
+    async def coverage(self, instrument: str) -> list[CoverageSpan]:
+        return [
+            CoverageSpan(
+                instrument=instrument, type=kind, source="DHAN", from_ms=0, to_ms=60_000, state="have"
+            )
+            for kind in ("1m", "1d")
+        ]
+
+    def backfill_status(self) -> dict[str, Any]:
+        return {"jobs": [], "counters": {}, "sources": {}}
+
+    async def order_backfill(
+        self, instruments: Sequence[str], interval: str, from_ms: int, to_ms: int
+    ) -> dict[str, Any]:
+        self.asked.append((list(instruments), interval, from_ms, to_ms))
+        return {"id": 1, "windows": len(instruments), "finished_ms": None}
 
     def similar(self, instrument: str) -> list[str]:
         return ["NSE:TCS"]

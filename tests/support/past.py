@@ -25,7 +25,12 @@ NOON_MS = int(datetime(2026, 11, 12, 6, 30, tzinfo=UTC).timestamp() * 1000)
 
 
 def mapping(
-    instrument: str, provider: str, symbol: str, *, primary: bool = False, kind: AssetClass = AssetClass.EQUITY
+    instrument: str,
+    provider: str,
+    symbol: str,
+    *,
+    primary: bool = False,
+    kind: AssetClass = AssetClass.EQUITY,
 ) -> InstrumentMapping:
     """Return one mapping; a symbol with a colon is Dhan's segment and security id."""
     segment, colon, security_id = symbol.partition(":")
@@ -47,6 +52,7 @@ def mapping(
     )
 
 
+NOTHING = BackfillDepth()
 BOTH = (
     mapping(RELIANCE, "DHAN", "NSE_EQ:2885", primary=True),
     mapping(RELIANCE, "YF", "RELIANCE.NS"),
@@ -85,7 +91,7 @@ class PastRig(msgspec.Struct):
         self,
         mappings: Sequence[InstrumentMapping] = BOTH,
         *,
-        depth: BackfillDepth = BackfillDepth(),
+        depth: BackfillDepth = NOTHING,
         fast: bool = True,
     ) -> Past:
         """Return a new one, as after a start; `fast` raises the limits of both sides."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +30,8 @@ def test_results_are_ascending_and_do_not_touch(
 ) -> None:
     for result in (merged(left), without(left, right)):
         assert all(begin < end for begin, end in result)
-        assert all(one[1] <= two[0] for one, two in zip(result, result[1:], strict=False))
-    assert all(one[1] < two[0] for one, two in zip(merged(left), merged(left)[1:], strict=False))
+        assert all(one[1] <= two[0] for one, two in pairwise(result))
+    assert all(one[1] < two[0] for one, two in pairwise(merged(left)))
 
 
 def test_a_span_widens_to_whole_steps() -> None:
