@@ -51,6 +51,8 @@ def live_settings() -> Settings:
 def demo_settings() -> Settings:
     """Return settings that touch nothing live: no `.env`, embedded servers, a state directory of its own."""
     chosen = os.environ.get("STATE_DIR", "")
+    # The demo's markets never close: a day of minutes is as much as four days elsewhere.
+    backfill = {"backfill_minute_days": 1, "backfill_daily_days": 90}
     return load_settings(
         use_dotenv=False,
         overrides={
@@ -58,6 +60,7 @@ def demo_settings() -> Settings:
             "redis_url": None,
             "state_dir": Path(chosen) if chosen else DEMO_STATE_DIR,
             "market_calendar": "always_open",
+            **{name: days for name, days in backfill.items() if name.upper() not in os.environ},
         },
     )
 

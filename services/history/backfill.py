@@ -21,9 +21,11 @@ from services.history.coverage_ledger import CoverageLedger
 from services.history.filler import SETTLE_MS, Filler, FillOutcome
 from services.history.planner import Window, plan, windows_of
 from services.market_data.bars import MINUTE_MS, Interval
+from services.market_data.calendar import trading_day
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, MISSING, Note, spans_of
 from services.market_data.spans import without
+from services.market_data.trading_time import midnight_ms
 from services.pipeline.supervisor import end_together
 
 _log = structlog.get_logger(__name__)
@@ -32,6 +34,8 @@ WORKERS = 4
 LOOK_EVERY_S = 5.0
 PLAN_EVERY_S = 3_600.0
 _MOST_SPANS = 2_000
+_FOUND_WORKERS = 2
+_FOUND_PAUSE_S = 0.3
 _MOST_TRIES = 6
 _KEPT_JOBS = 20
 MOST_WINDOWS = 200_000
@@ -65,6 +69,7 @@ class BackfillJob(msgspec.Struct, kw_only=True):
     finished_ms: int | None = None
     refused: dict[str, int] = {}
     waiting: str = ""
+    answered: list[str] = []
 
 
 class _Task(msgspec.Struct):
@@ -105,6 +110,7 @@ class Backfill:
         self._busy: set[Window] = set()
         self._later: dict[tuple[str, Interval], float] = {}
         self._news = asyncio.Event()
+        self._settlement = asyncio.Event()
         self.jobs: OrderedDict[int, BackfillJob] = OrderedDict()
         self.reason = ""
         """Why nothing is planned just now; empty while it is."""
@@ -170,6 +176,34 @@ class Backfill:
         self._news.set()
         return job
 
+    async def fetch(self, windows: Sequence[Window], within_s: float) -> tuple[tuple[str, ...], bool]:
+        """Fill windows before anything else, and wait for them for a while; they go on after that.
+
+        Returns the codes of the providers that answered, and whether all windows are settled.
+        """
+        now_ms = self._clock.now_ms()
+        job = BackfillJob(
+            id=0,
+            interval=windows[0].interval,
+            instruments=1,
+            from_ms=windows[-1].from_ms,
+            to_ms=windows[0].to_ms,
+            started_ms=now_ms,
+            windows=len(windows),
+        )
+        for window in reversed(windows):
+            if window not in self._busy:
+                self._asked.appendleft(_Task(window, job))
+            else:
+                job.windows -= 1
+        self._news.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while job.done < job.windows and not job.waiting:
+                    self._settlement.clear()
+                    await self._settlement.wait()
+        return tuple(job.answered), job.done >= job.windows and not job.failed
+
     def plan_depth(self) -> None:
         """Note as missing what is not known of the days that are kept without being asked for."""
         now_ms = self._clock.now_ms() // MINUTE_MS * MINUTE_MS
@@ -182,13 +216,18 @@ class Backfill:
                 continue
             for instrument in self._planned():
                 if self.filler.offers(instrument, interval):
+                    to_ms = now_ms - SETTLE_MS[interval]
+                    if interval == "1d":
+                        # Today's day is not over; it is fetched tomorrow, or when somebody asks.
+                        exchange = instrument.partition(":")[0]
+                        to_ms = midnight_ms(exchange, trading_day(exchange, now_ms))
                     self._ledger.note(
                         Note(
                             instrument=instrument,
                             type=interval,
                             state=MISSING,
                             from_ms=now_ms - days * DAY_MS,
-                            to_ms=now_ms - SETTLE_MS[interval],
+                            to_ms=to_ms,
                             reason="not stored",
                         )
                     )
@@ -199,7 +238,10 @@ class Backfill:
         """Fill until cancelled."""
         await end_together(
             ("backfill:plan", self._plan()),
-            *((f"backfill:worker-{number}", self._work()) for number in range(self._workers)),
+            *(
+                (f"backfill:worker-{number}", self._work(found=number < _FOUND_WORKERS))
+                for number in range(self._workers)
+            ),
         )
 
     async def work_off(self) -> None:
@@ -262,9 +304,10 @@ class Backfill:
                 self._found[window] = _Task(window)
         self._news.set()
 
-    async def _work(self) -> None:
+    async def _work(self, *, found: bool) -> None:
+        """Do what was asked for and, with `found`, what the ledger says is missing, for ever."""
         while True:
-            if not await self._step():
+            if not await self._step(found=found):
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.5):
@@ -275,9 +318,9 @@ class Backfill:
             if not await self._step():
                 await asyncio.sleep(0.1)
 
-    async def _step(self) -> bool:
+    async def _step(self, *, found: bool = False) -> bool:
         """Do one window; tell whether there was one to do now."""
-        task = self._next()
+        task = self._next(found=found)
         if task is None:
             return False
         window = task.window
@@ -293,9 +336,12 @@ class Backfill:
                 self._settled(task, outcome)
         finally:
             self._busy.discard(window)
+        if task.job is None:
+            # Nobody waits for it: live data has the process for itself in between.
+            await asyncio.sleep(_FOUND_PAUSE_S)
         return True
 
-    def _next(self) -> _Task | None:
+    def _next(self, *, found: bool) -> _Task | None:
         now_s = self._clock.monotonic_s()
         for _ in range(len(self._asked)):
             task = self._asked.popleft()
@@ -305,7 +351,7 @@ class Backfill:
         if self._asked:
             # Those wait for a provider; the others would have to wait for the same one.
             return None
-        if self._found:
+        if found and self._found:
             _, task = self._found.popitem(last=False)
             return task
         return None
@@ -322,6 +368,7 @@ class Backfill:
             self._finish_one(task.job)
             return
         task.job.waiting = why
+        self._settlement.set()
         task.not_before_s = self._clock.monotonic_s() + min(wait_s, 60.0)
         self._asked.append(task)
 
@@ -329,6 +376,7 @@ class Backfill:
         if task.job is not None:
             self._tell(task.job, outcome)
             task.job.bars += outcome.written
+            task.job.answered += [code for code in outcome.sources if code not in task.job.answered]
             task.job.waiting = ""
             self._finish_one(task.job)
 
@@ -339,5 +387,6 @@ class Backfill:
 
     def _finish_one(self, job: BackfillJob) -> None:
         job.done += 1
+        self._settlement.set()
         if job.done >= job.windows:
             job.finished_ms = self._clock.now_ms()

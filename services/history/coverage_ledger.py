@@ -18,7 +18,7 @@ from typing import BinaryIO
 import msgspec
 import structlog
 
-from services.errors import MarketdError
+from services.errors import MarketdError, TemporaryError
 from services.history.coverage_store import CoverageStore
 from services.market_data.bars import MINUTE_MS
 from services.market_data.candles import CoverageSpan
@@ -36,6 +36,7 @@ LIVE_EVERY_S = 60.0
 KNOWN_FOR_S = 30.0
 """How long what was read of an instrument is believed: another process may write the table, too."""
 _MOST_KNOWN = 2_000
+_AWAY_FOR_S = 3.0
 _WAIT_S = (1.0, 2.0, 5.0, 10.0)
 
 
@@ -60,6 +61,8 @@ class CoverageLedger:
         self.instruments_of: Callable[[str], Iterable[str]] = lambda _: ()
         """The instruments of an exchange, for what concerns all of them."""
         self._forget = False
+        self._away = ""
+        self._away_until_s = 0.0
         self._live: dict[str, list[int]] = {}
         self._live_noted: dict[str, int] = {}
         self._known: OrderedDict[str, tuple[float, list[CoverageSpan]]] = OrderedDict()
@@ -192,7 +195,14 @@ class CoverageLedger:
         now_s = self._clock.monotonic_s()
         kept = self._known.get(instrument)
         if kept is None or fresh or now_s - kept[0] > KNOWN_FOR_S:
-            rows = await self.store.of(instrument)
+            if now_s < self._away_until_s:
+                # No reader waits again for what was not there a moment ago.
+                raise TemporaryError(self._away)
+            try:
+                rows = await self.store.of(instrument)
+            except MarketdError as error:
+                self._away, self._away_until_s = str(error), now_s + _AWAY_FOR_S
+                raise
             self._known[instrument] = (now_s, rows)
             self._known.move_to_end(instrument)
             if len(self._known) > _MOST_KNOWN:

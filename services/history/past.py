@@ -151,7 +151,11 @@ class Past:
 
     async def run(self) -> None:
         """Keep the ledger and fill what is missing, until cancelled."""
-        await end_together(("coverage", self.ledger.run()), ("backfill", self.backfill.run()))
+        self.service.hand_over = self.backfill.fetch
+        try:
+            await end_together(("coverage", self.ledger.run()), ("backfill", self.backfill.run()))
+        finally:
+            self.service.hand_over = None
 
     async def close(self) -> None:
         """Write what is known, close every connection; harmless when repeated."""

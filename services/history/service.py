@@ -8,7 +8,7 @@ it fetches nothing. Reading what is all there takes one round trip to Redis.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from services.errors import MarketdError, ProviderUnavailable, StorageError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.filler import SETTLE_MS, Filler
-from services.history.planner import runs_of, windows_of
+from services.history.planner import Window, runs_of, windows_of
 from services.market_data.bar_grid import BarGrid
 from services.market_data.bars import MINUTE_MS, Bar, Interval
 from services.market_data.candles import (
@@ -55,6 +55,8 @@ _MOST_WIDENED = 64
 _HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 
+HandOver = Callable[[Sequence[Window], float], Awaitable[tuple[tuple[str, ...], bool]]]
+"""`(windows, within_s)` to the codes of those who answered, and whether all was settled in time."""
 Forming = Callable[[str, Interval], Bar | None]
 
 
@@ -85,6 +87,8 @@ class HistoryService:
         self._retention_ms = retention_ms
         self._grid = grid
         self.forming = forming
+        self.hand_over: HandOver | None = None
+        """Fetches in the background; without it a reader fetches while it waits."""
         self.may_fill: Callable[[], bool] = lambda: True
         self._refused_until_s: dict[tuple[str, str], float] = {}
         self.figures = {"requests": 0, "fetched": 0, "incomplete": 0}
@@ -312,8 +316,7 @@ class HistoryService:
             if not request.resolution.days:
                 whole = [(asked[0][0], asked[-1][0] + 1)]
                 present = set(await read_starts(self._redis, instrument, "1d", whole))
-            starts = {begin for begin, _ in unknown}
-            return [span for span in asked if span[0] in starts and span[0] not in present]
+            return [span for span in asked if span[0] not in present and common([span], unknown)]
         if request.resolution.minutes == 1:
             present = {candle[0] * 1000 for candle in candles}
         else:
@@ -435,17 +438,26 @@ class HistoryService:
             max(offer.window_ms for offer in offers),
             [now_ms - offer.depth_ms for offer in offers if offer.depth_ms],
         )
+        if self.hand_over is not None:
+            # The backfill goes on with it when we wait no longer.
+            answered, settled = await self.hand_over(windows[:_FETCHED_WINDOWS], FETCH_WITHIN_S)
+            if not settled:
+                self._refuse(instrument, interval, now_s)
+            return answered
+        return await self._fetch_here(filler, windows[:_FETCHED_WINDOWS], now_s)
+
+    async def _fetch_here(self, filler: Filler, windows: Sequence[Window], now_s: float) -> tuple[str, ...]:
         answered: list[str] = []
         try:
             async with asyncio.timeout(FETCH_WITHIN_S):
-                for window in windows[:_FETCHED_WINDOWS]:
+                for window in windows:
                     outcome = await filler.fill(window, patience_s=_PATIENCE_S)
                     answered += [code for code in outcome.sources if code not in answered]
                     if outcome.later_s is not None:
-                        self._refuse(instrument, interval, now_s + outcome.later_s)
+                        self._refuse(window.instrument, window.interval, now_s + outcome.later_s)
                         break
         except (TimeoutError, StorageError):
-            self._refuse(instrument, interval, now_s)
+            self._refuse(windows[0].instrument, windows[0].interval, now_s)
         return tuple(answered)
 
     def _refuse(self, instrument: str, interval: str, until_s: float) -> None:

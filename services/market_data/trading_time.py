@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 
 from services.market_data.bars import MINUTE_MS
-from services.market_data.calendar import HOURS, MarketCalendar
+from services.market_data.calendar import CONTINUOUS, HOURS, MarketCalendar
 from services.market_data.spans import Span
 
 _MOST_DAYS = 40_000
@@ -27,6 +27,10 @@ class TradingTime:
     def day_of(self, exchange: str, at_ms: int) -> date:
         """Return the date where the exchange is."""
         return self._calendar.trading_day(exchange, at_ms)
+
+    def never_closes(self, exchange: str) -> bool:
+        """Tell whether an exchange trades around the clock."""
+        return self._calendar.always_open or exchange in CONTINUOUS or exchange not in HOURS
 
     def on(self, exchange: str, day: date) -> list[Span]:
         """Return the sessions that open on a day; none when the exchange is closed."""

@@ -29,7 +29,7 @@ _AGGREGATORS: tuple[tuple[BarField, str], ...] = (
     ("volume", "sum"),
 )
 _SAMPLES_PER_COMMAND = 500
-_COMMANDS_PER_TRIP = 10
+_COMMANDS_PER_TRIP = 4
 
 
 class Fold(msgspec.Struct, frozen=True):
