@@ -243,6 +243,7 @@ class LiveDataIngestion:
                 limits=limits,
             ),
             StreamHistory(config.redis_url),
+            self.bars,
         )
         self._subscriptions = (
             DynamicSubscriptions(
