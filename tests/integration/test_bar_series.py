@@ -10,16 +10,21 @@ import redis.asyncio
 
 from services.errors import StorageError
 from services.market_data.bar_grid import BarGrid
-from services.market_data.bars import Bar
+from services.market_data.bars import Bar, bar_record
 from services.market_data.calendar import MarketCalendar, Phase
+from services.market_data.clock import SystemClock
+from services.market_data.records import ControlRecord
 from services.storage.bar_series import read_bars, write_bars
+from services.storage.bar_series_writer import BarSeriesWriter
 from services.storage.client import make_client
 from services.storage.retention import Retention
 from tests.support.bar_rig import BarRig, assert_bars_are_true, stored_series, walk
+from tests.support.storage import drained, offer, quick, running
 
 GRID = BarGrid(MarketCalendar())
 YEAR = Retention(365 * 86_400_000)
 KEY = "NSE:RELIANCE"
+DAY_MS = 86_400_000
 
 
 def at(text: str) -> int:
@@ -100,3 +105,53 @@ def bar(start_ms: int, number: int, **fields: object) -> Bar:
         "volume": number,
     }
     return Bar(**(values | fields))  # type: ignore[arg-type]
+
+
+async def test_retention_differs_by_exchange_and_an_old_series_takes_over_a_new_one(redis_url: str) -> None:
+    client = make_client(redis_url)
+    plain = redis.asyncio.from_url(redis_url, decode_responses=True)
+    crypto = "CRYPTO:BTC-USD"
+    moment = at("2026-12-01T10:00")
+
+    def said(key: str) -> ControlRecord:
+        exchange = key.partition(":")[0]
+        record = bar_record(bar(moment, 1, instrument=key, exchange=exchange), moment)
+        record.position_ms = moment
+        return record
+
+    async def kept(key: str) -> int:
+        return (await plain.ts().info(f"md:ts:{{{key}}}:1m:close")).retention_msecs
+
+    for by_exchange, days in (({"CRYPTO": 5 * DAY_MS}, 5), ({"CRYPTO": 7 * DAY_MS}, 7)):
+        writer = BarSeriesWriter(
+            redis_url,
+            clock=SystemClock(),
+            retention_ms=9 * DAY_MS,
+            retention_by_exchange=by_exchange,
+            **quick(),
+        )
+        async with running(writer):
+            offer([said(KEY), said(crypto)], writer)
+            await drained(writer)
+            offer([said(KEY), said(crypto)], writer)
+            await drained(writer)
+        assert await kept(KEY) == 9 * DAY_MS
+        assert await kept(crypto) == days * DAY_MS
+    await client.aclose()
+    await plain.aclose()
+
+
+async def test_what_is_no_bar_is_refused_and_what_is_extended_not_taken(redis_url: str) -> None:
+    client = redis.asyncio.from_url(redis_url, decode_responses=True)
+    writer = BarSeriesWriter(redis_url, clock=SystemClock(), **quick())
+    good = bar_record(bar(OPENS, 1), OPENS)
+    broken = ControlRecord("bar", KEY, "NSE", OPENS, OPENS, "DHAN", {"i": "1m", "s": OPENS})
+    other = ControlRecord("gap", KEY, "NSE", OPENS, OPENS, "DHAN", {"from": 1, "to": 2})
+    extended = bar_record(bar(OPENS, 1, phase=Phase.PRE), OPENS)
+    async with running(writer):
+        offer([broken, good, other, extended], writer)
+        await drained(writer)
+    assert writer.counters.rejected == {"bad_value": 1}
+    assert (writer.counters.offered, writer.counters.written) == (2, 1)
+    assert list(await stored_series(client, KEY, "1m")) == [OPENS]
+    await client.aclose()
