@@ -192,12 +192,15 @@ async def _add(client: Redis, bars: Sequence[Bar]) -> dict[str, tuple[BarSeries,
         if series is None:
             series = BarSeries(bar.instrument, bar.exchange, bar.interval)
             known[bar.instrument, bar.interval] = series
-        values = (bar.open, bar.high, bar.low, bar.close, bar.volume)
+        prices = (bar.open, bar.high, bar.low, bar.close)
         at = INTEGER_BULKS[bar.start_ms]
-        for field, head, value in zip(BAR_FIELDS, series.heads, values, strict=True):
-            if value is not None:
-                targets.append((series, field))
-                pieces += (head, at, FLOAT_BULKS[value])
+        for field, head, price in zip(BAR_FIELDS, series.heads, prices, strict=False):
+            targets.append((series, field))
+            # A whole number would be remembered as the text of its float.
+            pieces += (head, at, FLOAT_BULKS[float(price)])
+        if bar.volume is not None:
+            targets.append((series, BAR_FIELDS[-1]))
+            pieces += (series.heads[-1], at, INTEGER_BULKS[bar.volume])
     if not targets:
         return {}
     pieces[0] = f"*{1 + 3 * len(targets)}\r\n{_MADD}"
