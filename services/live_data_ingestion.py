@@ -269,6 +269,7 @@ class LiveDataIngestion:
                 limits=limits,
             ),
             StreamHistory(config.redis_url),
+            self.bars,
         )
         self._subscriptions = (
             DynamicSubscriptions(

@@ -10,8 +10,8 @@ gateway that only reads the streams has one as well. What it does with a tick:
   lies in; an older one is refused as `too_late`.
 * `snapshot` (the last known value, not a trade) and `suspect` ticks make no bar. Duplicates never get here:
   the normaliser refuses them.
-* An instrument delivered with a delay (`delayed`) has its bars finished by its own ticks, at the latest
-  `DELAYED_MS` after their end.
+* An instrument delivered with a delay (flagged `delayed`, or seen to lag) has its bars finished by its own
+  ticks, at the latest `DELAYED_MS` after their end. So has one whose ticks piled up while the process stood.
 * Pre- and post-market make bars of one minute with their phase; longer bars are of regular sessions only.
 """
 
@@ -38,7 +38,11 @@ GRACE_MS = 1_000
 """How long after its end a bar waits for ticks that are on their way."""
 LATE_MS = 300_000
 """How long after its end a bar can still be revised."""
+REVISE_EVERY_MS = 1_000
+"""Late ticks that come within this time make one revision of a bar."""
 DELAYED_MS = 30 * 60_000
+LAGS_MS = 20_000
+"""Who begins a minute so long after it should be final is delivered with a delay, whatever the flags say."""
 _AGAIN_MS = 1_000
 _NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
@@ -65,8 +69,7 @@ class BarBuilder:
         self._changed: list[FormingBar] = []
         self._said: dict[tuple[str, Interval, int], _Said] = {}
         self._gaps = FlowGaps()
-        self._now_ms = 0
-        self.taken = 0
+        self._now_ms = self._revise_ms = 0
         self.refused: dict[str, int] = {}
         """Ticks that made no bar, by reason: `snapshot suspect outside_session too_late`."""
 
@@ -116,16 +119,19 @@ class BarBuilder:
         if span is None:
             self._refuse("outside_session")
             return
-        if flags & FLAG_DELAYED:
-            book.delayed = True
         bar = book.find("1m", span.start_ms)
         if bar is None:
-            if span.end_ms + (DELAYED_MS if book.delayed else LATE_MS) <= self._now_ms:
+            due_ms = self._due_ms(span)
+            if span.start_ms > book.latest_ms:
+                # A minute nobody has heard of yet: it is never too late for that.
+                book.latest_ms = span.start_ms
+                book.delayed = bool(flags & FLAG_DELAYED) or self._now_ms - due_ms > LAGS_MS
+            elif span.end_ms + LATE_MS <= self._now_ms:
                 self._refuse("too_late")
                 return
             bar = FormingBar(book, "1m", span)
             book.minutes.append(bar)
-            self._schedule(bar, self._due_ms(span))
+            self._schedule(bar, due_ms)
             if book.newest is None or bar.start_ms > book.newest.start_ms:
                 book.newest = bar
         bar.add(tick)
@@ -162,15 +168,17 @@ class BarBuilder:
                 (bar.book.minutes if bar.interval == "1m" else bar.book.longer).remove(bar)
             else:
                 self._finish(bar, found)
+        if not self._changed or 0 < self._revise_ms - now_ms <= REVISE_EVERY_MS:
+            return found, False
         while self._changed:
             if most <= 0:
                 return found, True
             most -= 1
             bar = self._changed.pop()
             bar.changed = False
-            if bar.revision != NOT_EMITTED:
-                bar.revision += 1
-                self._say(bar, found)
+            bar.revision += 1
+            self._say(bar, found)
+        self._revise_ms = now_ms + REVISE_EVERY_MS
         return found, False
 
     def _finish(self, bar: FormingBar, found: list[Bar]) -> None:

@@ -123,9 +123,12 @@ class FormingBar:
 
 
 class InstrumentBook:
-    """The bars of one instrument: minutes and longer ones, oldest first by arrival; `newest` is forming."""
+    """The bars of one instrument: minutes and longer ones, oldest first by arrival; `newest` is forming.
 
-    __slots__ = ("delayed", "exchange", "instrument", "longer", "minutes", "newest")
+    `latest_ms` is the start of the latest minute there ever was, `delayed` whether ticks come late as a rule.
+    """
+
+    __slots__ = ("delayed", "exchange", "instrument", "latest_ms", "longer", "minutes", "newest")
 
     def __init__(self, instrument: str, exchange: str) -> None:
         self.instrument = instrument
@@ -133,6 +136,7 @@ class InstrumentBook:
         self.newest: FormingBar | None = None
         self.minutes: list[FormingBar] = []
         self.longer: list[FormingBar] = []
+        self.latest_ms = -1
         self.delayed = False
 
     def find(self, interval: Interval, start_ms: int) -> FormingBar | None:

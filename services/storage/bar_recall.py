@@ -52,9 +52,9 @@ class Recalled(msgspec.Struct):
 
 
 class BarRecall:
-    """One recall into one builder."""
+    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk."""
 
-    def __init__(self, client: Redis, builder: BarBuilder, grid: BarGrid, spool: Spool) -> None:
+    def __init__(self, client: Redis, builder: BarBuilder, grid: BarGrid, spool: Spool | None = None) -> None:
         self._client = client
         self._builder = builder
         self._grid = grid
@@ -133,6 +133,8 @@ class BarRecall:
     async def _waiting(self, exchange: str, window_ms: int, stored: Sequence[Record]) -> list[Record]:
         """Return what waits on disk for the stream and is not in it."""
         top = max(((record.position_ms, record.position_seq) for record in stored), default=(0, 0))
+        if self._spool is None:
+            return []
         return await self._spool.waiting(
             "stream",
             lambda record: (
@@ -237,6 +239,8 @@ class BarRecall:
 
     async def _waiting_minutes(self, exchange: str, from_ms: int, to_ms: int) -> dict[str, dict[int, Bar]]:
         found: dict[str, dict[int, Bar]] = {}
+        if self._spool is None:
+            return found
         for record in await self._spool.waiting("bar_series", lambda record: record.exchange == exchange):
             bar = parse_bar(record) if isinstance(record, ControlRecord) else None
             if bar is not None and bar.interval == "1m" and from_ms <= bar.start_ms < to_ms:

@@ -183,6 +183,41 @@ def test_a_tick_that_is_too_late_changes_nothing_and_is_counted() -> None:
     assert builder.refused == {"too_late": 1}
 
 
+def test_ticks_that_piled_up_while_the_process_stood_make_their_bars() -> None:
+    builder = built(tick(OPEN, 100.0))
+    builder.close(OPEN + 30_000)
+    resumed = OPEN + 20 * 60_000
+    assert [bar.start_ms for bar in minutes(builder.close(resumed)[0])] == [OPEN]
+    built(*(tick(OPEN + n * 30_000, 100.0 + n) for n in range(4, 8)), builder=builder)
+    assert [bar.close for bar in minutes(builder.close(resumed + 100)[0])] == [105.0]
+    built(tick(resumed + 200, 300.0), builder=builder)
+    bars = minutes(builder.close(resumed + 2_000)[0])
+    assert [(bar.start_ms, bar.close, bar.revision) for bar in bars] == [(OPEN + 180_000, 107.0, 0)]
+    assert builder.refused == {}
+
+
+def test_a_lag_that_no_flag_tells_of_makes_final_bars_and_no_storm_of_revisions() -> None:
+    builder, said = BarBuilder(GRID), []
+    builder.close(OPEN + 15 * 60_000 - 100)
+    for n in range(60):
+        at_ms = OPEN + n * 10_000
+        builder.take(tick(at_ms, 100.0 + n))
+        said += minutes(builder.close(at_ms + 15 * 60_000)[0])
+    assert [(bar.start_ms, bar.ticks, bar.revision) for bar in said] == [
+        (OPEN + n * 60_000, 6, 0) for n in range(9)
+    ]
+
+
+def test_many_late_ticks_make_one_revision_a_second() -> None:
+    builder = built(tick(OPEN, 100.0))
+    builder.close(OPEN + 61_000)
+    revisions = []
+    for n in range(40):
+        built(tick(OPEN + n, 100.0 + n, flags=FLAG_LATE), builder=builder)
+        revisions += minutes(builder.close(OPEN + 62_000 + n * 100)[0])
+    assert [bar.revision for bar in revisions] == [1, 2, 3, 4]
+
+
 def test_snapshots_and_suspect_prices_are_no_trades() -> None:
     builder = built(
         tick(OPEN, 77.0, None, flags=FLAG_SNAPSHOT),
