@@ -250,6 +250,7 @@ class LiveDataIngestion:
             settings=provider_settings,
             publish=self.publish,
             forming=self.bars.forming,
+            refill=self.bars.refill,
             planned=self._kept_past,
         )
         self._past.ledger.flowing = lambda instrument: (

@@ -13,18 +13,21 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
+from services.errors import MarketdError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.planner import Window, runs_of
 from services.history.source import PATIENCE_S, HistorySource, Offer
-from services.market_data.bars import MINUTE_MS, Interval
+from services.market_data.bar_grid import BarGrid
+from services.market_data.bars import MINUTE_MS, Bar, BarStatus, Interval
 from services.market_data.candles import Candle
 from services.market_data.clock import Clock
-from services.market_data.coverage import HAVE, UNAVAILABLE, Note
+from services.market_data.coverage import HAVE, UNAVAILABLE, Note, spans_of
 from services.market_data.instruments import InstrumentMapping
 from services.market_data.spans import Span, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
-from services.storage.bar_store import write_bars
+from services.storage.bar_series import read_bars, write_bars
+from services.storage.retention import Retention
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +87,9 @@ class Filler:
         clock: Clock,
         candidates: Callable[[str], Sequence[InstrumentMapping]],
         announce: Announce,
-        retention_ms: Callable[[str], int],
+        retention: Retention,
+        grid: BarGrid,
+        refill: Callable[[Mapping[str, list[Bar]]], None] = lambda _: None,
     ) -> None:
         self.sources = sources
         self.counters = FillCounters()
@@ -94,7 +99,9 @@ class Filler:
         self._clock = clock
         self._candidates = candidates
         self._announce = announce
-        self._retention_ms = retention_ms
+        self._retention = retention
+        self._grid = grid
+        self._refill = refill
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
     def offers(self, instrument: str, interval: str) -> dict[str, Offer]:
@@ -169,21 +176,64 @@ class Filler:
             await self._second_opinion(others, window, span, expected, bars, outcome)
         elif others and self.counters.windows % _COMPARED_EVERY == 0:
             await self._compare(others[0], window, span, bars)
-        retention_ms = self._retention_ms(exchange)
-        oldest_ms = now_ms - retention_ms
+        oldest_ms = now_ms - self._retention.of(exchange)
         kept = [bars[start] for start in sorted(bars) if start >= oldest_ms]
-        outcome.written = await write_bars(
-            self._redis,
-            window.instrument,
-            window.interval,
-            kept,
-            retention_ms=retention_ms,
-        )
+        await self._store(window, exchange, kept, code, now_ms)
+        outcome.written = len(kept)
         self._note(window, expected, bars, outcome.sources)
         if kept:
             last_ms = self._end_of(window, kept[-1][0] * 1000)
             self._announce(window.instrument, exchange, code, window.interval, kept[0][0] * 1000, last_ms)
         return outcome
+
+    async def _store(
+        self, window: Window, exchange: str, candles: Sequence[Candle], code: str, now_ms: int
+    ) -> None:
+        if not candles:
+            return
+        bars = [
+            Bar(
+                instrument=window.instrument,
+                exchange=exchange,
+                interval=window.interval,
+                start_ms=start * 1000,
+                open=opened,
+                high=high,
+                low=low,
+                close=close,
+                volume=volume,
+                status=BarStatus.FINAL,
+                sources=(code,),
+            )
+            for start, opened, high, low, close, volume in candles
+        ]
+        # Minutes make the day's bar anew; where a source gave that bar itself, its word counts.
+        given = await self._given_days(window, exchange) if window.interval == "1m" else []
+        unfinished = await write_bars(
+            self._redis, bars, retention=self._retention, grid=self._grid, now_ms=now_ms
+        )
+        if given:
+            await write_bars(self._redis, given, retention=self._retention, grid=self._grid, now_ms=now_ms)
+        if unfinished:
+            self._refill(unfinished)
+
+    async def _given_days(self, window: Window, exchange: str) -> list[Bar]:
+        try:
+            rows = [row for row in await self._ledger.of(window.instrument) if row.type == "1d"]
+        except MarketdError:
+            return []
+        had = [span for span in spans_of(rows, HAVE) if span[1] > window.from_ms and span[0] < window.to_ms]
+        if not had:
+            return []
+        days = await read_bars(
+            self._redis,
+            window.instrument,
+            exchange,
+            "1d",
+            window.from_ms - 86_400_000,
+            window.to_ms,
+        )
+        return [day for day in days if any(begin <= day.start_ms < end for begin, end in had)]
 
     def expected(self, window: Window, now_ms: int) -> list[int]:
         """Return the starts of the bars there should be in the missing parts of a window, ascending."""

@@ -28,7 +28,7 @@ from services.history.service import Forming, HistoryService
 from services.history.source import HistorySource
 from services.history.yahoo_history import YahooHistory
 from services.market_data.bar_grid import BarGrid
-from services.market_data.bars import Interval
+from services.market_data.bars import Bar, Interval
 from services.market_data.calendar import MarketCalendar
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import Clock
@@ -37,6 +37,7 @@ from services.market_data.records import ControlRecord
 from services.market_data.trading_time import TradingTime
 from services.pipeline.supervisor import end_together
 from services.storage.client import make_client
+from services.storage.retention import Retention
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +70,7 @@ class Past:
         settings: Callable[[], Mapping[str, str]],
         publish: Callable[[ControlRecord], None],
         forming: Forming = lambda _instrument, _interval: None,
+        refill: Callable[[Mapping[str, list[Bar]]], None] = lambda _: None,
         planned: Callable[[], Sequence[str]] | None = None,
         sources: Mapping[str, HistorySource] | None = None,
     ) -> None:
@@ -90,7 +92,8 @@ class Past:
             if sources is not None
             else {source.code: self._source(source, settings) for source in SOURCES}
         )
-        trading = TradingTime(calendar)
+        trading, grid = TradingTime(calendar), BarGrid(calendar)
+        self._retention = Retention(config.retention_ms, config.retention_by_exchange)
         self.filler = Filler(
             redis=self.redis,
             ledger=self.ledger,
@@ -99,7 +102,9 @@ class Past:
             clock=clock,
             candidates=lambda instrument: self._candidates.get(instrument, ()),
             announce=self._announce,
-            retention_ms=self._retention_ms,
+            retention=self._retention,
+            grid=grid,
+            refill=refill,
         )
         self.backfill = Backfill(
             self.filler,
@@ -113,11 +118,11 @@ class Past:
             self.redis,
             self.ledger,
             trading,
-            BarGrid(calendar),
+            grid,
             clock,
             filler=self.filler,
             forming=forming,
-            retention_ms=self._retention_ms,
+            retention_ms=self._retention.of,
         )
         self.leading = False
         self.service.may_fill = lambda: self.leading
@@ -201,9 +206,6 @@ class Past:
         }
 
     # ---- inner ----------------------------------------------------------------------------------
-
-    def _retention_ms(self, exchange: str) -> int:
-        return self.config.retention_by_exchange.get(exchange, self.config.retention_ms)
 
     def _source(
         self, source: type[HistorySource], settings: Callable[[], Mapping[str, str]]

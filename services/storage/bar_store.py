@@ -1,8 +1,7 @@
-"""Past bars in Redis: read in one round trip, folded into any interval by the server, and written in bulk.
+"""Past bars in Redis as candles: read in one round trip, folded into any interval by the server.
 
-Stands beside the live writer of bars, for the history service and the backfill. Only series of one minute
-and one day are read: whatever is longer is made of those when it is asked for, so that it is right however
-late a bar came. Writing a bar again changes nothing.
+Stands beside `bar_series`, for the history service. Only series of one minute and one day are read: whatever
+is longer is made of those when it is asked for, so that it is right however late a bar came.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from services.errors import StorageError, StorageRejected
+from services.errors import StorageError
 from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.candles import Candle
-from services.storage.bar_series import BarSeries
 from services.storage.client import storage_error
-from services.storage.keys import BAR_FIELDS, BarField, bar_series
+from services.storage.keys import BarField, bar_series
 
 _AGGREGATORS: tuple[tuple[BarField, str], ...] = (
     ("open", "first"),
@@ -28,8 +26,6 @@ _AGGREGATORS: tuple[tuple[BarField, str], ...] = (
     ("close", "last"),
     ("volume", "sum"),
 )
-_SAMPLES_PER_COMMAND = 500
-_COMMANDS_PER_TRIP = 4
 
 
 class Fold(msgspec.Struct, frozen=True):
@@ -93,56 +89,6 @@ async def read_starts(
     key = bar_series(instrument, interval, "close")
     replies = await _ask(client, [("TS.RANGE", key, begin, end - 1) for begin, end in spans])
     return [start for reply in replies for start, _ in reply]
-
-
-async def write_bars(
-    client: Redis,
-    instrument: str,
-    interval: Interval,
-    candles: Sequence[Candle],
-    *,
-    retention_ms: int,
-) -> int:
-    """Store past bars over what is there; return how many. The series are made where there are none.
-
-    Raises `StorageError` when Redis does not take them; writing all of them again is harmless.
-    """
-    if not candles:
-        return 0
-    series = BarSeries(instrument, instrument.partition(":")[0], interval)
-    await _make(client, series, retention_ms)
-    samples: list[tuple[str, int, float | int]] = []
-    for at, field in enumerate(BAR_FIELDS, 1):
-        key = series.key(field)
-        for candle in candles:
-            value = candle[at]
-            if value is not None:
-                samples.append((key, candle[0] * 1000, value))
-    step = _SAMPLES_PER_COMMAND * _COMMANDS_PER_TRIP
-    for begin in range(0, len(samples), step):
-        trip = samples[begin : begin + step]
-        commands = [
-            ("TS.MADD", *(part for sample in trip[at : at + _SAMPLES_PER_COMMAND] for part in sample))
-            for at in range(0, len(trip), _SAMPLES_PER_COMMAND)
-        ]
-        for reply in await _ask(client, commands):
-            for item in reply:
-                if isinstance(item, Exception):
-                    raise StorageRejected(f"Redis refuses a past bar of {instrument}: {item}")
-    return len(candles)
-
-
-async def _make(client: Redis, series: BarSeries, retention_ms: int) -> None:
-    try:
-        async with client.pipeline(transaction=False) as pipe:
-            for field in BAR_FIELDS:
-                pipe.execute_command("TS.CREATE", *series.definition(field, retention_ms))
-            replies = await pipe.execute(raise_on_error=False)
-    except RedisError as error:
-        raise storage_error(error) from error
-    for reply in replies:
-        if isinstance(reply, ResponseError) and "already exists" not in str(reply):
-            raise storage_error(reply)
 
 
 async def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

@@ -49,6 +49,12 @@ async def main() -> None:
         past.note(ControlRecord("gap", mappings[0].instrument, "NSE", end, end, "DHAN", fields))
         print(begin, flush=True)
         await asyncio.sleep(0.02)
+    if "ask" in order:
+        instruments, from_ms, to_ms = order["ask"]
+        job_id = (await past.ask(instruments, "1m", from_ms, to_ms))["id"]
+        while True:
+            print(json.dumps(msgspec.to_builtins(past.backfill.jobs[job_id])), flush=True)
+            await asyncio.sleep(0.5)
     await work
 
 

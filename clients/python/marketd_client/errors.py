@@ -2,7 +2,8 @@
 
 ClientError
 ├── ConnectionRefused       a close code 4500-4999, or a handshake answered with a 4xx status
-└── SubscriptionRefused     the daemon answered a subscription with an error
+├── SubscriptionRefused     the daemon answered a subscription with an error
+└── HistoryRefused          the daemon answered a question about the past with an error
 """
 
 from __future__ import annotations
@@ -26,4 +27,13 @@ class SubscriptionRefused(ClientError):
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class HistoryRefused(ClientError):
+    """The daemon does not answer a question about the past; `status` is HTTP's, `code` the daemon's."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status = status
         self.code = code
