@@ -7,6 +7,7 @@ Stands between the router, which adds, and whoever asks (`why`, `/api/routes`) o
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,10 +18,10 @@ REMEMBERED_INSTRUMENTS = 30_000
 REMEMBERED_EACH = 10
 
 
-class RouteEvent(msgspec.Struct, frozen=True, gc=False):
+class RouteEvent(msgspec.Struct):
     """One decision. `action` is a word of `Action` or `resumed`, `forced`, `released`; `at_ms` UTC epoch ms.
 
-    `from_provider` and `to_provider` are empty where there is none.
+    `from_provider` and `to_provider` are empty where there is none; `seq` numbers the events of a process.
     """
 
     instrument: str
@@ -30,6 +31,7 @@ class RouteEvent(msgspec.Struct, frozen=True, gc=False):
     reason: str
     at_ms: int
     details: dict[str, Any]
+    seq: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event for JSON."""
@@ -56,6 +58,7 @@ class RouteJournal:
     def add(self, event: RouteEvent) -> None:
         """Take one event. Never waits."""
         self.added += 1
+        event.seq = self.added
         if len(self._queue) >= QUEUE_LIMIT:
             self._queue.popleft()
             self.dropped += 1
@@ -78,7 +81,7 @@ class RouteJournal:
 
     def batch(self, limit: int) -> list[RouteEvent]:
         """Return the oldest events that wait, without taking them away."""
-        return [self._queue[at] for at in range(min(limit, len(self._queue)))]
+        return list(islice(self._queue, limit))
 
     def settle(self, batch: list[RouteEvent], *, refused: bool = False) -> None:
         """Take away what was written, or can never be; what was dropped meanwhile is gone already."""

@@ -196,7 +196,9 @@ async def test_the_first_choice_takes_back_only_after_a_clean_overlap(rig: Rig) 
     assert [s.fields["to_src"] for s in rig.controls("switched")] == ["YF", "DHAN"]
     assert rig.controls("switched")[1].fields["reason"] == "priority"
     ticks = [r for r in rig.published if isinstance(r, DataIngestionFormat)]
-    assert [tick.volume for tick in ticks[:2]] == [None, 1_010], "the first quantity after a silence is unknown"
+    assert [tick.volume for tick in ticks[:2]] == [None, 1_010], (
+        "the first quantity after a silence is unknown"
+    )
     assert ticks[-1].provider_code == "DHAN"
     assert sum(tick.volume or 0 for tick in ticks) == sold - 4_000, "both count the same, so nothing is lost"
 
