@@ -1,0 +1,1 @@
+"""Benchmarks: figures this project publishes about itself, each made by a program anyone can run again."""
