@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, observe, spool
+from commands import doctor, observe, routes, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -68,9 +68,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (observe.status, observe.why, observe.tap, doctor.doctor):
+for command in (observe.status, observe.why, observe.tap, routes.routes, doctor.doctor):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
+providers = typer.Typer(help="Providers: who serves an instrument, and who is to.", no_args_is_help=True)
+routes.add_to(providers)
+app.add_typer(providers, name="providers")
 
 
 @app.callback(invoke_without_command=True)

@@ -227,7 +227,7 @@ def run(days: int, seed: int, per_class: int, *, witness: bool) -> dict[str, Any
                     if fault == "never starts":
                         bound += 900
                     cell.in_bound += seconds <= bound
-    ordinary = {name: 0 for name in CLASSES}
+    ordinary = dict.fromkeys(CLASSES, 0)
     for _ in range(days):
         stage.learned = learned
         for key in stage.play(rng, next(following), "", []):

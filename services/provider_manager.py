@@ -8,43 +8,28 @@ one source per instrument. It never touches a socket or a store itself.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext
-from services.dhan_provider import DhanProvider
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
 from services.market_data.records import DataIngestionFormat, ProviderTick, Record
 from services.pipeline.supervisor import Supervisor
-from services.provider_plugins import load_plugins
+from services.provider_registry import ProviderFactory, ProviderRegistry
 from services.provider_runtime import ProviderRuntime
-from services.routing.router import Router
+from services.routing.router import Forced, Router
 from services.routing.rules import RoutingRules
 from services.silence.judge import SilenceJudge
-from services.yahoo_finance_connection import YahooFinanceConnection
 
 _log = structlog.get_logger(__name__)
 
 ORDERS_WITHIN_S = 1.0
 """So long a subscription may take before the routes are looked at again without it."""
-
-ProviderFactory = Callable[[ProviderContext], BaseMarketDataProvider]
-
-
-def provider_factories() -> dict[str, ProviderFactory]:
-    """Return how to build each known provider, by code: ours and those of installed packages.
-
-    Raises `ConfigurationError` when a package's provider cannot be imported.
-    """
-    return {
-        YahooFinanceConnection.code: YahooFinanceConnection,
-        DhanProvider.code: DhanProvider,
-        **load_plugins(),
-    }
 
 
 class FirstConnectPacing(Protocol):
@@ -84,7 +69,8 @@ class ProviderManager:
         self._publish = publish
         self._supervisor = supervisor
         self._show_reference = show_reference
-        self._factories = dict(factories) if factories is not None else None
+        self.registry = ProviderRegistry(dict(factories) if factories is not None else None)
+        self.registry.bind(self)
         self._calendar = calendar or MarketCalendar()
         self._pacing = pacing
         self._judge = judge
@@ -107,7 +93,7 @@ class ProviderManager:
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over a mapping snapshot: build its providers and decide the first routes. No I/O."""
         self._snapshot = snapshot
-        factories = self._factories if self._factories is not None else provider_factories()
+        factories = self.registry.factories()
         by_provider: dict[str, list[InstrumentMapping]] = {entry.code: [] for entry in snapshot.providers}
         for mapping in snapshot.mappings:
             by_provider.setdefault(mapping.provider_code, []).append(mapping)
@@ -208,6 +194,64 @@ class ProviderManager:
         for runtime in self._runtimes.values():
             if runtime.provider is not None:
                 runtime.provider.credentials_changed()
+
+    async def providers_changed(self) -> None:
+        """Build and start what is registered now, and end what is not any more."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return
+        factories = self.registry.factories()
+        for code, runtime in self._runtimes.items():
+            if runtime.provider is not None and code not in factories:
+                await self._end(code, runtime)
+                self.router.gone(runtime)
+                runtime.provider = None
+        before = {code for code, runtime in self._runtimes.items() if runtime.provider is not None}
+        self.load(snapshot)
+        if not self._running:
+            return
+        for code, runtime in self._runtimes.items():
+            if runtime.provider is not None and code not in before:
+                self._keep(code)
+        await asyncio.sleep(0)
+        await self.reroute()
+
+    # ---- what the registry asks -----------------------------------------------------------------
+
+    def entries(self) -> tuple[ProviderEntry, ...]:
+        """Return the active providers of the mapping snapshot."""
+        return self._snapshot.providers if self._snapshot is not None else ()
+
+    def rows(self, instrument: str) -> tuple[InstrumentMapping, ...]:
+        """Return the mappings of an instrument in the order of preference; none where it is unknown."""
+        return self.router.candidates.get(instrument, ())
+
+    def places_of(self, code: str) -> dict[str, int]:
+        """Return the exchanges a provider is mapped for, and its best place in the order there."""
+        places: dict[str, int] = {}
+        for rows in self.router.candidates.values():
+            for place, row in enumerate(rows, start=1):
+                if row.provider_code == code:
+                    places[row.exchange] = min(place, places.get(row.exchange, place))
+        return places
+
+    def provider(self, code: str) -> BaseMarketDataProvider | None:
+        """Return the running provider of a code, None where there is none."""
+        runtime = self._runtimes.get(code)
+        return runtime.provider if runtime is not None else None
+
+    def routed(self) -> dict[str, int]:
+        """Return how many instruments each provider serves."""
+        return dict(Counter(self.router.active.values()))
+
+    def force(self, instrument: str, to: str, for_s: float, by: str, why: str) -> None:
+        """Prefer a source of an instrument for a while."""
+        until_ms = self._clock.now_ms() + round(for_s * 1000)
+        self.router.force(instrument, Forced(to, until_ms, self._clock.monotonic_s() + for_s, by, why))
+
+    def release(self, instrument: str, by: str) -> bool:
+        """Go back to the order of the mappings; returns whether there was a choice to end."""
+        return self.router.release(instrument, by)
 
     # ---- routing --------------------------------------------------------------------------------
 

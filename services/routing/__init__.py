@@ -1,1 +1,1 @@
-"""Routing: which provider serves an instrument, when another takes over, and when the first one comes back."""
+"""Routing: which provider serves an instrument, when another takes over, when the first comes back."""

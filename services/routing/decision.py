@@ -45,10 +45,10 @@ class Action(str, Enum):
 class Trial(msgspec.Struct, frozen=True, gc=False):
     """How a standby that is listened to does.
 
-    `since_s` when listening began; `fresh` how many ticks in a row were newer than all that was let through
-    before, and `fresh_s` how long ago the first of them came; `agrees` whether the newest of them lay within tolerance; `clean_s` how long both sources have
-    flowed and agreed without a break; `whole` whether its next tick can be let through without counting any
-    traded quantity twice.
+    `since_s` is when listening began; `fresh` how many ticks in a row were newer than all that was let through
+    before, and `fresh_s` how long ago the first of them came; `agrees` whether the newest lay within tolerance;
+    `clean_s` how long both sources have flowed and agreed without a break; `whole` whether its next tick can
+    be let through without counting any traded quantity twice.
     """
 
     since_s: float
@@ -77,8 +77,8 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
 class Health(msgspec.Struct, frozen=True, gc=False):
     """One candidate as it stands now.
 
-    `trouble` is why it does not deliver, empty while it does or might. `room` says whether one more symbol can
-    be subscribed there, `trial` how it does as a standby, None while nobody listens to it.
+    `trouble` is why it does not deliver, empty while it does or might. `room` says whether one more symbol
+    can be subscribed there, `trial` how it does as a standby, None while nobody listens to it.
     """
 
     provider: str

@@ -30,12 +30,14 @@ _COMMAND_TIMEOUT_S = 5.0
 _PRUNE_EVERY_S = 6 * 3_600.0
 _PRUNE_AT_ONCE = 20_000
 _INSERT = text(
-    "INSERT INTO route_events (instrument, action, from_provider, to_provider, reason, at_ms, details, run, seq) "
+    "INSERT INTO route_events "
+    "(instrument, action, from_provider, to_provider, reason, at_ms, details, run, seq) "
     "SELECT instrument, action, nullif(from_provider, ''), nullif(to_provider, ''), reason, at_ms, "
     "details::jsonb, :run, seq FROM unnest(CAST(:instrument AS text[]), CAST(:action AS text[]), "
     "CAST(:from_provider AS text[]), CAST(:to_provider AS text[]), CAST(:reason AS text[]), "
-    "CAST(:at_ms AS bigint[]), CAST(:details AS text[]), CAST(:seq AS bigint[])) AS given (instrument, action, "
-    "from_provider, to_provider, reason, at_ms, details, seq) ON CONFLICT (run, seq) DO NOTHING"
+    "CAST(:at_ms AS bigint[]), CAST(:details AS text[]), CAST(:seq AS bigint[])) AS given "
+    "(instrument, action, from_provider, to_provider, reason, at_ms, details, seq) "
+    "ON CONFLICT (run, seq) DO NOTHING"
 )
 _PRUNE = text(
     "DELETE FROM route_events WHERE id IN "

@@ -43,7 +43,6 @@ _log = structlog.get_logger(__name__)
 _ENDS_WITH_A_TICK = frozenset({HALF_MINUTE_AWAY, "refused", Finding.MUTE.value, Finding.NEVER_STARTED.value})
 """Troubles that are over with the first tick; of the others the judge must say that they are."""
 _SILENT = frozenset({Finding.MUTE.value, Finding.NEVER_STARTED.value})
-_CONNECTION_TROUBLES = frozenset({HALF_MINUTE_AWAY, "refused"})
 _JUST_NOW_MS = 1_500
 """A finding of silence that is older than the newest tick by less than this has been overtaken by it."""
 _LOOK_AGAIN_S = 5.0
@@ -233,7 +232,7 @@ class Router:
                 self._wish(row.provider_code, row.provider_symbol, want=True)
 
     def take_wishes(self) -> dict[str, dict[str, bool]]:
-        """Return what is to be subscribed (True) or let go (False) since the last time, by code and symbol."""
+        """Return what is to be subscribed (True) or let go (False) since the last time, by provider."""
         wishes, self._wishes = self._wishes, {}
         return wishes
 
@@ -385,7 +384,7 @@ class Router:
         runtime = self._runtimes[row.provider_code]
         present = watch is not None and self.active.get(row.instrument) == row.provider_code
         before = watch.trouble if watch is not None and present else ""
-        if before in _CONNECTION_TROUBLES and row.provider_symbol not in runtime.flowing:
+        if before in _ENDS_WITH_A_TICK and row.provider_symbol not in runtime.flowing:
             # It tries again, but what it lost is not back.
             return before
         if self._judge is None or not runtime.is_armed(row.provider_symbol):
@@ -717,6 +716,12 @@ class Router:
             if self.active.get(mapping.instrument) == code and not silent:
                 self._close_gap(mapping, at_ms)
 
+    def gone(self, runtime: ProviderRuntime) -> None:
+        """Take note that a provider is no more: nothing flows from it, and nothing is expected of it."""
+        flowing = list(runtime.flowing)
+        self.lost(runtime, flowing, self._clock.now_ms(), "provider_removed")
+        self.let_go(runtime, list(runtime.armed))
+
     def disarm_gone(self, runtime: ProviderRuntime, rows: Iterable[InstrumentMapping]) -> None:
         """Expect nothing more of symbols that are not among `rows`, which the runtime is about to load."""
         kept = {row.provider_symbol: row.instrument for row in rows}
@@ -827,6 +832,9 @@ class Router:
             "delivery": delivery,
             "allowed": self._may_serve(row, position),
             "silence": found or None,
+            "trouble": self._trouble(row, condition, self._watches.get(row.instrument)) or None
+            if condition is not None
+            else None,
             "held_down_ms": round(held_s * 1000) if held_s > 0 else None,
         }
 

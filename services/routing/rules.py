@@ -15,10 +15,11 @@ class RoutingRules(msgspec.Struct, frozen=True, kw_only=True):
     `dwell_s` at least before a better one is tried, and a better one that failed is not tried again for
     `hold_down_s`, doubled with every failure within `failures_count_s`, `hold_down_cap_s` at most.
 
-    `warm_ticks` fresh ticks within tolerance prove a standby whose predecessor is silent, or one that is
-    `settle_s` old, as of an instrument that is seldom traded, or one at all where the predecessor's provider is
-    down altogether. One that does not prove itself in `warm_within_s` has the next candidate warmed beside it. When nobody has delivered for
-    `stale_after_s` since the fault was found, the instrument is declared stale.
+    `warm_ticks` fresh ticks within tolerance prove a standby whose predecessor is silent; so does one that is
+    `settle_s` old, as of an instrument that is seldom traded, or one at all where the predecessor's provider
+    is down altogether. A standby that does not prove itself in `warm_within_s` has the next candidate warmed
+    beside it. When nobody has delivered for `stale_after_s` since the fault was found, the instrument is
+    declared stale.
 
     Coming back needs `overlap_s` in which both flow and agree, with `overlap_ticks` fresh ticks at least.
     What was warmed in vain, or left, stays subscribed for `linger_s`, in case it is needed again.
