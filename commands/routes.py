@@ -88,7 +88,7 @@ def switch(
 
 
 def duration_s(text: str) -> float:
-    """Return the seconds of `90`, `30s`, `15m`, `2h` or `1d`. Raises `ConfigurationError` for anything else."""
+    """Return the seconds of `90`, `30s`, `15m`, `2h` or `1d`. Raises `ConfigurationError` for others."""
     found = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smhd]?)", text.strip())
     if found is None:
         raise ConfigurationError(f"{text!r} is no duration: say it as 30s, 15m, 2h or 1d")

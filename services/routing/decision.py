@@ -45,10 +45,10 @@ class Action(str, Enum):
 class Trial(msgspec.Struct, frozen=True, gc=False):
     """How a standby that is listened to does.
 
-    `since_s` is when listening began; `fresh` how many ticks in a row were newer than all that was let through
-    before, and `fresh_s` how long ago the first of them came; `agrees` whether the newest lay within tolerance;
-    `clean_s` how long both sources have flowed and agreed without a break; `whole` whether its next tick can
-    be let through without counting any traded quantity twice.
+    `since_s` is when listening began; `fresh` how many ticks in a row were newer than all that was let
+    through before, and `fresh_s` how long ago the first of them came; `agrees` whether the newest lay within
+    tolerance; `clean_s` how long both sources have flowed and agreed without a break; `whole` whether its
+    next tick can be let through without counting any traded quantity twice.
     """
 
     since_s: float

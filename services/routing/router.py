@@ -526,8 +526,8 @@ class Router:
         code = self.active[instrument]
         row = self.candidates[instrument][0]
         passed = self._passed(instrument, code)
-        if passed is None:
-            # Nothing has ever come, so there is nothing that could be out of date.
+        if passed is None or watch.trouble not in _ENDS_WITH_A_TICK:
+            # Nothing has ever come that could be out of date, or something still comes.
             return
         watch.stale_since_ms = now_ms
         fields: dict[str, str | int] = {
@@ -613,7 +613,7 @@ class Router:
         if watch is None:
             self.passing[instrument] = code
             return True
-        if watch.trouble in _ENDS_WITH_A_TICK or watch.stale_since_ms is not None:
+        if watch.trouble in _ENDS_WITH_A_TICK:
             self._end_trouble(instrument, watch, record.received_ms)
         volume = record.cumulative_volume
         if volume is not None:

@@ -108,8 +108,8 @@ class StandbyTrial:
         """Take one tick of the standby; returns whether it speaks for it.
 
         `within_ms` is how old a tick may be on arrival, `behind_ms` how far behind the present source's
-        newest one. In a `rescue` only what is newer than all that was let through counts, and it is held. A source
-        that is not `delayed` must have caught up with the present one before it can follow it.
+        newest one. In a `rescue` only what is newer than all that was let through counts, and it is held.
+        A source that is not `delayed` must have caught up with the present one before it can follow it.
         """
         if record.flags & _NO_NEWS or record.received_ms - record.timestamp > within_ms:
             return False
