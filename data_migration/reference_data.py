@@ -71,7 +71,7 @@ _YAHOO_EXCHANGES = ("NASDAQ", "NYSE", "ARCA", "CRYPTO", "FX", "INDEX")
 _YAHOO_BESIDE_DHAN = ("NSE", "BSE")
 ROUTES = (
     *(ShippedRoute(exchange, "DHAN", True, PRIMARY_PRIORITY) for exchange in _DHAN_EXCHANGES),
-    # Yahoo has no agreement for real-time prices of India: it may stand in, and its ticks are marked `delayed`.
+    # Yahoo promises no real-time prices of India: it may stand in, and its ticks are marked `delayed`.
     *(
         ShippedRoute(exchange, "YF", False, SECONDARY_PRIORITY, "delayed", True)
         for exchange in _YAHOO_BESIDE_DHAN

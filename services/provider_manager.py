@@ -208,13 +208,13 @@ class ProviderManager:
                 runtime.provider = None
         before = {code for code, runtime in self._runtimes.items() if runtime.provider is not None}
         self.load(snapshot)
-        if not self._running:
-            return
-        for code, runtime in self._runtimes.items():
-            if runtime.provider is not None and code not in before:
-                self._keep(code)
-        await asyncio.sleep(0)
-        await self.reroute()
+        if self._running:
+            for code, runtime in self._runtimes.items():
+                if runtime.provider is not None and code not in before:
+                    self._keep(code)
+            await asyncio.sleep(0)
+        if self.router.active:
+            await self.reroute()
 
     # ---- what the registry asks -----------------------------------------------------------------
 

@@ -46,7 +46,7 @@ _SILENT = frozenset({Finding.MUTE.value, Finding.NEVER_STARTED.value})
 _JUST_NOW_MS = 1_500
 """A finding of silence that is older than the newest tick by less than this has been overtaken by it."""
 _LOOK_AGAIN_S = 5.0
-_CHUNK = 250
+_CHUNK = 100
 """So many instruments are looked at in one stretch of the event loop: some milliseconds."""
 _NAMED_IN_LOG = 10
 
