@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+import pytest
+
 from services.market_data.calendar import MarketCalendar
 from services.market_data.records import FLAG_DELAYED, ControlRecord, DataIngestionFormat
 from services.routing.rules import RoutingRules
@@ -54,7 +56,7 @@ def said(rig: FaultRig, instrument: str) -> list[str]:
     return words
 
 
-async def test_a_mute_dhan_is_replaced_by_yahoo_and_comes_back_after_a_clean_overlap() -> None:
+async def test_c3_a_mute_dhan_is_replaced_by_yahoo_and_comes_back_after_a_clean_overlap() -> None:
     first, second = both()
     async with first, second:
         rig_of = fault_rig(first, second, symbols=INDIAN, second_symbols=AT_YAHOO, rules=QUICK, wait=False)
@@ -82,7 +84,7 @@ async def test_a_mute_dhan_is_replaced_by_yahoo_and_comes_back_after_a_clean_ove
                 assert back.details["warmed_s"] >= QUICK.overlap_s, "it was verified"
             worst = max(check_minutes(rig, key) for key in (RELIANCE, HDFC))
             report_row(
-                "P9",
+                "C3",
                 lost=f"{rig.gap_text()}; {worst} of the volume unknown, all within the gap",
                 allowed="the quantity of the declared gap",
             )
@@ -135,7 +137,9 @@ def check_minutes(rig: FaultRig, instrument: str) -> int:
     return sum(unknown.values())
 
 
-async def test_killing_one_instrument_moves_one_instrument() -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_c3_killing_one_instrument_moves_one_instrument() -> None:
     first, second = both(rate=40.0)
     judge = SilenceJudge(MarketCalendar(always_open=True))
     async with first, second:
@@ -150,7 +154,8 @@ async def test_killing_one_instrument_moves_one_instrument() -> None:
         )
         async with rig_of as rig:
             await rig.first.streaming()
-            await eventually(lambda: len(rig.ticks) > 160, within_s=15)
+            # What is usual is learned in a minute.
+            await asyncio.sleep(75)
             await first.inject(f.Mute(symbols=(EQUITY,)))
             begun_ms = rig.clock.now_ms()
             await eventually(lambda: routed(rig, RELIANCE, "YF"), within_s=150)
@@ -159,4 +164,4 @@ async def test_killing_one_instrument_moves_one_instrument() -> None:
             assert {record.symbol for record in rig.controls("switched")} == {RELIANCE}
             assert rig.feeds["YF"].provider.wanted == ("RELIANCE.NS",)
             assert routed(rig, HDFC, "DHAN")
-            report_row("P10", lost=f"{took_s:.0f} s of one instrument, declared", allowed="120 s")
+            report_row("C3", lost=f"{took_s:.0f} s of one instrument, declared", allowed="120 s")
