@@ -212,8 +212,8 @@ class LiveDataIngestion:
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self._first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, self.clock)
-        judge = SilenceJudge(self.calendar)
-        self._learned = LearnedSilence(judge, config.state_dir / SILENCE_FILE)
+        self._judge = SilenceJudge(self.calendar)
+        self._learned = LearnedSilence(self._judge, config.state_dir / SILENCE_FILE)
         self.providers = ProviderManager(
             clock=self.clock,
             settings=provider_settings,
@@ -223,7 +223,7 @@ class LiveDataIngestion:
             factories=factories,
             calendar=self.calendar,
             pacing=self._first_connects,
-            judge=judge,
+            judge=self._judge,
         )
         self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
@@ -422,7 +422,7 @@ class LiveDataIngestion:
         if self._phase != "running":
             return {}
         readiness = self.readiness()
-        return troubles(
+        found = troubles(
             now_ms=self.clock.now_ms(),
             providers=self._conditions(),
             sinks=self._writers,
@@ -430,6 +430,11 @@ class LiveDataIngestion:
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
         )
+        routing = self.providers.router.summary()
+        if routing["stale"]:
+            named = ", ".join(routing["stale_instruments"])
+            found["routing:stale"] = f"nobody delivers {routing['stale']} instruments: {named}"
+        return found | self._judge.alarms()
 
     def _conditions(self) -> list[ProviderCondition]:
         return [
@@ -692,6 +697,7 @@ class LiveDataIngestion:
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "streams": self._streams.status(),
             "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
+            "silence": self._judge.alarms(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],

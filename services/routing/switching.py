@@ -1,4 +1,4 @@
-"""Carries out what was decided about an instrument: begins, warms up, switches, declares stale, ends troubles.
+"""Carries out what was decided about an instrument: begins, warms up, switches, says what is stale and back.
 
 Stands between the decision and the stream. Whatever it does is said in the order in which it holds: the gap
 that ends, the switch, that data is back, and then the ticks.
