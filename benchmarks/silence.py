@@ -131,6 +131,16 @@ class Stage:
                     ]
                     if change.provider != FIRST or not meant:
                         false_alarms.append(change.instrument)
+                        if os.environ.get("SHOW"):
+                            print(
+                                fault,
+                                step * 2,
+                                change.instrument,
+                                change.now.finding.value,
+                                change.now.reason,
+                                [(o.begin * 2, o.end * 2) for o in faults if o.row == row],
+                                flush=True,
+                            )
             for one in list(waiting):
                 if step > one.end:
                     waiting.remove(one)
@@ -206,6 +216,8 @@ def run(days: int, seed: int, per_class: int, *, witness: bool) -> dict[str, Any
     cells = {fault: {name: Cell() for name in CLASSES} for fault in FAULTS}
     feed_false = 0
     for fault, row in cells.items():
+        if os.environ.get("ONLY") and fault not in os.environ["ONLY"].split(","):
+            continue
         for _ in range(days):
             session = next(following)
             steps = (session.close_ms - session.open_ms) // 1000 // STEP_S
@@ -227,7 +239,7 @@ def run(days: int, seed: int, per_class: int, *, witness: bool) -> dict[str, Any
                     if fault == "never starts":
                         bound += 900
                     cell.in_bound += seconds <= bound
-    ordinary = {name: 0 for name in CLASSES}
+    ordinary = dict.fromkeys(CLASSES, 0)
     for _ in range(days):
         stage.learned = learned
         for key in stage.play(rng, next(following), "", []):
