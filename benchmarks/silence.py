@@ -42,7 +42,7 @@ BOUNDS_S: dict[tuple[str, str], int] = {
     ("snapshot replayed", "medium"): 240,
     ("snapshot replayed", "thin"): 2_700,
 }
-"""What the documentation promises of one instrument, in seconds; where nothing is promised, nothing is here."""
+"""What the documentation promises of one instrument, in seconds; elsewhere nothing is promised."""
 SECOND_SHARE = 0.4
 FAULTS = {
     "mute instrument": "one instrument ceases",
