@@ -14,6 +14,7 @@ from models.instrument import Instrument
 from models.provider import Provider
 from models.provider_instrument_mapping import ProviderInstrumentMapping
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
+from models.route_event import RouteEvent
 
 __all__ = [
     "SCHEMA_REVISION",
@@ -24,4 +25,5 @@ __all__ = [
     "Instrument",
     "Provider",
     "ProviderInstrumentMapping",
+    "RouteEvent",
 ]

@@ -81,8 +81,13 @@ class Diagnosis:
             "next_action": action,
             "session": session,
             "interest": claim,
-            "route": {name: route[name] for name in ("active", "pending", "open_gap")},
+            "route": {
+                name: value
+                for name, value in route.items()
+                if name not in ("candidates", "decisions", "wanted")
+            },
             "candidates": route["candidates"],
+            "decisions": route["decisions"],
             "hops": hops,
             "storage": storage,
             "events": [
@@ -164,6 +169,8 @@ class Diagnosis:
         active = next((row for row in candidates if row["provider"] == route["active"]), None)
         if active is None:
             return "it is not routed yet", _or_wait(reasons)
+        if route["trouble"]:
+            return _in_trouble(route, active, now_ms)
         if active["refused"]:
             return (
                 f"{active['provider']} refuses its symbol {active['symbol']}: {active['refused']}",
@@ -203,6 +210,27 @@ class Diagnosis:
                 "compare with the exchange's own page; an instrument may simply not be traded",
             )
         return f"all is well: the last tick came {_span(age_ms)} ago", "nothing to do"
+
+
+def _in_trouble(route: dict[str, Any], active: dict[str, Any], now_ms: int) -> tuple[str, str]:
+    """Return what is the matter with a source that works and does not deliver this instrument."""
+    why = active["silence"] or route["trouble"]
+    stale = f"; stale for {_span(now_ms - route['stale_since_ms'])}" if route["stale_since_ms"] else ""
+    verdict = f"{active['provider']} does not deliver it ({route['trouble']}: {why}){stale}"
+    if route["standbys"]:
+        tried = "; ".join(
+            f"{row['provider']}: {row['fresh_ticks']} fresh ticks"
+            + ("" if row["agrees"] else f", its price is {row['off_bps']} bps off")
+            for row in route["standbys"]
+        )
+        return verdict, f"wait: a standby is listened to and takes over when it has proved itself ({tried})"
+    barred = [row for row in route["candidates"] if row["usable"] and not row["allowed"]]
+    if barred:
+        return verdict, (
+            f"{barred[0]['provider']} could stand in with {barred[0]['delivery']} data: set allow_delayed in "
+            "exchange_provider_mappings where that is acceptable"
+        )
+    return verdict, "map another provider to it, or mend this one; it is listened to all the time"
 
 
 def _no_provider(candidates: list[dict[str, Any]], refused: dict[str, Any] | None) -> tuple[str, str]:

@@ -11,6 +11,7 @@ takes clients while it does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,10 +26,12 @@ from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
-from services.errors import StorageError
+from services.errors import MarketdError, StorageError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
+from services.learned_silence import FILE as SILENCE_FILE
+from services.learned_silence import LearnedSilence
 from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock, SystemClock
@@ -39,7 +42,7 @@ from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
 from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
-from services.operations.troubles import ProviderCondition, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
 from services.operations.vitals import Vitals
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
@@ -48,7 +51,10 @@ from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, si
 from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
-from services.provider_manager import ProviderFactory, ProviderManager
+from services.provider_manager import ProviderManager
+from services.provider_registry import ProviderFactory
+from services.routing.event_writer import RouteEventWriter
+from services.silence.judge import SilenceJudge
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
@@ -73,7 +79,17 @@ _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
-LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger")
+ROUTE_EVENTS_WITHIN_S = 1.0
+LEADING_TASKS = (
+    "mappings",
+    "streams",
+    "health_probe",
+    "history",
+    "losses",
+    "ledger",
+    "route_events",
+    "silence",
+)
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
 RECORD_BYTES = 1_024
@@ -136,6 +152,8 @@ class LiveDataIngestion:
         self.demo = config.demo
         self.epoch = ""
         self.api_url = ""
+        self.urls = {"database_url": config.database_url, "redis_url": config.redis_url}
+        """Where the servers are reached, with the passwords of now."""
         self.calendar = MarketCalendar(config.market_day_files, always_open=config.always_open)
         self.supervisor = Supervisor()
         self._hurry = asyncio.Event()
@@ -194,6 +212,8 @@ class LiveDataIngestion:
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self._first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, self.clock)
+        judge = SilenceJudge(self.calendar)
+        self._learned = LearnedSilence(judge, config.state_dir / SILENCE_FILE)
         self.providers = ProviderManager(
             clock=self.clock,
             settings=provider_settings,
@@ -203,7 +223,9 @@ class LiveDataIngestion:
             factories=factories,
             calendar=self.calendar,
             pacing=self._first_connects,
+            judge=judge,
         )
+        self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
@@ -218,6 +240,7 @@ class LiveDataIngestion:
                 limits=limits,
             ),
             StreamHistory(config.redis_url),
+            routes=self,
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -236,7 +259,7 @@ class LiveDataIngestion:
         self._streams = StreamKeeper(
             config.redis_url,
             clock=self.clock,
-            exchanges=lambda: {mapping.exchange for mapping in self._instruments.values()},
+            exchanges=lambda: set(self._exchanges),
             max_age_ms=config.stream_max_age_ms,
         )
         self._reader = make_client(config.redis_url, name="marketd:reader")
@@ -254,6 +277,7 @@ class LiveDataIngestion:
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
+        self._exchanges: frozenset[str] = frozenset()
         self.broadcast.on_control = self._note_control
         self._notifier = (
             Notifier(self.clock, self._troubles, config.notices, demo=config.demo) if config.notices else None
@@ -282,6 +306,7 @@ class LiveDataIngestion:
         snapshot = await self._mappings.first()
         self._note(snapshot)
         self.providers.load(snapshot)
+        await asyncio.to_thread(self._learned.restore)
         await self._spool.open()
         self.vitals.announce()
         self.supervisor.keep("vitals", self.vitals.run)
@@ -335,6 +360,7 @@ class LiveDataIngestion:
         await self._losses.save()
         await self._spool.close()
         await self._reader.aclose()
+        await self._end_of_routing(led=led)
         await self._catalogue.close()
         self._phase = "stopped"
         if was_running or pending:
@@ -349,13 +375,16 @@ class LiveDataIngestion:
         config = self.config
         self.providers.credentials_changed()
         if replace_credentials(config.redis_url, redis_url):
+            self.urls["redis_url"] = redis_url
             self._leadership.poke()
             for writer in self._writers:
                 writer.retry_now()
         else:
             _log.warning("restart_needed", setting="REDIS_URL", reason="it names another server")
         if shown_url(database_url) == shown_url(config.database_url):
+            self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
+            self.supervisor.spawn(self._route_events.use_url(database_url), "route_events_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
@@ -395,15 +424,18 @@ class LiveDataIngestion:
         readiness = self.readiness()
         return troubles(
             now_ms=self.clock.now_ms(),
-            providers=[
-                ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
-                for code, state, reason, expires_ms in self.providers.conditions()
-            ],
+            providers=self._conditions(),
             sinks=self._writers,
             spool=self._spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
         )
+
+    def _conditions(self) -> list[ProviderCondition]:
+        return [
+            ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
+            for code, state, reason, expires_ms in self.providers.conditions()
+        ]
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -459,10 +491,21 @@ class LiveDataIngestion:
             await self._subscriptions.follow()
             self.supervisor.keep("subscriptions", self._subscriptions.run)
         await self.providers.start()
+        self.supervisor.keep("route_events", self._route_events.run, core=False)
+        self.supervisor.keep("silence", self._learned.run, core=False)
         self.supervisor.keep("streams", self._streams.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
+
+    async def _end_of_routing(self, *, led: bool) -> None:
+        """Keep what was decided and learned, as far as that is possible within a moment."""
+        if led:
+            with contextlib.suppress(MarketdError, TimeoutError):
+                async with asyncio.timeout(ROUTE_EVENTS_WITHIN_S):
+                    await self._route_events.write_all()
+            await self._learned.save()
+        await self._route_events.close()
 
     async def _end_subscriptions(self) -> None:
         if self._subscriptions is not None:
@@ -557,6 +600,7 @@ class LiveDataIngestion:
             known = self._instruments.get(mapping.instrument)
             if known is None or _rank(mapping) < _rank(known):
                 self._instruments[mapping.instrument] = mapping
+        self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
 
     # ---- what the gateway shows -----------------------------------------------------------------
 
@@ -601,6 +645,10 @@ class LiveDataIngestion:
         mappings = self._mappings.status
         degraded = [f"mappings are not refreshed: {mappings.reason}"] if mappings.reason else []
         degraded += self._ledger.problems()
+        if self._phase == "running":
+            open_markets = self.calendar.open_among(self._exchanges, self.clock.now_ms())
+            silence = nobody_delivers(self._conditions(), open_markets)
+            degraded += [silence] if silence else []
         return Readiness(ready=not reasons, reasons=reasons, degraded=degraded)
 
     def _accounts(self) -> list[Account]:
@@ -643,10 +691,60 @@ class LiveDataIngestion:
             "notices": self._notifier.status() if self._notifier else None,
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "streams": self._streams.status(),
+            "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
+
+    def routes(self) -> dict[str, Any]:
+        """Return every provider, what it can do and serves, and what is not as it should be."""
+        return {
+            "providers": [msgspec.to_builtins(info) for info in self.providers.registry.list()],
+            "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
+        }
+
+    async def route(self, instrument: str, events: int) -> dict[str, Any] | None:
+        """Return the route of an instrument and its newest events; None when it is not mapped.
+
+        Events that are not written yet are among them; while PostgreSQL is away only what this process
+        remembers.
+        """
+        if instrument not in self._instruments:
+            return None
+        found = self.providers.route(instrument)
+        recent = found.pop("decisions")
+        stored, note = [], ""
+        try:
+            stored = await self._route_events.newest(instrument, events)
+        except MarketdError as error:
+            note = f"only what this process remembers: {error}"
+        known = {(event["at_ms"], event["action"], event["to"]) for event in stored}
+        stored += [event for event in recent if (event["at_ms"], event["action"], event["to"]) not in known]
+        stored.sort(key=lambda event: int(event["at_ms"]))
+        return {
+            "instrument": instrument,
+            "time_ms": self.clock.now_ms(),
+            **found,
+            "backup": self.providers.registry.backup(instrument),
+            "events": stored[-events:],
+            "note": note,
+        }
+
+    def switch_route(
+        self, instrument: str, to: str | None, *, for_s: float, by: str, why: str
+    ) -> dict[str, Any]:
+        """Prefer a source for a while, or (None) the order of the mappings again.
+
+        Raises `ConfigurationError` for what cannot be.
+        """
+        registry = self.providers.registry
+        if to is None:
+            registry.release(instrument, by=by)
+        else:
+            registry.switch(instrument, to.strip().upper(), for_s=for_s, by=by, why=why)
+        found = self.providers.route(instrument)
+        return {"instrument": instrument, "events": found.pop("decisions"), **found}
 
     async def why(self, instrument: str) -> dict[str, Any] | None:
         """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""

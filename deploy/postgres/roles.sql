@@ -6,7 +6,8 @@
 --
 -- marketd_loader   DATABASE_URL of data_migration/setup_providers.py and populate_instrument_mappings.py:
 --                  owns the tables, so it can migrate and fill them.
--- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes.
+-- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes; writes
+--                  what routing decided (route_events), and nothing else.
 
 \set ON_ERROR_STOP on
 
@@ -48,6 +49,12 @@ BEGIN
             EXECUTE format('GRANT SELECT ON public.%I TO marketd_daemon', item);
         END IF;
     END LOOP;
+    -- What the daemon writes itself: what routing decided. It removes what is old, and changes nothing.
+    IF to_regclass('public.route_events') IS NOT NULL THEN
+        ALTER TABLE public.route_events OWNER TO marketd_loader;
+        REVOKE ALL ON public.route_events FROM PUBLIC, marketd_daemon;
+        GRANT SELECT, INSERT, DELETE ON public.route_events TO marketd_daemon;
+    END IF;
     FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at'] LOOP
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN
             EXECUTE format('ALTER FUNCTION public.%I() OWNER TO marketd_loader', item);

@@ -30,6 +30,7 @@ from services.market_data.quality import (
     refusal_of_price,
 )
 from services.market_data.records import (
+    FLAG_DELAYED,
     FLAG_LATE,
     FLAG_SKEWED,
     FLAG_SNAPSHOT,
@@ -79,6 +80,7 @@ class _InstrumentState:
 
     __slots__ = (
         "band",
+        "base_flags",
         "baseline",
         "day_open",
         "grid",
@@ -102,8 +104,8 @@ class _InstrumentState:
         "volume_means_trades",
     )
 
-    def __init__(self, mapping: InstrumentMapping) -> None:
-        self.use(mapping)
+    def __init__(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
+        self.use(mapping, delayed=delayed)
         self.baseline: int | None = None
         self.last_raw_event_ms = 0
         self.last_event_ms = 0
@@ -121,8 +123,11 @@ class _InstrumentState:
         self.late_slots: dict[int, int] = {}
         self.recent: deque[tuple[int, float, int | None]] = deque(maxlen=_REMEMBERED_SECONDS)
 
-    def use(self, mapping: InstrumentMapping) -> None:
+    def use(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
         self.mapping = mapping
+        if mapping.delivery is not None:
+            delayed = mapping.delivery != "real_time"
+        self.base_flags = FLAG_DELAYED if delayed else 0
         self.grid = PriceGrid(mapping.tick_size)
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
@@ -139,6 +144,8 @@ class Normaliser:
 
     def __init__(self, provider_code: str, wall_step_ms: Callable[[], int] = lambda: 0) -> None:
         self.provider_code = provider_code
+        self.delayed = False
+        """Whether the data is delayed where the mapping does not say; taken over by the next `load`."""
         self.wall_step_ms = wall_step_ms
         self.counters = NormaliserCounters()
         self.reference_quote: DataIngestionFormat | None = None
@@ -154,9 +161,9 @@ class Normaliser:
         for mapping in mappings:
             state = self._states.get(mapping.provider_symbol)
             if state is None or state.mapping.instrument != mapping.instrument:
-                state = _InstrumentState(mapping)
+                state = _InstrumentState(mapping, delayed=self.delayed)
             else:
-                state.use(mapping)
+                state.use(mapping, delayed=self.delayed)
             states[mapping.provider_symbol] = state
         self._states = states
 
@@ -172,6 +179,13 @@ class Normaliser:
         state.last_volume = newest.cumulative_volume
         state.last_bid, state.last_ask = newest.bid, newest.ask
         state.last_bid_size, state.last_ask_size = newest.bid_size, newest.ask_size
+
+    def newest(self, provider_symbol: str) -> tuple[float, int, int | None] | None:
+        """Return price, event time (UTC epoch ms) and cumulative volume of a symbol's newest tick, if any."""
+        state = self._states.get(provider_symbol)
+        if state is None or not state.last_event_ms:
+            return None
+        return state.last_price, state.last_event_ms, state.last_volume
 
     def rebase(self, provider_symbols: Iterable[str]) -> None:
         """Forget the volume baselines of these symbols: what was traded in between is unknown."""
@@ -203,7 +217,7 @@ class Normaliser:
             return None
 
         event_ms = received_ms if tick.event_ms is None else tick.event_ms
-        flags = tick.flags
+        flags = tick.flags | state.base_flags
         if event_ms < EARLIEST_EVENT_MS:
             counters.reject("no_time")
             return None

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from services.data_broadcast import DataBroadcast
+from services.errors import ConfigurationError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import SystemClock
@@ -34,6 +35,7 @@ class StubBackend:
         self.ready = Readiness(ready=True)
         self.providers: list[dict[str, Any]] = [provider_status("DHAN"), provider_status("YF", "backing_off")]
         self.interest: set[str] = set()
+        self.switches: list[dict[str, Any]] = []
         self.interest_changes = 0
 
     def provider_status(self) -> list[dict[str, Any]]:
@@ -96,6 +98,23 @@ class StubBackend:
             "hops": [],
             "events": [],
         }
+
+    def routes(self) -> dict[str, Any]:
+        return {"providers": [], "routing": {}}
+
+    async def route(self, instrument: str, events: int) -> dict[str, Any] | None:
+        if not self.is_known(instrument):
+            return None
+        shown = self.switches[-events:]
+        return {"instrument": instrument, "active": "DHAN", "candidates": [], "events": shown}
+
+    def switch_route(
+        self, instrument: str, to: str | None, *, for_s: float, by: str, why: str
+    ) -> dict[str, Any]:
+        if to not in (None, "YF"):
+            raise ConfigurationError(f"{instrument} is mapped to DHAN, YF, not to {to}")
+        self.switches.append({"to": to, "for_s": for_s, "by": by, "why": why})
+        return {"instrument": instrument, "active": "DHAN", "candidates": [], "events": self.switches}
 
     def similar(self, instrument: str) -> list[str]:
         return ["NSE:TCS"]
@@ -244,7 +263,7 @@ async def running_gateway(
     if redis_url is not None:
         history = StreamHistory(redis_url)
         stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
-    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history)
+    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history, routes=backend)
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
     writing = asyncio.create_task(stream.run()) if stream else None

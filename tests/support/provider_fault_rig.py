@@ -328,4 +328,5 @@ def mapping_of(
         segment=segment if security_id else None,
         security_id=security_id or None,
         tick_size=tick_size,
+        allow_delayed=True,
     )
