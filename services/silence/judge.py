@@ -91,9 +91,8 @@ class SilenceJudge:
             return
         if watch is not None:
             self.disarm(provider, instrument)
-        watch = Watch(provider, instrument, exchange, pulse)
         self._memory.forget_if_old(now_ms)
-        self._memory.recall(watch)
+        watch = self._memory.recall(provider, instrument, exchange, pulse)
         watch.rearm(pulse, now_ms)
         self._watches[key] = watch
         self._join(instrument, (*self._by_instrument.get(instrument, ()), watch))
@@ -108,8 +107,8 @@ class SilenceJudge:
         watch = self._watches.pop((provider, instrument), None)
         if watch is None:
             return
-        self._memory.keep(watch)
         self._feeds[provider, watch.exchange].remove(watch)
+        self._memory.keep(watch)
         self._join(instrument, tuple(one for one in self._by_instrument[instrument] if one is not watch))
 
     def _join(self, instrument: str, watches: tuple[Watch, ...]) -> None:
@@ -342,6 +341,13 @@ class SilenceJudge:
         """Return the faults of feeds, of instruments and of calendars, by a stable key, in words."""
         feeds = [feed for feed in self._feeds.values() if feed.watches]
         return wording.alarms(feeds, self._now_ms, self._now_s, self._calendar)
+
+    def faulty(self, provider: str, exchange: str) -> int:
+        """Return how many armed instruments of a feed do not bring what they should."""
+        feed = self._feeds.get((provider, exchange))
+        if feed is None or not feed.watches:
+            return 0
+        return len(feed.watches) if feed.finding.is_fault else len(feed.faulty)
 
     # ---- memory ---------------------------------------------------------------------------------
 
