@@ -33,7 +33,9 @@ class JudgeMemory(msgspec.Struct):
     version: int
     saved_ms: int
     feeds: dict[str, FeedMemory] = {}
-    rates: dict[str, dict[str, tuple[float, float, float, float, float, float, float, float]]] = {}
+    rates: dict[
+        str, dict[str, tuple[float, float, float, float, float, float, float, float, float, float]]
+    ] = {}
 
 
 class Memory:

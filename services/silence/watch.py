@@ -64,6 +64,8 @@ class Watch:
         "armed_ms",
         "armed_s",
         "arrivals",
+        "day_seen",
+        "day_span_s",
         "dispersion",
         "event_ms",
         "event_share",
@@ -98,6 +100,7 @@ class Watch:
         self.others: tuple[Watch, ...] = ()
         self.seen = 0.0
         self.span_s = 0.0
+        self.day_seen = self.day_span_s = 0.0
         self.dispersion = 2.0
         self.longest_s = 0.0
         self.patience = 1.0
@@ -146,6 +149,10 @@ class Watch:
         self.wait(now_s)
         self.session_ms = session_ms
         self.replay = 0.0
+        if self.day_span_s >= MOST_OVERNIGHT_S:
+            # The end of a day may have been wild; its mean says more of the next one.
+            self.seen = min(self.seen, self.day_seen / self.day_span_s * self.span_s)
+        self.day_seen = self.day_span_s = 0.0
         self._weigh_less()
 
     def others_ticks(self) -> int:
@@ -241,7 +248,8 @@ class Watch:
                         missing = SURE_SHARE * sure / span_s * weight * activity * silence_s
                         if missing >= SURE_TICKS * self.patience:
                             self.evidence = NEEDED * self.patience
-        if learns:
+        # What has not begun today must not wear away what is known of it.
+        if learns and (not known or pulse.ticks != self.first_ticks):
             if self.finding.is_fault:
                 learns *= FAULTY_LEARNING
             elif self.evidence > NEEDED / 3:
@@ -306,6 +314,8 @@ class Watch:
         keep = 1.0 - decay * exposure_s * speed
         self.seen = self.seen * keep + counted * speed
         self.span_s = self.span_s * keep + exposure_s * speed
+        self.day_seen += counted * speed
+        self.day_span_s += exposure_s * speed
         fade = GAP_DECAY * exposure_s
         self.longest_s *= 1.0 - fade
         self.patience += fade * (1.0 - self.patience)
@@ -329,12 +339,15 @@ class Watch:
             self.arrivals,
             round(self.usual_lag_ms),
             round(self.patience, 2),
+            round(self.day_seen, 1),
+            round(self.day_span_s),
         ]
 
     def restore(self, learned: Sequence[float]) -> None:
         """Take over what an earlier run or an earlier subscription learned."""
-        seen, span_s, self.dispersion, self.longest_s, self.event_share, arrivals, lag_ms, patience = learned
-        self.arrivals, self.usual_lag_ms, self.patience = int(arrivals), lag_ms, patience
+        seen, span_s, self.dispersion, self.longest_s, self.event_share = learned[:5]
+        arrivals, self.usual_lag_ms, self.patience, self.day_seen, self.day_span_s = learned[5:]
+        self.arrivals = int(arrivals)
         self.seen, self.span_s = max(0.0, seen), max(0.0, span_s)
         self._weigh_less()
 
