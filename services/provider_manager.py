@@ -372,19 +372,13 @@ class ProviderManager:
             pulse = pulses[tick.provider_symbol]
             pulse.ticks += 1
             pulse.received_ms = received_ms
-            pulse.price = record.price
-            if event_ms is not None:
-                if event_ms > pulse.event_ms:
-                    pulse.event_ms = event_ms
-                latency_ms = received_ms - event_ms
-            else:
-                latency_ms = 0
+            if event_ms is not None and event_ms > pulse.event_ms:
+                pulse.event_ms = event_ms
             if passing.get(record.symbol) != code and not beside(runtime, record):
                 return
             runtime.passed += 1
-            runtime.last_tick_ms = received_ms
             if event_ms is not None:
-                latencies_ms.append(latency_ms)
+                latencies_ms.append(received_ms - event_ms)
             publish(record)
 
         return deliver

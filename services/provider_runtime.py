@@ -50,7 +50,6 @@ class ProviderRuntime:
         self.clock = clock
         self.passed = 0
         self.standby = 0
-        self.last_tick_ms = 0
         self.pulses: dict[str, Pulse] = {}
         self.armed: set[str] = set()
         self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
@@ -86,6 +85,11 @@ class ProviderRuntime:
         """How fresh its data is promised to be, where a mapping does not say otherwise."""
         return (self.provider.capabilities.delivery if self.provider else Delivery.REAL_TIME).value
 
+    @property
+    def last_tick_ms(self) -> int:
+        """When its newest tick arrived, UTC epoch ms, whether it was let through or not; 0 before the first."""
+        return max((pulse.received_ms for pulse in self.pulses.values()), default=0)
+
     def arm(self, symbol: str) -> Pulse:
         """Take note that the judge of silence watches a symbol; returns the pulse it is to read."""
         self.armed.add(symbol)
@@ -106,7 +110,6 @@ class ProviderRuntime:
         """Count a tick that was held as a standby's and is let through after all."""
         self.standby -= 1
         self.passed += 1
-        self.last_tick_ms = record.received_ms
         self.latencies_ms.append(record.received_ms - record.timestamp)
 
     async def let_go(self, symbols: Sequence[str]) -> None:

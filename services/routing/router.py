@@ -43,6 +43,8 @@ _log = structlog.get_logger(__name__)
 _ENDS_WITH_A_TICK = frozenset({HALF_MINUTE_AWAY, "refused", Finding.MUTE.value, Finding.NEVER_STARTED.value})
 """Troubles that are over with the first tick; of the others the judge must say that they are."""
 _SILENT = frozenset({Finding.MUTE.value, Finding.NEVER_STARTED.value})
+_GIVEN_UP_AS_SILENT = frozenset({"mute", "silent"})
+"""Why connections end that answered and brought nothing, or did not even answer."""
 _JUST_NOW_MS = 1_500
 """A finding of silence that is older than the newest tick by less than this has been overtaken by it."""
 _LOOK_AGAIN_S = 5.0
@@ -691,9 +693,14 @@ class Router:
             instrument = mapping.instrument
             if self._judge is not None and runtime.disarm(symbol):
                 self._judge.disarm(code, instrument)
+            watch = self._watches.get(instrument)
             if self.active.get(instrument) == code:
                 self.gaps.lost(instrument, since_ms, reason)
-            watch = self._watches.get(instrument)
+                if reason in _GIVEN_UP_AS_SILENT:
+                    # A connection that was left because it brought nothing is not waited for half a minute.
+                    watch = watch or self._watch(instrument)
+                    if not watch.trouble:
+                        watch.trouble, watch.trouble_since_s = Finding.MUTE.value, self._clock.monotonic_s()
             if watch is not None and (self.active.get(instrument) == code or code in watch.trials):
                 for trial in watch.trials.values():
                     trial.broken()

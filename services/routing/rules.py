@@ -39,7 +39,7 @@ class RoutingRules(msgspec.Struct, frozen=True, kw_only=True):
     overlap_ticks: int = 3
     linger_s: float = 30.0
     agree_bps: float = 50.0
-    rescue_bps: float = 200.0
+    rescue_bps: float = 500.0
     rescue_bps_per_minute: float = 100.0
     rescue_bps_at_most: float = 2_000.0
     behind_at_most_s: float = 10.0

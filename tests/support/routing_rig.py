@@ -163,7 +163,7 @@ class RoutingRig:
     def tick(self, code: str, instrument: str, price: float, *, lag_ms: int = 0, **fields: Any) -> None:
         """Emit a tick of now (or of `lag_ms` ago) where the provider is asked for the instrument."""
         symbol = self.symbol(code, instrument)
-        if symbol not in self.made[code].wanted:
+        if symbol not in self.made[code]._wanted:
             return
         now_ms = self.clock.now_ms()
         self.made[code].emit(
