@@ -44,7 +44,7 @@ PARTS: dict[str, Part] = {
     "latency": Part(10, 250.0, 15_000.0, logarithmic=True),
 }
 """Freshness: share of the connected instrument-minutes judged faulty. Gaps: share without a connection.
-Duplicates and out of order: shares of the ticks. Disagreement: median in basis points. Latency: median in ms."""
+Duplicates and out of order: shares of ticks. Disagreement: median in basis points. Latency: median in ms."""
 
 
 class DayFigures(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -19,13 +20,18 @@ LIQUID, MEDIUM, ILLIQUID = "NSE:LIQUID", "NSE:MEDIUM", "NSE:ILLIQUID"
 RATES = {LIQUID: 5.0, MEDIUM: 0.5, ILLIQUID: 1 / 1_200, **PEERS}
 
 
-@pytest.fixture
-def learned() -> Stage:
-    """A feed that has been watched for half an hour."""
+@pytest.fixture(scope="module")
+def watched() -> Stage:
     stage = Stage(MIDDAY)
     stage.arm("DHAN", RATES)
     assert faults(stage.live(1_800)) == []
     return stage
+
+
+@pytest.fixture
+def learned(watched: Stage) -> Stage:
+    """A feed that has been watched for half an hour."""
+    return copy.deepcopy(watched)
 
 
 def break_(stage: Stage, fault: str, *instruments: str, provider: str = "DHAN") -> None:
