@@ -1,10 +1,11 @@
 """How well silence is judged: precision, recall and time to detect, per fault and class of liquidity.
 
-    python -m benchmarks.silence [--days 5] [--seed 1] [--out benchmarks/results]
+    python -m benchmarks.silence [--days 5] [--seed 4711] [--out benchmarks/results]
 
-Generated days (`benchmarks/generated_market.py`), with and without a second provider as witness. Each day begins
-with what two ordinary days before it taught, as after a restart. A fault counts as found within the bound that
-`docs/silence.md` states for its class; a finding on an instrument without a fault is a false alarm.
+Generated days (`benchmarks/generated_market.py`), with and without a second provider as witness. Each day
+begins with what two ordinary days before it taught, as after a restart. A fault counts as found within the
+bound of `docs/silence.md`; a finding on an instrument without a fault is a false alarm. The rules were tuned
+on seed 1, and seed 2026 showed an error that was mended, so the published figures are from a third.
 """
 
 from __future__ import annotations
@@ -29,9 +30,19 @@ from services.market_data.calendar import MarketCalendar, Session
 from services.silence.judge import Pulse, SilenceJudge
 
 EXCHANGE, FIRST, SECOND = "NSE", "DHAN", "YF"
-BOUNDS_S = {"liquid": 30, "medium": 120, "thin": 2_400}
-"""What the documentation promises for one instrument; illiquid ones are found with their connection only."""
 FEED_BOUND_S = 30
+BOUNDS_S: dict[tuple[str, str], int] = {
+    ("mute instrument", "liquid"): 60,
+    ("mute instrument", "medium"): 300,
+    ("never starts", "liquid"): 120,
+    ("never starts", "medium"): 600,
+    ("brown-out of an instrument", "liquid"): 90,
+    ("brown-out of an instrument", "medium"): 900,
+    ("snapshot replayed", "liquid"): 45,
+    ("snapshot replayed", "medium"): 240,
+    ("snapshot replayed", "thin"): 2_700,
+}
+"""What the documentation promises of one instrument, in seconds; elsewhere nothing is promised."""
 SECOND_SHARE = 0.4
 FAULTS = {
     "mute instrument": "one instrument ceases",
@@ -64,6 +75,7 @@ class Cell:
     found: int = 0
     in_bound: int = 0
     false_alarms: int = 0
+    bound: int | None = None
     seconds: list[int] = field(default_factory=list)
 
     def result(self) -> dict[str, Any]:
@@ -76,7 +88,10 @@ class Cell:
             "false_alarms": self.false_alarms,
             "precision": round(self.found / alarms, 3) if alarms else None,
             "recall": round(self.found / self.injected, 3) if self.injected else None,
-            "recall_in_bound": round(self.in_bound / self.injected, 3) if self.injected else None,
+            "bound_s": self.bound,
+            "recall_in_bound": round(self.in_bound / self.injected, 3)
+            if self.injected and self.bound
+            else None,
             "seconds_median": statistics.median(ordered) if ordered else None,
             "seconds_p95": ordered[int(0.95 * (len(ordered) - 1))] if ordered else None,
         }
@@ -219,14 +234,12 @@ def run(days: int, seed: int, per_class: int, *, witness: bool) -> dict[str, Any
             for one in faults:
                 cell = row[name := stage.classes[one.row]]
                 cell.injected += 1
+                cell.bound = FEED_BOUND_S if fault in _OF_FEED else BOUNDS_S.get((fault, name))
                 if one.found is not None:
                     seconds = (one.found - one.begin) * STEP_S
                     cell.found += 1
                     cell.seconds.append(seconds)
-                    bound = FEED_BOUND_S if fault in _OF_FEED else BOUNDS_S.get(name, _SINGLE_S)
-                    if fault == "never starts":
-                        bound += 900
-                    cell.in_bound += seconds <= bound
+                    cell.in_bound += cell.bound is not None and seconds <= cell.bound
     ordinary = dict.fromkeys(CLASSES, 0)
     for _ in range(days):
         stage.learned = learned
@@ -272,12 +285,13 @@ def cost(instruments: int = 25_000, looks: int = 60) -> dict[str, float]:
 def table(result: dict[str, Any]) -> str:
     """Return the result as a table in Markdown."""
     lines = [
-        "| fault | class | injected | found | in bound | false alarms | precision | median s | p95 s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| fault | class | injected | recall | bound s | recall in bound | false alarms | precision "
+        "| median s | p95 s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for fault, row in result["faults"].items():
         for name, cell in row.items():
-            figures = ("injected", "recall", "recall_in_bound", "false_alarms", "precision")
+            figures = ("injected", "recall", "bound_s", "recall_in_bound", "false_alarms", "precision")
             shown = [cell[figure] for figure in (*figures, "seconds_median", "seconds_p95")]
             text = " | ".join("–" if value is None else str(value) for value in shown)
             lines.append(f"| {fault} | {name} | {text} |")
@@ -302,7 +316,7 @@ def main() -> None:
     """Run it and write the JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--days", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=4711)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     chosen = parser.parse_args()
@@ -313,7 +327,6 @@ def main() -> None:
         "machine": machine(),
         "seed": chosen.seed,
         "days_per_fault": chosen.days,
-        "bounds_s": {**BOUNDS_S, "feed": FEED_BOUND_S},
         "look": cost(),
     }
     for name, witness in (("alone", False), ("with_a_witness", True)):

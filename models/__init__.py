@@ -13,6 +13,7 @@ from models.exchange_provider_mapping import ExchangeProviderMapping
 from models.instrument import Instrument
 from models.provider import Provider
 from models.provider_instrument_mapping import ProviderInstrumentMapping
+from models.quality_score import QualityScore
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
 from models.route_event import RouteEvent
 
@@ -25,5 +26,6 @@ __all__ = [
     "Instrument",
     "Provider",
     "ProviderInstrumentMapping",
+    "QualityScore",
     "RouteEvent",
 ]

@@ -31,11 +31,16 @@ _EVENTS = ("gap", "switched", "stale", "resumed", "backfilled")
 _CREDENTIAL_WARNING_MS = 2 * 3_600_000
 
 
+def _undisputed(_: str) -> str | None:
+    return None
+
+
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """Where the answers come from; each is asked when a question comes, never before.
 
     `route` answers `ProviderManager.route`, `claim` why an instrument is wanted in dynamic mode (None: it
-    is not; in static mode `static`), `newest` the broadcast's newest tick, `stored` what Redis holds.
+    is not; in static mode `static`), `newest` the broadcast's newest tick, `stored` what Redis holds,
+    `dispute` how the prices of its providers have differed for too long (None: they do not).
     """
 
     instruments: Callable[[], Mapping[str, InstrumentMapping]]
@@ -45,6 +50,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     stored: Callable[[str], Awaitable[StoredNewest]]
     not_ready: Callable[[], Sequence[str]]
     sinks: Sequence[Sink]
+    dispute: Callable[[str], str | None] = _undisputed
 
 
 class Diagnosis:
@@ -72,6 +78,7 @@ class Diagnosis:
         claim = self._sources.claim(instrument)
         session = self._session(mapping.exchange, now_ms)
         hops, storage = await self._hops(instrument, route, now_ms)
+        dispute = self._sources.dispute(instrument)
         verdict, action = self._judge(instrument, route, claim, session, hops, storage, now_ms)
         return {
             "instrument": instrument,
@@ -79,6 +86,7 @@ class Diagnosis:
             "time_ms": now_ms,
             "verdict": verdict,
             "next_action": action,
+            "dispute": dispute,
             "session": session,
             "interest": claim,
             "route": {
@@ -198,6 +206,12 @@ class Diagnosis:
             return f"its market is closed; the last tick is {_span(age_ms)} old", _opening(session, now_ms)
         if reasons:
             return "ticks arrive, but the daemon is not ready", "; ".join(reasons)
+        dispute = self._sources.dispute(instrument)
+        if dispute is not None:
+            return (
+                f"ticks arrive, but its providers do not agree about the price: {dispute}",
+                "compare both with the exchange's own page, and correct provider_instrument_mappings",
+            )
         expires_ms = active["credential_expires_ms"]
         if expires_ms is not None and expires_ms - now_ms < _CREDENTIAL_WARNING_MS:
             return (

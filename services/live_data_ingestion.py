@@ -53,6 +53,9 @@ from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderManager
 from services.provider_registry import ProviderFactory
+from services.quality.collector import QualityCollector
+from services.quality.figures import score
+from services.quality.writer import QualityWriter
 from services.routing.event_writer import RouteEventWriter
 from services.silence.judge import SilenceJudge
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
@@ -89,6 +92,7 @@ LEADING_TASKS = (
     "ledger",
     "route_events",
     "silence",
+    "quality",
 )
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
@@ -212,8 +216,8 @@ class LiveDataIngestion:
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self._first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, self.clock)
-        self._judge = SilenceJudge(self.calendar)
-        self._learned = LearnedSilence(self._judge, config.state_dir / SILENCE_FILE)
+        self._judge = judge = SilenceJudge(self.calendar)
+        self._learned = LearnedSilence(judge, config.state_dir / SILENCE_FILE)
         self.providers = ProviderManager(
             clock=self.clock,
             settings=provider_settings,
@@ -223,9 +227,13 @@ class LiveDataIngestion:
             factories=factories,
             calendar=self.calendar,
             pacing=self._first_connects,
-            judge=self._judge,
+            judge=judge,
         )
         self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
+        self._quality = QualityCollector(
+            self.providers.runtimes, clock=self.clock, calendar=self.calendar, faulty=judge.faulty
+        )
+        self._quality_scores = QualityWriter(self._quality, config.database_url, self.clock)
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
@@ -274,6 +282,7 @@ class LiveDataIngestion:
                 stored=lambda instrument: stored_newest(self._reader, instrument),
                 not_ready=lambda: self.readiness().reasons,
                 sinks=self._sinks[:-1],
+                dispute=self._dispute,
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
@@ -385,6 +394,7 @@ class LiveDataIngestion:
             self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
             self.supervisor.spawn(self._route_events.use_url(database_url), "route_events_url")
+            self.supervisor.spawn(self._quality_scores.use_url(database_url), "quality_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
@@ -429,12 +439,18 @@ class LiveDataIngestion:
             spool=self._spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
+            silence=self._judge.alarms(),
+            disputes={key: found.text() for key, found in self._quality.disputes().items()},
         )
         routing = self.providers.router.summary()
         if routing["stale"]:
             named = ", ".join(routing["stale_instruments"])
             found["routing:stale"] = f"nobody delivers {routing['stale']} instruments: {named}"
-        return found | self._judge.alarms()
+        return found
+
+    def _dispute(self, instrument: str) -> str | None:
+        found = self._quality.disputes().get(instrument)
+        return found.text() if found is not None else None
 
     def _conditions(self) -> list[ProviderCondition]:
         return [
@@ -498,6 +514,7 @@ class LiveDataIngestion:
         await self.providers.start()
         self.supervisor.keep("route_events", self._route_events.run, core=False)
         self.supervisor.keep("silence", self._learned.run, core=False)
+        self.supervisor.keep("quality", self._quality_scores.run, core=False)
         self.supervisor.keep("streams", self._streams.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._gateway.admit()
@@ -509,8 +526,10 @@ class LiveDataIngestion:
             with contextlib.suppress(MarketdError, TimeoutError):
                 async with asyncio.timeout(ROUTE_EVENTS_WITHIN_S):
                     await self._route_events.write_all()
+                    await self._quality_scores.write()
             await self._learned.save()
         await self._route_events.close()
+        await self._quality_scores.close()
 
     async def _end_subscriptions(self) -> None:
         if self._subscriptions is not None:
@@ -698,9 +717,20 @@ class LiveDataIngestion:
             "streams": self._streams.status(),
             "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
             "silence": self._judge.alarms(),
+            "quality": self._quality_status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
+        }
+
+    def _quality_status(self) -> dict[str, Any]:
+        return {
+            "scores": [
+                {"provider": found.provider, "exchange": found.exchange, "score": found.score}
+                for found in map(score, self._quality.figures())
+            ],
+            "disputed": sorted(self._quality.disputes()),
+            "problem": self._quality_scores.problem,
         }
 
     def routes(self) -> dict[str, Any]:

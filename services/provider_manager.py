@@ -402,6 +402,11 @@ class ProviderManager:
         """
         return {code: runtime.status() for code, runtime in sorted(self._runtimes.items())}
 
+    @property
+    def runtimes(self) -> Mapping[str, ProviderRuntime]:
+        """Every provider with its normaliser, instruments and figures, by code; to be read only."""
+        return self._runtimes
+
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self.router.book.active.get(instrument)

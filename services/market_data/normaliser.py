@@ -75,6 +75,13 @@ class NormaliserCounters(msgspec.Struct):
         self.noted[remark] = self.noted.get(remark, 0) + 1
 
 
+class ExchangeTally(msgspec.Struct, gc=False):
+    """What was not as it should be in the records of one exchange, for its quality score."""
+
+    duplicates: int = 0
+    late: int = 0
+
+
 class _InstrumentState:
     """What must be remembered of one instrument at one provider."""
 
@@ -101,10 +108,12 @@ class _InstrumentState:
         "reference",
         "seeded_ms",
         "suspects",
+        "tally",
         "volume_means_trades",
     )
 
     def __init__(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
+        self.tally = ExchangeTally()
         self.use(mapping, delayed=delayed)
         self.baseline: int | None = None
         self.last_raw_event_ms = 0
@@ -154,6 +163,7 @@ class Normaliser:
         self._unmapped_logged_ms = 0
         self._unmapped_unlogged = 0
         self._states: dict[str, _InstrumentState] = {}
+        self.tallies: dict[str, ExchangeTally] = {}
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Replace the set of instruments; those that stay keep their memory."""
@@ -164,6 +174,7 @@ class Normaliser:
                 state = _InstrumentState(mapping, delayed=self.delayed)
             else:
                 state.use(mapping, delayed=self.delayed)
+            state.tally = self.tallies.setdefault(mapping.exchange, ExchangeTally())
             states[mapping.provider_symbol] = state
         self._states = states
 
@@ -262,6 +273,7 @@ class Normaliser:
         ask = reference_price(state.grid, tick.ask, tick.price_decimals)
         if self._is_repeat(state, tick, raw_event_ms, clean_price, volume, bid, ask):
             counters.reject("duplicate")
+            state.tally.duplicates += 1
             return None
         if stale:
             counters.reject("stale")
@@ -277,6 +289,7 @@ class Normaliser:
         if late:
             flags |= FLAG_LATE
             counters.note("late")
+            state.tally.late += 1
             event_ms = self._late_time(state, event_ms, resolution_ms)
             quantity = None
         else:

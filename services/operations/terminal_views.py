@@ -40,6 +40,8 @@ def why_view(answer: Mapping[str, Any]) -> Group:
         facts.add_row("stale", f"[red]since {_moment(route['stale_since_ms'])}[/]")
     if route.get("forced"):
         facts.add_row("chosen", f"{route['forced']['to']} until {_moment(route['forced']['until_ms'])}")
+    if answer.get("dispute"):
+        facts.add_row("price", f"[red]{escape(answer['dispute'])}[/]")
     for row in answer["candidates"]:
         expires = row["credential_expires_ms"]
         parts = [

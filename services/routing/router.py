@@ -2,7 +2,7 @@
 
 Stands between the providers' normalisers and the sequencer. Every tick passes `passing`, one dictionary
 look-up; only an instrument that something is the matter with takes the longer way (`beside`). It decides
-nothing itself, opens no connection, collects what is to be subscribed instead of subscribing it, and never waits.
+nothing itself, opens no connection, collects what is to be subscribed instead of subscribing it, never waits.
 
     book        the routes as they are          conditions  how the candidates are
     decision    what to do, pure                switching   does it

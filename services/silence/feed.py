@@ -18,6 +18,7 @@ from services.silence.rules import (
     GAIN,
     GAP_DECAY,
     LEARNED_SPAN_S,
+    LEAST_SILENCE_S,
     LONGEST_STEP_S,
     LOSS,
     NEEDED,
@@ -180,7 +181,12 @@ class Feed:
                 if known:
                     known_ticks += count
             exposure_s += now_s - before_s
-            if watch.finding is not flowing or watch.evidence >= SUSPICIOUS or watch.replay >= NEEDED:
+            if (
+                watch.finding is not flowing
+                or watch.evidence >= SUSPICIOUS
+                or watch.replay >= NEEDED
+                or (watch.others and now_s - watch.quiet_since_s > LEAST_SILENCE_S)
+            ):
                 judge(watch, now_ms, now_s)
         if ticks:
             self._note_arrival(now_ms, now_s)

@@ -36,7 +36,7 @@ FAULTS = frozenset({Finding.NEVER_STARTED, Finding.MUTE, Finding.BROWN_OUT, Find
 class Judgement(msgspec.Struct, frozen=True, gc=False):
     """One finding, since when (UTC epoch ms), why in words with figures, and how suspicious it looks.
 
-    `score` is the evidence against the feed over the evidence that is needed: 0.0 nothing, from 1.0 on a fault.
+    `score` is the evidence against it over the evidence that is needed: 0.0 nothing, from 1.0 on a fault.
     """
 
     finding: Finding

@@ -3,17 +3,18 @@
 Stands beside the router: reads the pulses that the providers' runtimes write, says what it finds, and never
 touches a route, a connection or a record. Pure.
 
-Bounds, with everything learned, up to 5 000 armed instruments, in an ordinary part of the session (measured by
-`benchmarks/silence.py`):
+Bounds, with everything learned, up to 5 000 armed instruments and no witness (`benchmarks/silence.py`
+measures how often they hold):
 
-    a whole feed mute or at 2 % (more than a tick a second in all)     30 s
-    an instrument with 5 ticks a second or more                        30 s
-    an instrument with a tick every two seconds                       120 s
-    an instrument with a tick a minute                                 30 min, half of it with a witness
-    an instrument with a tick every twenty minutes                     never by itself: with its feed only
+    a whole feed mute, or at 2 % of its rate           30 s
+    an instrument with 5 ticks a second                mute 60 s, at 2 % 90 s, replayed 45 s
+    one with a tick every two seconds                  mute 5 min, at 2 % 15 min, replayed 4 min
+    one with a tick a minute                           replayed 45 min; mute only by a witness or its feed
+    one with a tick every twenty minutes               only with its feed
 
-With 25 000 instruments each is looked at every ten seconds, which is added. Nothing is found in the first 30 s
-of a session and 15 s of a subscription; on days with special hours it takes three times as long.
+With 25 000 instruments each is looked at every ten seconds, which is added. Nothing is found in the first
+30 s of a session and 15 s of a subscription; until a quarter of an hour after the open, and on days with
+special hours, it takes about three times as long.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ from services.silence.rules import (
     FEED_UNSTARTED_S,
     FEED_WITNESS_S,
     GAP_FACTOR,
+    HALT_TICKS,
     LEAST_BROWN_OUT_S,
     LEAST_SILENCE_S,
+    MOST_PATIENCE,
     NEEDED,
+    PATIENCE,
     PERIOD_S,
     UNSTARTED_CHANCE,
     UNSTARTED_S,
-    WITNESS_AGREES,
+    WITNESS_NATS,
     WITNESS_S,
     WITNESS_TICKS,
 )
@@ -87,9 +91,8 @@ class SilenceJudge:
             return
         if watch is not None:
             self.disarm(provider, instrument)
-        watch = Watch(provider, instrument, exchange, pulse)
         self._memory.forget_if_old(now_ms)
-        self._memory.recall(watch)
+        watch = self._memory.recall(provider, instrument, exchange, pulse)
         watch.rearm(pulse, now_ms)
         self._watches[key] = watch
         self._join(instrument, (*self._by_instrument.get(instrument, ()), watch))
@@ -104,8 +107,8 @@ class SilenceJudge:
         watch = self._watches.pop((provider, instrument), None)
         if watch is None:
             return
-        self._memory.keep(watch)
         self._feeds[provider, watch.exchange].remove(watch)
+        self._memory.keep(watch)
         self._join(instrument, tuple(one for one in self._by_instrument[instrument] if one is not watch))
 
     def _join(self, instrument: str, watches: tuple[Watch, ...]) -> None:
@@ -170,6 +173,8 @@ class SilenceJudge:
         else:
             watch.since_ms = now_ms
             feed.faulty.pop(watch.instrument, None)
+            if before is Finding.BROWN_OUT and feed.session is not None:
+                watch.patience = min(MOST_PATIENCE, watch.patience * PATIENCE)
         if now.is_fault or before.is_fault or before is Finding.PROVING:
             judgement = self._own_judgement(watch, feed)
             self._changes.append(Change(watch.provider, watch.exchange, watch.instrument, before, judgement))
@@ -178,15 +183,17 @@ class SilenceJudge:
         before = watch.finding
         if watch.replay >= NEEDED or (before is Finding.REPLAYED and watch.replay > 0.0):
             return Finding.REPLAYED
-        evidence = watch.evidence
-        if evidence >= NEEDED * WITNESS_AGREES and evidence >= self._needed(watch, before):
+        silent = watch.beyond_usual_silence(now_s)
+        if (watch.evidence >= NEEDED * watch.patience or (silent and self._is_missed(watch))) and (
+            before.is_fault or not self._is_halted(watch)
+        ):
             if not watch.started:
                 return Finding.NEVER_STARTED
-            if before is not Finding.BROWN_OUT and watch.beyond_usual_silence(now_s):
+            if before is not Finding.BROWN_OUT and silent:
                 return Finding.MUTE
             if watch.evidence_ticks and now_s - watch.evidence_since_s >= LEAST_BROWN_OUT_S:
                 return Finding.BROWN_OUT
-        if before.is_fault and evidence > CLEARED:
+        if before.is_fault and (watch.evidence > CLEARED or (silent and before is Finding.MUTE)):
             return before
         if watch.started:
             return Finding.FLOWING
@@ -194,18 +201,18 @@ class SilenceJudge:
             return Finding.NEVER_STARTED
         return Finding.QUIET if before.is_fault else before
 
-    def _needed(self, watch: Watch, before: Finding) -> float:
-        """Return how many nats make a fault, after hearing the other providers of the instrument."""
-        if not watch.others:
-            return NEEDED
-        silence_s = self._now_s - watch.quiet_since_s
-        came = watch.others_ticks() - watch.witness_mark
-        expected = sum(other.rate * silence_s for other in watch.others if self._is_witness(other))
-        if came >= max(FEED_LEAST, 0.3 * expected):
-            return NEEDED * WITNESS_AGREES
-        if not came and expected >= 5.0 and not before.is_fault:
-            return math.inf
-        return NEEDED
+    def _is_missed(self, watch: Watch) -> bool:
+        """Tell whether other providers bring so much of a silent instrument that it must be mute."""
+        if not watch.others or watch.missed_by_witnesses() < WITNESS_NATS:
+            return False
+        return all(self._is_witness(other) for other in watch.others)
+
+    def _is_halted(self, watch: Watch) -> bool:
+        """Tell whether the other providers are silent too, though they should tick."""
+        missing = sum(
+            other.rate * other.silence_s(self._now_s) for other in watch.others if self._is_witness(other)
+        )
+        return missing >= HALT_TICKS
 
     def _is_witness(self, other: Watch) -> bool:
         feed = self._feeds[other.provider, other.exchange]
@@ -231,7 +238,8 @@ class SilenceJudge:
         known_s, chance = self._chances.get(key, (-math.inf, 1.0))
         if now_s - known_s >= _CHANCE_S:
             silent = sum(math.exp(-watch.rate * UNSTARTED_S) for watch in feed.watches)
-            chance = (silent + 1.0) / (len(feed.watches) + 1.0)
+            # Itself, which is silent, stands for the next one to come.
+            chance = silent / len(feed.watches)
             self._chances[key] = (now_s, chance)
         return chance
 
@@ -333,6 +341,13 @@ class SilenceJudge:
         """Return the faults of feeds, of instruments and of calendars, by a stable key, in words."""
         feeds = [feed for feed in self._feeds.values() if feed.watches]
         return wording.alarms(feeds, self._now_ms, self._now_s, self._calendar)
+
+    def faulty(self, provider: str, exchange: str) -> int:
+        """Return how many armed instruments of a feed do not bring what they should."""
+        feed = self._feeds.get((provider, exchange))
+        if feed is None or not feed.watches:
+            return 0
+        return len(feed.watches) if feed.finding.is_fault else len(feed.faulty)
 
     # ---- memory ---------------------------------------------------------------------------------
 

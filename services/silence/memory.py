@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from services.silence.feed import Feed
+from services.silence.pulse import Pulse
 from services.silence.watch import Watch
 
 VERSION = 1
@@ -32,7 +33,9 @@ class JudgeMemory(msgspec.Struct):
     version: int
     saved_ms: int
     feeds: dict[str, FeedMemory] = {}
-    rates: dict[str, dict[str, tuple[float, float, float, float, float, float, float]]] = {}
+    rates: dict[
+        str, dict[str, tuple[float, float, float, float, float, float, float, float, float, float]]
+    ] = {}
 
 
 class Memory:
@@ -40,22 +43,26 @@ class Memory:
 
     def __init__(self) -> None:
         self._rates: dict[tuple[str, str], list[float]] = {}
+        self._rested: dict[tuple[str, str], Watch] = {}
         self._feeds: dict[str, FeedMemory] = {}
         self._saved_ms = 0
 
     def keep(self, watch: Watch) -> None:
         """Remember an instrument that is no longer armed."""
-        if watch.span_s <= 0.0:
-            return
-        self._rates[watch.provider, watch.instrument] = watch.state()
-        while len(self._rates) > LIMIT:
-            del self._rates[next(iter(self._rates))]
+        watch.others = ()
+        self._rested[watch.provider, watch.instrument] = watch
+        while len(self._rested) > LIMIT:
+            del self._rested[next(iter(self._rested))]
 
-    def recall(self, watch: Watch) -> None:
-        """Give an instrument back what was learned of it."""
-        learned = self._rates.pop((watch.provider, watch.instrument), None)
-        if learned is not None:
-            watch.restore(learned)
+    def recall(self, provider: str, instrument: str, exchange: str, pulse: Pulse) -> Watch:
+        """Return the watch of an instrument, with what was learned of it."""
+        watch = self._rested.pop((provider, instrument), None)
+        if watch is None or watch.exchange != exchange:
+            watch = Watch(provider, instrument, exchange, pulse)
+            learned = self._rates.pop((provider, instrument), None)
+            if learned is not None:
+                watch.restore(learned)
+        return watch
 
     def recall_feed(self, feed: Feed) -> None:
         """Give a feed back what was learned of it."""
@@ -69,7 +76,7 @@ class Memory:
         rates: dict[str, dict[str, list[float]]] = {}
         for (provider, instrument), learned in self._rates.items():
             rates.setdefault(provider, {})[instrument] = learned
-        for watch in watches:
+        for watch in (*self._rested.values(), *watches):
             if watch.span_s > 0.0:
                 rates.setdefault(watch.provider, {})[watch.instrument] = watch.state()
         kept: dict[str, Any] = {key: msgspec.to_builtins(feed) for key, feed in self._feeds.items()}

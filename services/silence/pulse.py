@@ -1,6 +1,7 @@
 """The pulse of one instrument at one provider: what the hot path notes down, and nothing more.
 
-The provider's runtime writes it with every accepted tick; the judge reads it about once in two seconds. Pure data.
+The provider's runtime writes it with every accepted tick; the judge reads it about once in two seconds.
+Pure data.
 """
 
 from __future__ import annotations

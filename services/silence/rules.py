@@ -1,8 +1,8 @@
-"""What the judge of silence demands before it speaks: the figures of the tests, with their reasons. Pure data.
+"""What the judge of silence demands before it speaks: the figures of its tests, with their reasons.
 
-The evidence is a sequential test (CUSUM) between two explanations of what arrives: at least `ORDINARY_SHARE` of
-the usual rate, and at most `BROKEN_SHARE` of it. It is measured in nats: 14 of them mean that what was
-seen is a million times likelier when the feed is broken.
+The evidence is a sequential test (CUSUM) between two explanations of what arrives: at least
+`ORDINARY_SHARE` of the usual rate, and at most `BROKEN_SHARE` of it. It is measured in nats: 16 of them
+mean that what was seen is nine million times likelier when the feed is broken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 PERIOD_S = 2.0
-"""Every armed instrument is looked at once in so many seconds, as long as there are at most `BUDGET` a second."""
+"""Every armed instrument is looked at once in so many seconds, as long as `BUDGET` a second are enough."""
 BUDGET = 2_500
 """So many instruments at most are looked at in one call; more are spread over several."""
 LONGEST_STEP_S = 30.0
@@ -22,7 +22,7 @@ LOSS = ORDINARY_SHARE - BROKEN_SHARE
 """Nats that every expected tick adds."""
 GAIN = math.log(ORDINARY_SHARE / BROKEN_SHARE)
 """Nats that every tick that comes takes away. The two balance at 21 % of the usual rate."""
-NEEDED = 14.0
+NEEDED = 16.0
 """Nats that make a fault."""
 CLEARED = NEEDED / 4
 """A fault ends when no more evidence than this is left."""
@@ -31,9 +31,14 @@ SUSPICIOUS = NEEDED * 0.5
 INSTRUMENT_NATS_PER_S = 2.5
 FEED_NATS_PER_S = 2.0
 """However busy, one second of silence never proves more than this."""
-WITNESS_AGREES = 0.5
-"""Where another provider ticks the same instrument meanwhile, so much of `NEEDED` is enough; where it is silent too
-though it should tick, trading is probably halted, and nothing is found."""
+WITNESS_SHARE, WITNESS_NATS = 0.5, 5.0
+"""By what another provider brings meanwhile, so much counted of it, so many nats make an instrument mute.
+Where it is silent too though `HALT_TICKS` should have come, trading is probably halted: nothing is found."""
+HALT_TICKS = 5.0
+WITNESS_LEAST, WITNESS_SEEN, WITNESS_RATIO = 5, 10.0, 3.0
+"""The least ticks of a witness, the least that must be known of both rates, and how far they may differ."""
+PATIENCE, MOST_PATIENCE = 1.5, 2.0
+"""When an instrument recovers from a brown-out by itself, so many times as much is needed the next time."""
 OPENING_S = 30.0
 """After the open nothing is learned or judged for so long: auctions end late, and vendors start slowly."""
 ARMED_S = 15.0
@@ -42,6 +47,10 @@ LEAST_SILENCE_S = 5.0
 LEAST_BROWN_OUT_S = 10.0
 GAP_FACTOR = 2.0
 """A mute instrument is silent for longer than so many times its longest ordinary silence."""
+SURE_GAP_FACTOR, SURE_TICKS, SURE_SHARE = 2.5, 8.0, 0.25
+"""So many times the longest one are enough by themselves, where at such a share of the usual rate so many
+ticks should have come, of an instrument observed for `SURE_SPAN_S`."""
+SURE_SPAN_S = 240.0
 
 MEMORY_TICKS = 60.0
 """A rate is learned from about so many ticks,"""
@@ -51,7 +60,7 @@ GAP_DECAY = math.log(2) / (6 * 3_600.0)
 LEAST_OVERNIGHT_S, MOST_OVERNIGHT_S = 300.0, 1_800.0
 """What was learned before today weighs no more than so many seconds of today, or `MEMORY_TICKS` ticks."""
 WARMING_WEIGHT, WARMING_S, WARM_S = 0.3, 300.0, 900.0
-"""Days differ: until so long after the open, such a share of what is usual is expected, then all by and by."""
+"""Days differ: until so long after the open such a share of what is usual is expected, then more and more."""
 LEARNED_SPAN_S = 60.0
 """An instrument observed for less is not expected to do anything."""
 BURST_FACTOR = 2.0
@@ -63,13 +72,13 @@ SPECIAL_WEIGHT = 0.3
 
 OLD_BY_MS = 60_000
 """So much older than its usual delay is a tick that was replayed."""
-STUCK_BY_MS = 15_000
+STUCK_BY_MS = 10_000
 """A source's time that stands still counts against it from this age on, beyond its usual delay."""
 REPLAY_NATS = 3.0
 
 WITNESS_TICKS = 10
 WITNESS_S = 60.0
-"""An instrument that never ticked is a fault when another provider brought so many ticks in so many seconds."""
+"""One that never ticked is a fault when another provider brought so many ticks in so many seconds."""
 UNSTARTED_S = 900.0
 UNSTARTED_CHANCE = 0.025
 """Without a witness: after so long, when of its peers fewer than this share could be silent for so long."""

@@ -33,6 +33,14 @@ from services.silence.rules import (
     REPLAY_NATS,
     SHORTEST_HALF_LIFE_S,
     STUCK_BY_MS,
+    SURE_GAP_FACTOR,
+    SURE_SHARE,
+    SURE_SPAN_S,
+    SURE_TICKS,
+    WITNESS_LEAST,
+    WITNESS_RATIO,
+    WITNESS_SEEN,
+    WITNESS_SHARE,
 )
 
 TICK_DECAY = math.log(2) / MEMORY_TICKS
@@ -56,6 +64,8 @@ class Watch:
         "armed_ms",
         "armed_s",
         "arrivals",
+        "day_seen",
+        "day_span_s",
         "dispersion",
         "event_ms",
         "event_share",
@@ -69,6 +79,7 @@ class Watch:
         "longest_s",
         "looked_s",
         "others",
+        "patience",
         "provider",
         "pulse",
         "quiet_since_s",
@@ -89,8 +100,10 @@ class Watch:
         self.others: tuple[Watch, ...] = ()
         self.seen = 0.0
         self.span_s = 0.0
+        self.day_seen = self.day_span_s = 0.0
         self.dispersion = 2.0
         self.longest_s = 0.0
+        self.patience = 1.0
         self.event_share = 0.1
         self.arrivals = 10
         self.usual_lag_ms = UNKNOWN_LAG
@@ -136,6 +149,10 @@ class Watch:
         self.wait(now_s)
         self.session_ms = session_ms
         self.replay = 0.0
+        if self.day_span_s >= MOST_OVERNIGHT_S:
+            # The end of a day may have been wild; its mean says more of the next one.
+            self.seen = min(self.seen, self.day_seen / self.day_span_s * self.span_s)
+        self.day_seen = self.day_span_s = 0.0
         self._weigh_less()
 
     def others_ticks(self) -> int:
@@ -157,7 +174,7 @@ class Watch:
     @property
     def score(self) -> float:
         """The evidence over what is needed; from 1.0 on it is a fault."""
-        return max(self.evidence, self.replay) / NEEDED
+        return max(self.evidence / self.patience, self.replay) / NEEDED
 
     def silence_s(self, now_s: float) -> float:
         """Return for how many seconds of open session no tick has come."""
@@ -172,6 +189,17 @@ class Watch:
     def started(self) -> bool:
         """Whether a tick has come since it was armed and, today, since the open."""
         return self.pulse.ticks != self.first_ticks
+
+    def missed_by_witnesses(self) -> float:
+        """Return how many nats the ticks that other providers brought meanwhile speak for muteness."""
+        nats = 0.0
+        if self.seen < WITNESS_SEEN or not self.rate:
+            return nats
+        came = self.others_ticks() - self.witness_mark
+        rate = sum(other.rate for other in self.others if other.seen >= WITNESS_SEEN)
+        if came >= WITNESS_LEAST and rate > 0.0:
+            nats = WITNESS_SHARE * came * min(WITNESS_RATIO, self.rate / rate) / self.dispersion
+        return nats
 
     # ---- the look -------------------------------------------------------------------------------
 
@@ -211,9 +239,17 @@ class Watch:
                 self.evidence_since_s = now_s
                 self.evidence_ticks = 0
             else:
-                self.evidence = evidence if evidence < CAP else CAP
+                most = CAP * self.patience
+                self.evidence = evidence if evidence < most else most
                 self.evidence_ticks += count
-        if learns:
+                if not count and span_s >= SURE_SPAN_S:
+                    silence_s = now_s - self.quiet_since_s
+                    if silence_s > LEAST_SILENCE_S and silence_s > SURE_GAP_FACTOR * self.longest_s:
+                        missing = SURE_SHARE * sure / span_s * weight * activity * silence_s
+                        if missing >= SURE_TICKS * self.patience:
+                            self.evidence = NEEDED * self.patience
+        # What has not begun today must not wear away what is known of it.
+        if learns and (not known or pulse.ticks != self.first_ticks):
             if self.finding.is_fault:
                 learns *= FAULTY_LEARNING
             elif self.evidence > NEEDED / 3:
@@ -253,7 +289,8 @@ class Watch:
             advanced = 0.0
             if usual_ms >= 0.0 and now_ms - self.event_ms > usual_ms + STUCK_BY_MS:
                 # Where many ticks of one time are usual (a book that moves without trades) they prove little.
-                nats = -math.log(1.0 - 0.95 * self.event_share) / self.dispersion
+                share = self.event_share
+                nats = -math.log(1.0 - 0.95 * share) / (1.0 + (self.dispersion - 1.0) * (1.0 - share))
                 self.replay = min(CAP, self.replay + min(REPLAY_NATS, nats))
         if self.replay < NEEDED / 3:
             self.arrivals = min(100, self.arrivals + 1)
@@ -277,10 +314,14 @@ class Watch:
         keep = 1.0 - decay * exposure_s * speed
         self.seen = self.seen * keep + counted * speed
         self.span_s = self.span_s * keep + exposure_s * speed
-        self.longest_s *= 1.0 - GAP_DECAY * exposure_s
+        self.day_seen += counted * speed
+        self.day_span_s += exposure_s * speed
+        fade = GAP_DECAY * exposure_s
+        self.longest_s *= 1.0 - fade
+        self.patience += fade * (1.0 - self.patience)
         if expected > 0.0:
-            share = expected / 20.0
-            share = 0.05 if share > 0.05 else share
+            share = expected / 100.0
+            share = 0.01 if share > 0.01 else share
             excess = (count - expected) ** 2 / expected
             dispersion = self.dispersion + share * (excess - self.dispersion)
             self.dispersion = min(_MOST_DISPERSION, max(1.0, dispersion))
@@ -297,12 +338,16 @@ class Watch:
             round(self.event_share, 3),
             self.arrivals,
             round(self.usual_lag_ms),
+            round(self.patience, 2),
+            round(self.day_seen, 1),
+            round(self.day_span_s),
         ]
 
     def restore(self, learned: Sequence[float]) -> None:
         """Take over what an earlier run or an earlier subscription learned."""
-        seen, span_s, self.dispersion, self.longest_s, self.event_share, arrivals, lag_ms = learned
-        self.arrivals, self.usual_lag_ms = int(arrivals), lag_ms
+        seen, span_s, self.dispersion, self.longest_s, self.event_share = learned[:5]
+        arrivals, self.usual_lag_ms, self.patience, self.day_seen, self.day_span_s = learned[5:]
+        self.arrivals = int(arrivals)
         self.seen, self.span_s = max(0.0, seen), max(0.0, span_s)
         self._weigh_less()
 

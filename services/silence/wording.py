@@ -9,7 +9,7 @@ from services.market_data.calendar import MarketCalendar
 from services.silence.feed import Feed
 from services.silence.findings import Finding
 from services.silence.rules import LEARNED_SPAN_S
-from services.silence.watch import Watch
+from services.silence.watch import NEVER_LOOKED, Watch
 
 _QUIET_FROM_S = 60.0
 _NAMED = 10
@@ -21,7 +21,7 @@ _CLOSED_WINDOW_S = 300.0
 def shown_finding(watch: Watch, feed: Feed, now_s: float) -> Finding:
     """Return the finding as it is told: a healthy instrument that is silent for long is quiet."""
     finding = watch.finding
-    if feed.session is None or finding.is_fault:
+    if feed.session is None or finding.is_fault or watch.session_ms == NEVER_LOOKED:
         return finding
     silence_s = watch.silence_s(now_s)
     if finding is Finding.PROVING:
@@ -33,7 +33,7 @@ def reason(
     watch: Watch, feed: Feed, finding: Finding, now_ms: int, now_s: float, calendar: MarketCalendar
 ) -> str:
     """Say why an instrument is judged as it is."""
-    silence = duration(watch.silence_s(now_s))
+    silence = duration(watch.silence_s(now_s) if watch.session_ms != NEVER_LOOKED else 0.0)
     usual = pace(watch.rate) if watch.rate > 0.0 else ""
     usually = f"; usual are {usual}" if usual else "; its usual rate is not known yet"
     if feed.session is None:
@@ -158,8 +158,10 @@ def pace(rate: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a span of time as in `14 s`, `3 min`, `2.5 h`."""
+    if seconds < 0.95:
+        return "less than a second"
     if seconds < 120.0:
-        return f"{max(0.0, seconds):.0f} s"
+        return f"{seconds:.0f} s"
     if seconds < 7_200.0:
         return f"{seconds / 60.0:.0f} min"
     return f"{seconds / 3_600.0:.1f} h"
