@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, history, observe, spool
+from commands import doctor, history, observe, quality, routes, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -72,12 +72,17 @@ for command in (
     observe.status,
     observe.why,
     observe.tap,
+    routes.routes,
     doctor.doctor,
     history.coverage,
     history.backfill,
 ):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
+providers = typer.Typer(help="Providers: who serves an instrument, and who is to.", no_args_is_help=True)
+routes.add_to(providers)
+app.add_typer(providers, name="providers")
+quality.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -34,7 +34,7 @@ from commands.context import (
     use_servers,
 )
 from services.errors import ConfigurationError, TemporaryError
-from services.operations.daemon_client import fetch
+from services.operations.daemon_client import fetch, send
 from services.operations.state_dir import StateDirectory
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def summary(job: dict[str, Any]) -> str:
 
 
 async def _by_daemon(api_url: str, token: str | None, order: dict[str, Any], *, show: bool) -> dict[str, Any]:
-    job: dict[str, Any] = await fetch(api_url, "/api/backfill", token, order=order)
+    job: dict[str, Any] = await send(api_url, "/api/backfill", token, order)
     _raise_refusal(job)
     with _Shown(job, show) as shown:
         while job["finished_ms"] is None:

@@ -32,12 +32,14 @@ class ShippedExchange(NamedTuple):
 
 
 class ShippedRoute(NamedTuple):
-    """A row of `exchange_provider_mappings`."""
+    """A row of `exchange_provider_mappings`; `delivery` None is what the provider promises."""
 
     exchange: str
     provider: str
     is_primary: bool
     priority: int
+    delivery: str | None = None
+    allow_delayed: bool = False
 
 
 PROVIDERS = (
@@ -69,6 +71,10 @@ _YAHOO_EXCHANGES = ("NASDAQ", "NYSE", "ARCA", "CRYPTO", "FX", "INDEX")
 _YAHOO_BESIDE_DHAN = ("NSE", "BSE")
 ROUTES = (
     *(ShippedRoute(exchange, "DHAN", True, PRIMARY_PRIORITY) for exchange in _DHAN_EXCHANGES),
-    *(ShippedRoute(exchange, "YF", False, SECONDARY_PRIORITY) for exchange in _YAHOO_BESIDE_DHAN),
-    *(ShippedRoute(exchange, "YF", True, PRIMARY_PRIORITY) for exchange in _YAHOO_EXCHANGES),
+    # Yahoo promises no real-time prices of India: it may stand in, and its ticks are marked `delayed`.
+    *(
+        ShippedRoute(exchange, "YF", False, SECONDARY_PRIORITY, "delayed", True)
+        for exchange in _YAHOO_BESIDE_DHAN
+    ),
+    *(ShippedRoute(exchange, "YF", True, PRIMARY_PRIORITY, "real_time") for exchange in _YAHOO_EXCHANGES),
 )

@@ -1,7 +1,7 @@
 """Writes the shipped providers, exchanges and their mappings into the tables, or says what it would.
 
-What an operator may change in these rows (`is_active`, `priority`, `is_primary`, `rate_limit`) stays
-as it is once a row is there, unless a reset is asked for.
+What an operator may change in these rows (`is_active`, `priority`, `is_primary`, `delivery`, `allow_delayed`,
+`rate_limit`) stays as it is once a row is there, unless a reset is asked for.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ async def _write_routes(
             "exchange_id": exchanges[route.exchange],
             "is_primary": route.is_primary,
             "priority": route.priority,
+            "delivery": route.delivery,
+            "allow_delayed": route.allow_delayed,
         }
         name = key(row)
         wanted[name] = row
@@ -75,7 +77,11 @@ async def _write_routes(
                 # The operator removed this row and made another provider the primary.
                 row["is_primary"] = False
     await writer.upsert(
-        ExchangeProviderMapping, wanted, existing, key, owned=("is_primary", "priority", "is_active")
+        ExchangeProviderMapping,
+        wanted,
+        existing,
+        key,
+        owned=("is_primary", "priority", "is_active", "delivery", "allow_delayed"),
     )
 
 

@@ -14,7 +14,9 @@ from models.exchange_provider_mapping import ExchangeProviderMapping
 from models.instrument import Instrument
 from models.provider import Provider
 from models.provider_instrument_mapping import ProviderInstrumentMapping
+from models.quality_score import QualityScore
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
+from models.route_event import RouteEvent
 
 __all__ = [
     "SCHEMA_REVISION",
@@ -26,4 +28,6 @@ __all__ = [
     "Instrument",
     "Provider",
     "ProviderInstrumentMapping",
+    "QualityScore",
+    "RouteEvent",
 ]

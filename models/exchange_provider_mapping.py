@@ -9,6 +9,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    String,
     UniqueConstraint,
     false,
     text,
@@ -23,13 +24,15 @@ class ExchangeProviderMapping(Row, Base):
     """One provider of one exchange.
 
     The primary comes first, the others by `priority`, smallest first. An exchange has one primary
-    at most, active or not.
+    at most, active or not. `delivery` is how fresh the provider's data of this exchange is, NULL where it is
+    what the provider promises; `allow_delayed` whether it may stand in for real-time data all the same.
     """
 
     __tablename__ = "exchange_provider_mappings"
     __table_args__ = (
         UniqueConstraint("provider_id", "exchange_id"),
         CheckConstraint("priority >= 0", name="priority_is_not_negative"),
+        CheckConstraint("delivery IN ('real_time', 'delayed', 'end_of_day')", name="delivery_is_known"),
         Index(
             "uq_exchange_provider_mappings_one_primary",
             "exchange_id",
@@ -44,3 +47,5 @@ class ExchangeProviderMapping(Row, Base):
     is_active: Mapped[bool] = mapped_column(Boolean, server_default=true())
     is_primary: Mapped[bool] = mapped_column(Boolean, server_default=false())
     priority: Mapped[int] = mapped_column(Integer, server_default=text("100"))
+    delivery: Mapped[str | None] = mapped_column(String(16))
+    allow_delayed: Mapped[bool] = mapped_column(Boolean, server_default=false())

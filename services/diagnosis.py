@@ -31,11 +31,16 @@ _EVENTS = ("gap", "switched", "stale", "resumed", "backfilled")
 _CREDENTIAL_WARNING_MS = 2 * 3_600_000
 
 
+def _undisputed(_: str) -> str | None:
+    return None
+
+
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """Where the answers come from; each is asked when a question comes, never before.
 
     `route` answers `ProviderManager.route`, `claim` why an instrument is wanted in dynamic mode (None: it
-    is not; in static mode `static`), `newest` the broadcast's newest tick, `stored` what Redis holds.
+    is not; in static mode `static`), `newest` the broadcast's newest tick, `stored` what Redis holds,
+    `dispute` how the prices of its providers have differed for too long (None: they do not).
     """
 
     instruments: Callable[[], Mapping[str, InstrumentMapping]]
@@ -45,6 +50,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     stored: Callable[[str], Awaitable[StoredNewest]]
     not_ready: Callable[[], Sequence[str]]
     sinks: Sequence[Sink]
+    dispute: Callable[[str], str | None] = _undisputed
 
 
 class Diagnosis:
@@ -72,6 +78,7 @@ class Diagnosis:
         claim = self._sources.claim(instrument)
         session = self._session(mapping.exchange, now_ms)
         hops, storage = await self._hops(instrument, route, now_ms)
+        dispute = self._sources.dispute(instrument)
         verdict, action = self._judge(instrument, route, claim, session, hops, storage, now_ms)
         return {
             "instrument": instrument,
@@ -79,10 +86,16 @@ class Diagnosis:
             "time_ms": now_ms,
             "verdict": verdict,
             "next_action": action,
+            "dispute": dispute,
             "session": session,
             "interest": claim,
-            "route": {name: route[name] for name in ("active", "pending", "open_gap")},
+            "route": {
+                name: value
+                for name, value in route.items()
+                if name not in ("candidates", "decisions", "wanted")
+            },
             "candidates": route["candidates"],
+            "decisions": route["decisions"],
             "hops": hops,
             "storage": storage,
             "events": [
@@ -164,6 +177,8 @@ class Diagnosis:
         active = next((row for row in candidates if row["provider"] == route["active"]), None)
         if active is None:
             return "it is not routed yet", _or_wait(reasons)
+        if route["trouble"]:
+            return _in_trouble(route, active, now_ms)
         if active["refused"]:
             return (
                 f"{active['provider']} refuses its symbol {active['symbol']}: {active['refused']}",
@@ -191,6 +206,12 @@ class Diagnosis:
             return f"its market is closed; the last tick is {_span(age_ms)} old", _opening(session, now_ms)
         if reasons:
             return "ticks arrive, but the daemon is not ready", "; ".join(reasons)
+        dispute = self._sources.dispute(instrument)
+        if dispute is not None:
+            return (
+                f"ticks arrive, but its providers do not agree about the price: {dispute}",
+                "compare both with the exchange's own page, and correct provider_instrument_mappings",
+            )
         expires_ms = active["credential_expires_ms"]
         if expires_ms is not None and expires_ms - now_ms < _CREDENTIAL_WARNING_MS:
             return (
@@ -203,6 +224,27 @@ class Diagnosis:
                 "compare with the exchange's own page; an instrument may simply not be traded",
             )
         return f"all is well: the last tick came {_span(age_ms)} ago", "nothing to do"
+
+
+def _in_trouble(route: dict[str, Any], active: dict[str, Any], now_ms: int) -> tuple[str, str]:
+    """Return what is the matter with a source that works and does not deliver this instrument."""
+    why = active["silence"] or route["trouble"]
+    stale = f"; stale for {_span(now_ms - route['stale_since_ms'])}" if route["stale_since_ms"] else ""
+    verdict = f"{active['provider']} does not deliver it ({route['trouble']}: {why}){stale}"
+    if route["standbys"]:
+        tried = "; ".join(
+            f"{row['provider']}: {row['fresh_ticks']} fresh ticks"
+            + ("" if row["agrees"] else f", its price is {row['off_bps']} bps off")
+            for row in route["standbys"]
+        )
+        return verdict, f"wait: a standby is listened to and takes over when it has proved itself ({tried})"
+    barred = [row for row in route["candidates"] if row["usable"] and not row["allowed"]]
+    if barred:
+        return verdict, (
+            f"{barred[0]['provider']} could stand in with {barred[0]['delivery']} data: set allow_delayed in "
+            "exchange_provider_mappings where that is acceptable"
+        )
+    return verdict, "map another provider to it, or mend this one; it is listened to all the time"
 
 
 def _no_provider(candidates: list[dict[str, Any]], refused: dict[str, Any] | None) -> tuple[str, str]:

@@ -12,6 +12,7 @@ takes clients while it does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,15 @@ from services.catalogue.watch import MappingWatch
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
-from services.errors import StorageError, TemporaryError
+from services.errors import MarketdError, StorageError, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
 from services.history.backfill import BackfillDepth
 from services.history.past import FOLDER as HISTORY_FOLDER
 from services.history.past import Past, PastConfig
+from services.learned_silence import FILE as SILENCE_FILE
+from services.learned_silence import LearnedSilence
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bar_grid import BarGrid
 from services.market_data.bars import Interval
@@ -57,7 +60,13 @@ from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, si
 from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
-from services.provider_manager import ProviderFactory, ProviderManager
+from services.provider_manager import ProviderManager
+from services.provider_registry import ProviderFactory
+from services.quality.collector import QualityCollector
+from services.quality.figures import score
+from services.quality.writer import QualityWriter
+from services.routing.event_writer import RouteEventWriter
+from services.silence.judge import SilenceJudge
 from services.storage.bar_recall import BarRecall
 from services.storage.bar_series_writer import BAR_RETENTION_MS, BarSeriesWriter
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
@@ -84,7 +93,19 @@ _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
-LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger", "past")
+ROUTE_EVENTS_WITHIN_S = 1.0
+LEADING_TASKS = (
+    "mappings",
+    "streams",
+    "health_probe",
+    "history",
+    "losses",
+    "ledger",
+    "route_events",
+    "silence",
+    "quality",
+    "past",
+)
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
 RECORD_BYTES = 1_024
@@ -226,6 +247,8 @@ class LiveDataIngestion:
         self._ledger = LedgerAudit(self.clock, self._accounts)
         self.bus = Bus(self._sinks)
         self._first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, self.clock)
+        self._judge = judge = SilenceJudge(self.calendar)
+        self._learned = LearnedSilence(judge, config.state_dir / SILENCE_FILE)
         self.providers = ProviderManager(
             clock=self.clock,
             settings=provider_settings,
@@ -235,6 +258,7 @@ class LiveDataIngestion:
             factories=factories,
             calendar=self.calendar,
             pacing=self._first_connects,
+            judge=judge,
         )
         self._past = Past(
             PastConfig(
@@ -257,6 +281,11 @@ class LiveDataIngestion:
             self._phase == "running" and self.providers.active_provider(instrument) is not None
         )
         self._probe = HealthProbe(self.clock, self.publish, probed, self.supervisor.troubles)
+        self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
+        self._quality = QualityCollector(
+            self.providers.runtimes, clock=self.clock, calendar=self.calendar, faulty=judge.faulty
+        )
+        self._quality_scores = QualityWriter(self._quality, config.database_url, self.clock)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -271,6 +300,7 @@ class LiveDataIngestion:
             ),
             StreamHistory(config.redis_url),
             self.bars,
+            routes=self,
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -304,6 +334,7 @@ class LiveDataIngestion:
                 stored=lambda instrument: stored_newest(self._reader, instrument),
                 not_ready=lambda: self.readiness().reasons,
                 sinks=self._writers[:-1],
+                dispute=self._dispute,
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
@@ -336,6 +367,7 @@ class LiveDataIngestion:
         snapshot = await self._mappings.first()
         self._note(snapshot)
         self.providers.load(snapshot)
+        await asyncio.to_thread(self._learned.restore)
         await self._spool.open()
         await self._past.open()
         self.vitals.announce()
@@ -393,6 +425,7 @@ class LiveDataIngestion:
         await self._losses.save()
         await self._spool.close()
         await self._reader.aclose()
+        await self._end_of_routing(led=led)
         await self._catalogue.close()
         self._phase = "stopped"
         if was_running or pending:
@@ -417,6 +450,8 @@ class LiveDataIngestion:
             self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
             self.supervisor.spawn(self._past.ledger.store.use_url(database_url), "coverage_url")
+            self.supervisor.spawn(self._route_events.use_url(database_url), "route_events_url")
+            self.supervisor.spawn(self._quality_scores.use_url(database_url), "quality_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
@@ -455,14 +490,25 @@ class LiveDataIngestion:
         if self._phase != "running":
             return {}
         readiness = self.readiness()
-        return troubles(
+        found = troubles(
             now_ms=self.clock.now_ms(),
             providers=self._conditions(),
             sinks=self._writers,
             spool=self._spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
+            silence=self._judge.alarms(),
+            disputes={key: found.text() for key, found in self._quality.disputes().items()},
         )
+        routing = self.providers.router.summary()
+        if routing["stale"]:
+            named = ", ".join(routing["stale_instruments"])
+            found["routing:stale"] = f"nobody delivers {routing['stale']} instruments: {named}"
+        return found
+
+    def _dispute(self, instrument: str) -> str | None:
+        found = self._quality.disputes().get(instrument)
+        return found.text() if found is not None else None
 
     def _conditions(self) -> list[ProviderCondition]:
         return [
@@ -525,12 +571,26 @@ class LiveDataIngestion:
             await self._subscriptions.follow()
             self.supervisor.keep("subscriptions", self._subscriptions.run)
         await self.providers.start()
+        self.supervisor.keep("route_events", self._route_events.run, core=False)
+        self.supervisor.keep("silence", self._learned.run, core=False)
+        self.supervisor.keep("quality", self._quality_scores.run, core=False)
         self.supervisor.keep("streams", self._streams.run, core=False)
         await self._past.lead(self.epoch)
         self.supervisor.keep("past", self._past.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
+
+    async def _end_of_routing(self, *, led: bool) -> None:
+        """Keep what was decided and learned, as far as that is possible within a moment."""
+        if led:
+            with contextlib.suppress(MarketdError, TimeoutError):
+                async with asyncio.timeout(ROUTE_EVENTS_WITHIN_S):
+                    await self._route_events.write_all()
+                    await self._quality_scores.write()
+            await self._learned.save()
+        await self._route_events.close()
+        await self._quality_scores.close()
 
     async def _end_subscriptions(self) -> None:
         if self._subscriptions is not None:
@@ -730,6 +790,9 @@ class LiveDataIngestion:
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "bars": self.bars.status(),
             "streams": self._streams.status(),
+            "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
+            "silence": self._judge.alarms(),
+            "quality": self._quality_status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "backfill": self._past.status(),
@@ -762,6 +825,65 @@ class LiveDataIngestion:
             return list(self._instruments)
         pinned = self.config.pinned_instruments
         return [key for key in self._instruments if key in pinned or f"{key.partition(':')[0]}:*" in pinned]
+
+    def _quality_status(self) -> dict[str, Any]:
+        return {
+            "scores": [
+                {"provider": found.provider, "exchange": found.exchange, "score": found.score}
+                for found in map(score, self._quality.figures())
+            ],
+            "disputed": sorted(self._quality.disputes()),
+            "problem": self._quality_scores.problem,
+        }
+
+    def routes(self) -> dict[str, Any]:
+        """Return every provider, what it can do and serves, and what is not as it should be."""
+        return {
+            "providers": [msgspec.to_builtins(info) for info in self.providers.registry.list()],
+            "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
+        }
+
+    async def route(self, instrument: str, events: int) -> dict[str, Any] | None:
+        """Return the route of an instrument and its newest events; None when it is not mapped.
+
+        Events that are not written yet are among them; while PostgreSQL is away only what this process
+        remembers.
+        """
+        if instrument not in self._instruments:
+            return None
+        found = self.providers.route(instrument)
+        recent = found.pop("decisions")
+        stored, note = [], ""
+        try:
+            stored = await self._route_events.newest(instrument, events)
+        except MarketdError as error:
+            note = f"only what this process remembers: {error}"
+        known = {(event["at_ms"], event["action"], event["to"]) for event in stored}
+        stored += [event for event in recent if (event["at_ms"], event["action"], event["to"]) not in known]
+        stored.sort(key=lambda event: int(event["at_ms"]))
+        return {
+            "instrument": instrument,
+            "time_ms": self.clock.now_ms(),
+            **found,
+            "backup": self.providers.registry.backup(instrument),
+            "events": stored[-events:],
+            "note": note,
+        }
+
+    def switch_route(
+        self, instrument: str, to: str | None, *, for_s: float, by: str, why: str
+    ) -> dict[str, Any]:
+        """Prefer a source for a while, or (None) the order of the mappings again.
+
+        Raises `ConfigurationError` for what cannot be.
+        """
+        registry = self.providers.registry
+        if to is None:
+            registry.release(instrument, by=by)
+        else:
+            registry.switch(instrument, to.strip().upper(), for_s=for_s, by=by, why=why)
+        found = self.providers.route(instrument)
+        return {"instrument": instrument, "events": found.pop("decisions"), **found}
 
     async def why(self, instrument: str) -> dict[str, Any] | None:
         """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""

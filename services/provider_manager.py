@@ -1,45 +1,36 @@
 """ProviderManager: which provider serves which instrument, and how every provider is doing.
 
 Stands between the providers and the sequencer. It builds the providers of the mapping snapshot,
-tells each what to subscribe, normalises what they deliver, and lets through exactly one source per
-instrument. It never touches a socket or a store itself.
+tells each what to subscribe, normalises what they deliver, and lets through what the router says: exactly
+one source per instrument. It never touches a socket or a store itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext
-from services.dhan_provider import DhanProvider
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
-from services.market_data.gaps import GapBook
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot
-from services.market_data.records import ControlRecord, DataIngestionFormat, ProviderTick, Record
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
+from services.market_data.records import DataIngestionFormat, ProviderTick, Record
 from services.pipeline.supervisor import Supervisor
-from services.provider_plugins import load_plugins
+from services.provider_registry import ProviderFactory, ProviderRegistry
 from services.provider_runtime import ProviderRuntime
-from services.yahoo_finance_connection import YahooFinanceConnection
+from services.routing.book import Forced
+from services.routing.router import Router
+from services.routing.rules import RoutingRules
+from services.silence.judge import SilenceJudge
 
 _log = structlog.get_logger(__name__)
 
-ProviderFactory = Callable[[ProviderContext], BaseMarketDataProvider]
-
-
-def provider_factories() -> dict[str, ProviderFactory]:
-    """Return how to build each known provider, by code: ours and those of installed packages.
-
-    Raises `ConfigurationError` when a package's provider cannot be imported.
-    """
-    return {
-        YahooFinanceConnection.code: YahooFinanceConnection,
-        DhanProvider.code: DhanProvider,
-        **load_plugins(),
-    }
+ORDERS_WITHIN_S = 1.0
+"""So long a subscription may take before the routes are looked at again without it."""
 
 
 class FirstConnectPacing(Protocol):
@@ -71,47 +62,53 @@ class ProviderManager:
         factories: Mapping[str, ProviderFactory] | None = None,
         calendar: MarketCalendar | None = None,
         pacing: FirstConnectPacing | None = None,
+        judge: SilenceJudge | None = None,
+        rules: RoutingRules | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._publish = publish
         self._supervisor = supervisor
         self._show_reference = show_reference
-        self._factories = dict(factories) if factories is not None else None
+        self.registry = ProviderRegistry(dict(factories) if factories is not None else None)
+        self.registry.bind(self)
         self._calendar = calendar or MarketCalendar()
         self._pacing = pacing
+        self._judge = judge
         self._runtimes: dict[str, ProviderRuntime] = {}
-        self._candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
-        self._active: dict[str, str] = {}
-        self._interest: frozenset[str] | None = None
-        self._pending: dict[str, str] = {}
-        self._left: dict[str, tuple[str, str]] = {}
-        self._gaps = GapBook()
+        self._snapshot: MappingSnapshot | None = None
+        self._running = False
+        self._couriers: dict[str, asyncio.Task[None]] = {}
+        self._orders: dict[str, dict[str, bool]] = {}
+        self.router = Router(
+            self._runtimes,
+            clock=clock,
+            publish=publish,
+            calendar=self._calendar,
+            judge=judge,
+            rules=rules,
+        )
 
     # ---- life -----------------------------------------------------------------------------------
 
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over a mapping snapshot: build its providers and decide the first routes. No I/O."""
-        factories = self._factories if self._factories is not None else provider_factories()
-        candidates: dict[str, list[InstrumentMapping]] = {}
+        self._snapshot = snapshot
+        factories = self.registry.factories()
         by_provider: dict[str, list[InstrumentMapping]] = {entry.code: [] for entry in snapshot.providers}
         for mapping in snapshot.mappings:
-            candidates.setdefault(mapping.instrument, []).append(mapping)
             by_provider.setdefault(mapping.provider_code, []).append(mapping)
-        self._candidates = {
-            key: tuple(sorted(rows, key=lambda row: (not row.is_primary, row.priority, row.provider_code)))
-            for key, rows in candidates.items()
-        }
+        self.router.book.load(snapshot.mappings)
         for entry in snapshot.providers:
             runtime = self._runtimes.setdefault(entry.code, ProviderRuntime(entry, self._clock))
-            rows = by_provider[entry.code]
-            runtime.load(entry, rows)
             if runtime.provider is None:
                 factory = factories.get(entry.code)
                 if factory is None:
                     _log.error("provider_unknown", provider=entry.code, remedy="install its package")
-                    continue
-                runtime.provider = factory(self._context(runtime))
+                else:
+                    runtime.provider = factory(self._context(runtime))
+            self.router.flows.disarm_gone(runtime, by_provider[entry.code])
+            runtime.load(entry, by_provider[entry.code])
 
     async def apply(self, snapshot: MappingSnapshot) -> None:
         """Go over to a changed mapping snapshot while running; what did not change is not touched.
@@ -120,13 +117,9 @@ class ProviderManager:
         """
         before = set(self._runtimes)
         codes = {entry.code for entry in snapshot.providers}
-        flowed = {
-            instrument: symbol
-            for instrument, code in self._active.items()
-            if (symbol := self._runtimes[code].symbol_of.get(instrument)) in self._runtimes[code].flowing
-        }
+        flowed = self.router.flows.flowed()
         self.load(snapshot)
-        self._leave_gone_routes(flowed, codes)
+        self.router.flows.leave_gone(flowed, codes)
         for code in codes - before:
             self._keep(code)
         await asyncio.sleep(0)
@@ -135,35 +128,15 @@ class ProviderManager:
             await self._end(code, self._runtimes.pop(code))
         await self._release()
 
-    def _leave_gone_routes(self, flowed: Mapping[str, str | None], codes: set[str]) -> None:
-        """Give up the routes whose mapping is gone, and open the gaps of what flowed over them."""
-        now_ms = self._clock.now_ms()
-        for instrument, code in list(self._active.items()):
-            rows = self._candidates.get(instrument, ())
-            row = next((row for row in rows if row.provider_code == code), None)
-            if row is None:
-                reason = "mapping_removed" if code in codes else "provider_deactivated"
-                del self._active[instrument]
-                self._pending.pop(instrument, None)
-                if rows:
-                    self._left[instrument] = (code, reason)
-                if instrument in flowed:
-                    self._gaps.lost(instrument, now_ms, reason)
-            elif instrument in flowed and row.provider_symbol not in self._runtimes[code].flowing:
-                self._gaps.lost(instrument, now_ms, "remapped")
-
     async def _release(self) -> None:
         """Let go of every symbol that no instrument is routed by, nor waits for."""
-        needed: dict[str, set[str]] = {code: set() for code in self._runtimes}
-        for instrument, rows in self._candidates.items():
-            serving = {self._active.get(instrument), self._pending.get(instrument), rows[0].provider_code}
-            if self._interest is None or instrument in self._interest:
-                for row in rows:
-                    if row.provider_code in serving:
-                        needed[row.provider_code].add(row.provider_symbol)
+        needed = self.router.wishes.needed()
         for code, runtime in self._runtimes.items():
             if runtime.provider is not None:
-                await runtime.let_go([it for it in runtime.provider.wanted if it not in needed[code]])
+                for symbol in runtime.provider.wanted:
+                    if symbol not in needed[code]:
+                        self._orders.setdefault(code, {})[symbol] = False
+        await self._send_orders()
 
     def seed(self, newest: Iterable[DataIngestionFormat]) -> None:
         """Recall the newest stored ticks: the same ones are not stored again, and the gap since is known."""
@@ -172,10 +145,11 @@ class ProviderManager:
             symbol = runtime.symbol_of.get(record.symbol) if runtime is not None else None
             if runtime is not None and symbol is not None:
                 runtime.normaliser.seed(symbol, record)
-            self._gaps.lost(record.symbol, record.received_ms, "daemon_down")
+            self.router.book.gaps.lost(record.symbol, record.received_ms, "daemon_down")
 
     async def start(self) -> None:
         """Start every provider and tell it what to subscribe."""
+        self._running = True
         for code in self._runtimes:
             self._keep(code)
         # Let each provider find out at once whether it has credentials, before routes depend on it.
@@ -185,13 +159,14 @@ class ProviderManager:
 
     async def stop(self) -> None:
         """Close every provider's session. They may be started again."""
+        self._running = False
         await self._supervisor.end("provider_manager")
         for code, runtime in self._runtimes.items():
             await self._end(code, runtime)
 
     def forget_gaps(self) -> None:
         """Forget what is not delivered now: another daemon delivers, and tells of its own gaps."""
-        self._gaps = GapBook()
+        self.router.forget()
         for runtime in self._runtimes.values():
             runtime.flowing.clear()
 
@@ -221,6 +196,64 @@ class ProviderManager:
             if runtime.provider is not None:
                 runtime.provider.credentials_changed()
 
+    async def providers_changed(self) -> None:
+        """Build and start what is registered now, and end what is not any more."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return
+        factories = self.registry.factories()
+        for code, runtime in self._runtimes.items():
+            if runtime.provider is not None and code not in factories:
+                await self._end(code, runtime)
+                self.router.flows.gone(runtime)
+                runtime.provider = None
+        before = {code for code, runtime in self._runtimes.items() if runtime.provider is not None}
+        self.load(snapshot)
+        if self._running:
+            for code, runtime in self._runtimes.items():
+                if runtime.provider is not None and code not in before:
+                    self._keep(code)
+            await asyncio.sleep(0)
+        if self.router.book.active:
+            await self.reroute()
+
+    # ---- what the registry asks -----------------------------------------------------------------
+
+    def entries(self) -> tuple[ProviderEntry, ...]:
+        """Return the active providers of the mapping snapshot."""
+        return self._snapshot.providers if self._snapshot is not None else ()
+
+    def rows(self, instrument: str) -> tuple[InstrumentMapping, ...]:
+        """Return the mappings of an instrument in the order of preference; none where it is unknown."""
+        return self.router.book.candidates.get(instrument, ())
+
+    def places_of(self, code: str) -> dict[str, int]:
+        """Return the exchanges a provider is mapped for, and its best place in the order there."""
+        places: dict[str, int] = {}
+        for rows in self.router.book.candidates.values():
+            for place, row in enumerate(rows, start=1):
+                if row.provider_code == code:
+                    places[row.exchange] = min(place, places.get(row.exchange, place))
+        return places
+
+    def provider(self, code: str) -> BaseMarketDataProvider | None:
+        """Return the running provider of a code, None where there is none."""
+        runtime = self._runtimes.get(code)
+        return runtime.provider if runtime is not None else None
+
+    def routed(self) -> dict[str, int]:
+        """Return how many instruments each provider serves."""
+        return dict(Counter(self.router.book.active.values()))
+
+    def force(self, instrument: str, to: str, for_s: float, by: str, why: str) -> None:
+        """Prefer a source of an instrument for a while."""
+        until_ms = self._clock.now_ms() + round(for_s * 1000)
+        self.router.force(instrument, Forced(to, until_ms, self._clock.monotonic_s() + for_s, by, why))
+
+    def release(self, instrument: str, by: str) -> bool:
+        """Go back to the order of the mappings; returns whether there was a choice to end."""
+        return self.router.release(instrument, by)
+
     # ---- routing --------------------------------------------------------------------------------
 
     async def set_interest(self, instruments: frozenset[str]) -> None:
@@ -228,17 +261,12 @@ class ProviderManager:
 
         What is new is subscribed before what is no longer wanted is let go, if there is room for both.
         """
-        before, self._interest = self._interest, instruments
+        book = self.router.book
+        before, book.interest = book.interest, instruments
         if instruments == before:
             return
-        gone = (self._candidates.keys() if before is None else before) - instruments
-        now_ms = self._clock.now_ms()
-        for instrument in gone:
-            runtime = self._runtimes.get(self._active.pop(instrument, ""))
-            self._pending.pop(instrument, None)
-            if runtime is not None and runtime.symbol_of.get(instrument) in runtime.flowing:
-                # What is traded until somebody wants it again is not seen.
-                self._gaps.lost(instrument, now_ms, "not_subscribed")
+        gone = (book.candidates.keys() if before is None else before) - instruments
+        self.router.flows.uninterested(gone)
         new = instruments if before is None else instruments - before
         crowded = any(
             runtime.provider is not None
@@ -255,12 +283,10 @@ class ProviderManager:
 
     async def _let_go(self, instruments: Iterable[str]) -> None:
         """Unsubscribe `instruments` wherever they are subscribed."""
-        idle: dict[str, list[str]] = {}
         for instrument in instruments:
-            for row in self._candidates.get(instrument, ()):
-                idle.setdefault(row.provider_code, []).append(row.provider_symbol)
-        for code, symbols in idle.items():
-            await self._runtimes[code].let_go(symbols)
+            for row in self.router.book.candidates.get(instrument, ()):
+                self._orders.setdefault(row.provider_code, {})[row.provider_symbol] = False
+        await self._send_orders()
 
     def room(self) -> dict[str, int]:
         """Return how many symbols each provider that has a limit can hold, by code."""
@@ -271,84 +297,69 @@ class ProviderManager:
 
     def places(self) -> Callable[[str], list[str]]:
         """Return a function: at which providers (codes) an instrument would take a subscription just now."""
-        usable = {code for code, runtime in self._runtimes.items() if runtime.usable}
-        return lambda instrument: [row.provider_code for row in self._serving_rows(instrument, usable)]
+        self.router.conditions.refresh()
+        return self.router.conditions.places
 
     def subscription_state(self, instrument: str) -> str:
         """Return how far the subscription is that serves `instrument`: requested, acked or proven."""
-        code = self._active.get(instrument)
+        code = self.router.book.active.get(instrument)
         runtime = self._runtimes.get(code) if code is not None else None
         if runtime is None or runtime.provider is None or instrument not in runtime.symbol_of:
             return "requested"
         return runtime.provider.subscription_state(runtime.symbol_of[instrument])
 
-    def _serving_rows(self, instrument: str, usable: Container[str]) -> tuple[InstrumentMapping, ...]:
-        """Return the mappings to subscribe: the first in the order, and the best if that is another."""
-        rows = self._candidates.get(instrument, ())
-        if not rows:
-            return ()
-        best = next((row for row in rows if row.provider_code in usable), rows[0])
-        return (best,) if best is rows[0] else (rows[0], best)
-
     async def reroute(self, only: Iterable[str] | None = None) -> None:
-        """Give every instrument (or `only` these) to its best usable provider; the old one goes when the
-        new one ticks.
+        """Look at the route of every instrument (or `only` these), and subscribe what they need.
 
         The first in the order stays subscribed, or waiting to be, whoever serves in its place.
         """
-        wanted: dict[str, list[str]] = {}
-        usable = {code for code, runtime in self._runtimes.items() if runtime.usable}
-        for instrument in self._candidates if only is None else only:
-            if self._interest is not None and instrument not in self._interest:
-                continue
-            rows = self._serving_rows(instrument, usable)
-            if not rows:
-                continue
-            best = rows[-1]
-            for row in rows:
-                wanted.setdefault(row.provider_code, []).append(row.provider_symbol)
-            current = self._active.get(instrument)
-            if best.provider_code == current:
-                self._pending.pop(instrument, None)
-            elif current is None or current not in usable:
-                self._activate(instrument, best.provider_code, "provider_unavailable")
-            else:
-                self._pending[instrument] = best.provider_code
-        for code, symbols in wanted.items():
-            provider = self._runtimes[code].provider
-            if provider is not None:
-                await provider.want(symbols)
+        router = self.router
+        router.conditions.refresh()
+        instruments = list(router.book.candidates if only is None else only)
+        for _ in router.look_at(instruments):
+            await asyncio.sleep(0)
+        for count, instrument in enumerate(instruments, start=1):
+            router.wishes.subscribe(instrument)
+            if count % 2_000 == 0:
+                await asyncio.sleep(0)
+        router.say_switched()
+        await self._send_orders()
 
-    def _activate(self, instrument: str, code: str, reason: str) -> None:
-        left, left_reason = self._left.pop(instrument, (None, reason))
-        previous = self._active.get(instrument, left)
-        self._active[instrument] = code
-        self._pending.pop(instrument, None)
-        runtime = self._runtimes[code]
-        mapping = runtime.instrument_of[runtime.symbol_of[instrument]]
-        now_ms = self._clock.now_ms()
-        if mapping.provider_symbol in runtime.flowing:
-            self._close_gap(mapping, now_ms)
-        elif previous is not None:
-            self._gaps.lost(instrument, now_ms, left_reason)
-        if previous is None or previous == code:
-            return
-        self._publish_control(
-            "switched", mapping, code, {"from_src": previous, "to_src": code, "reason": left_reason}
-        )
-        old = self._runtimes.get(previous)
-        if old is not None and previous != self._candidates[instrument][0].provider_code:
-            symbol = old.symbol_of.get(instrument)
-            if symbol is not None:
-                self._supervisor.spawn(old.let_go([symbol]), f"unsubscribe:{previous}:{instrument}")
+    async def _send_orders(self) -> None:
+        """Hand what is to be subscribed or let go to the providers, in batches.
+
+        A provider that takes its time does so by itself; nobody waits for it longer than a moment.
+        """
+        for code, wishes in self.router.wishes.take().items():
+            self._orders.setdefault(code, {}).update(wishes)
+        for code in self._orders:
+            courier = self._couriers.get(code)
+            if courier is None or courier.done():
+                self._couriers[code] = self._supervisor.spawn(self._deliver_orders(code), f"orders:{code}")
+        busy = [courier for courier in self._couriers.values() if not courier.done()]
+        if busy:
+            await asyncio.wait(busy, timeout=ORDERS_WITHIN_S)
+
+    async def _deliver_orders(self, code: str) -> None:
+        while orders := self._orders.pop(code, None):
+            runtime = self._runtimes.get(code)
+            if runtime is None or runtime.provider is None:
+                return
+            new = [symbol for symbol, want in orders.items() if want]
+            gone = [symbol for symbol, want in orders.items() if not want]
+            if new:
+                await runtime.provider.want(new)
+            if gone:
+                self.router.flows.let_go(runtime, gone)
+                await runtime.let_go(gone)
 
     def _deliverer(self, runtime: ProviderRuntime) -> Callable[[ProviderTick, int], None]:
         """Return the function that takes every tick of one provider; the hot path begins here."""
         accept = runtime.normaliser.accept
-        active, pending = self._active, self._pending
+        passing, beside = self.router.passing, self.router.beside
         code = runtime.entry.code
         publish = self._publish
-        last_seen_ms, latencies_ms = runtime.last_seen_ms, runtime.latencies_ms
+        pulses, latencies_ms = runtime.pulses, runtime.latencies_ms
 
         def deliver(tick: ProviderTick, received_ms: int) -> None:
             record = accept(tick, received_ms)
@@ -358,51 +369,26 @@ class ProviderManager:
                     runtime.normaliser.reference_quote = None
                     self._show_reference(reference)
                 return
-            instrument = record.symbol
-            if active.get(instrument) != code:
-                if pending.get(instrument) != code:
-                    runtime.standby += 1
-                    return
-                # What was traded between the old source's last tick and this one is unknown.
-                record.volume = None
-                self._activate(instrument, code, "priority")
+            event_ms = tick.event_ms
+            pulse = pulses[tick.provider_symbol]
+            pulse.ticks += 1
+            pulse.received_ms = received_ms
+            if event_ms is not None and event_ms > pulse.event_ms:
+                pulse.event_ms = event_ms
+            if passing.get(record.symbol) != code and not beside(runtime, record):
+                return
             runtime.passed += 1
-            runtime.last_tick_ms = received_ms
-            last_seen_ms[instrument] = received_ms
-            if tick.event_ms is not None:
-                latencies_ms.append(received_ms - tick.event_ms)
+            if event_ms is not None:
+                latencies_ms.append(received_ms - event_ms)
             publish(record)
 
         return deliver
 
-    # ---- gaps -----------------------------------------------------------------------------------
-
     def _lost(self, runtime: ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:
-        for symbol in symbols:
-            runtime.flowing.discard(symbol)
-            mapping = runtime.instrument_of.get(symbol)
-            if mapping is not None and self._active.get(mapping.instrument) == runtime.entry.code:
-                self._gaps.lost(mapping.instrument, since_ms, reason)
+        self.router.flows.lost(runtime, symbols, since_ms, reason)
 
     def _restored(self, runtime: ProviderRuntime, symbols: Iterable[str], at_ms: int) -> None:
-        symbols = list(symbols)
-        runtime.normaliser.rebase(symbols)
-        runtime.flowing.update(symbols)
-        for symbol in symbols:
-            mapping = runtime.instrument_of.get(symbol)
-            if mapping is not None and self._active.get(mapping.instrument) == runtime.entry.code:
-                self._close_gap(mapping, at_ms)
-
-    def _close_gap(self, mapping: InstrumentMapping, at_ms: int) -> None:
-        record = self._gaps.restored(mapping, at_ms, self._clock.now_ms())
-        if record is not None:
-            self._publish(record)
-
-    def _publish_control(
-        self, kind: Any, mapping: InstrumentMapping, code: str, fields: dict[str, str | int]
-    ) -> None:
-        now_ms = self._clock.now_ms()
-        self._publish(ControlRecord(kind, mapping.instrument, mapping.exchange, now_ms, now_ms, code, fields))
+        self.router.flows.restored(runtime, symbols, at_ms)
 
     # ---- status ---------------------------------------------------------------------------------
 
@@ -416,9 +402,14 @@ class ProviderManager:
         """
         return {code: runtime.status() for code, runtime in sorted(self._runtimes.items())}
 
+    @property
+    def runtimes(self) -> Mapping[str, ProviderRuntime]:
+        """Every provider with its normaliser, instruments and figures, by code; to be read only."""
+        return self._runtimes
+
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
-        return self._active.get(instrument)
+        return self.router.book.active.get(instrument)
 
     def conditions(self) -> list[tuple[str, str, str, int | None]]:
         """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
@@ -431,18 +422,20 @@ class ProviderManager:
     def route(self, instrument: str) -> dict[str, Any]:
         """Return who serves an instrument, who else could, how each of them is, and the gap that is open.
 
-        `candidates` are in the order of preference; times are UTC epoch ms, None where unknown.
+        `candidates` are in the order of preference, `decisions` the newest of routing, oldest first; times
+        are UTC epoch ms, None where unknown.
         """
-        gap = self._gaps.open_gap(instrument)
+        router = self.router
         return {
-            "active": self._active.get(instrument),
-            "pending": self._pending.get(instrument),
-            "wanted": self._interest is None or instrument in self._interest,
-            "open_gap": None if gap is None else {"from": gap[0], "reason": gap[1]},
+            **router.describe(instrument),
             "candidates": [
-                self._runtimes[row.provider_code].candidate(row)
-                for row in self._candidates.get(instrument, ())
+                {
+                    **self._runtimes[row.provider_code].candidate(row),
+                    **router.standing(row),
+                }
+                for row in router.book.candidates.get(instrument, ())
             ],
+            "decisions": [event.as_dict() for event in router.journal.newest(instrument)],
         }
 
     def ledger(self) -> dict[str, dict[str, Any]]:
@@ -452,16 +445,23 @@ class ProviderManager:
     # ---- inner ----------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Once a second: take the marks that rates are made of, and reroute around parked providers."""
+        """Once a second: take the marks that rates are made of, and look at what may be the matter."""
         usable: dict[str, bool] = {}
         while True:
             await asyncio.sleep(1.0)
-            for runtime in self._runtimes.values():
-                runtime.look()
+            await self.look()
             now_usable = {code: runtime.usable for code, runtime in self._runtimes.items()}
             if now_usable != usable:
                 usable = now_usable
                 await self.reroute()
+
+    async def look(self) -> None:
+        """Take the marks of every provider, and look at every route that something may be the matter with."""
+        for runtime in self._runtimes.values():
+            runtime.look()
+        for _ in self.router.look():
+            await asyncio.sleep(0)
+        await self._send_orders()
 
     def _open_markets(self, runtime: ProviderRuntime) -> frozenset[str]:
         return self._calendar.open_among(runtime.exchanges, self._clock.now_ms())

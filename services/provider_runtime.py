@@ -11,10 +11,12 @@ from typing import Any
 
 import structlog
 
-from services.base_provider import BaseMarketDataProvider, ProviderState
+from services.base_provider import BaseMarketDataProvider, Delivery, ProviderState
 from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping, ProviderEntry
 from services.market_data.normaliser import Normaliser
+from services.market_data.records import DataIngestionFormat
+from services.silence.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +39,8 @@ _AWAY = (
 class ProviderRuntime:
     """One provider with its normaliser, its instruments and its figures.
 
-    `flowing` are the provider symbols whose data flows, whether it is let through or not.
+    `flowing` are the provider symbols whose data flows, whether it is let through or not; `pulses` what is
+    known of the data of each provider symbol, `armed` those that the judge of silence watches.
     """
 
     def __init__(self, entry: ProviderEntry, clock: Clock) -> None:
@@ -47,8 +50,8 @@ class ProviderRuntime:
         self.clock = clock
         self.passed = 0
         self.standby = 0
-        self.last_tick_ms = 0
-        self.last_seen_ms: dict[str, int] = {}
+        self.pulses: dict[str, Pulse] = {}
+        self.armed: set[str] = set()
         self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
         self.symbol_of: dict[str, str] = {}
         self.instrument_of: dict[str, InstrumentMapping] = {}
@@ -61,10 +64,53 @@ class ProviderRuntime:
     def load(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> None:
         """Take over the provider's rows of a mapping snapshot."""
         self.entry = entry
+        self.normaliser.delayed = self.delivery != Delivery.REAL_TIME.value
         self.normaliser.load(rows)
+        before = self.instrument_of
+        kept = {
+            row.provider_symbol: self.pulses[row.provider_symbol]
+            for row in rows
+            if row.provider_symbol in before and before[row.provider_symbol].instrument == row.instrument
+        }
+        # The hot path holds on to this dictionary.
+        self.pulses.clear()
+        self.pulses.update((row.provider_symbol, kept.get(row.provider_symbol) or Pulse()) for row in rows)
+        self.armed &= kept.keys()
         self.symbol_of = {row.instrument: row.provider_symbol for row in rows}
         self.instrument_of = {row.provider_symbol: row for row in rows}
         self.exchanges = frozenset(row.exchange for row in rows)
+
+    @property
+    def delivery(self) -> str:
+        """How fresh its data is promised to be, where a mapping does not say otherwise."""
+        return (self.provider.capabilities.delivery if self.provider else Delivery.REAL_TIME).value
+
+    @property
+    def last_tick_ms(self) -> int:
+        """When its newest tick arrived, let through or not; UTC epoch ms, 0 before the first."""
+        return max((pulse.received_ms for pulse in self.pulses.values()), default=0)
+
+    def arm(self, symbol: str) -> Pulse:
+        """Take note that the judge of silence watches a symbol; returns the pulse it is to read."""
+        self.armed.add(symbol)
+        return self.pulses[symbol]
+
+    def disarm(self, symbol: str) -> bool:
+        """Take note that the judge watches a symbol no longer; returns whether it did."""
+        if symbol not in self.armed:
+            return False
+        self.armed.discard(symbol)
+        return True
+
+    def is_armed(self, symbol: str) -> bool:
+        """Tell whether the judge of silence watches a symbol."""
+        return symbol in self.armed
+
+    def let_through(self, record: DataIngestionFormat) -> None:
+        """Count a tick that was held as a standby's and is let through after all."""
+        self.standby -= 1
+        self.passed += 1
+        self.latencies_ms.append(record.received_ms - record.timestamp)
 
     async def let_go(self, symbols: Sequence[str]) -> None:
         """Stop asking for these provider symbols."""
@@ -130,7 +176,7 @@ class ProviderRuntime:
             "subscription": provider.subscription_state(symbol) if provider else "requested",
             "refused": provider.refused.get(symbol) if provider else None,
             "flowing": symbol in self.flowing,
-            "last_tick_ms": self.last_seen_ms.get(mapping.instrument),
+            "last_tick_ms": pulse.received_ms or None if (pulse := self.pulses.get(symbol)) else None,
             "provider_last_tick_ms": self.last_tick_ms or None,
             "credential_expires_ms": provider.credential_expires_ms if provider else None,
         }
@@ -158,7 +204,7 @@ class ProviderRuntime:
         now_ms = self.clock.now_ms()
         figures = {
             "instruments_live": sum(
-                1 for seen_ms in self.last_seen_ms.values() if now_ms - seen_ms <= LIVE_WITHIN_MS
+                1 for pulse in self.pulses.values() if now_ms - pulse.received_ms <= LIVE_WITHIN_MS
             ),
             "ticks_per_s": self._ticks_per_s(),
             "last_tick_ms": self.last_tick_ms or None,

@@ -7,7 +7,8 @@
 -- marketd_loader   DATABASE_URL of data_migration/setup_providers.py and populate_instrument_mappings.py:
 --                  owns the tables, so it can migrate and fill them.
 -- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes; writes the
---                  coverage ledger, and nothing else.
+--                  coverage ledger, what routing decided (route_events) and how good the data was
+--                  (quality_scores), and nothing else.
 
 \set ON_ERROR_STOP on
 
@@ -54,6 +55,18 @@ BEGIN
         ALTER TABLE public.coverage OWNER TO marketd_loader;
         REVOKE ALL ON public.coverage FROM PUBLIC;
         GRANT SELECT, INSERT, UPDATE, DELETE ON public.coverage TO marketd_daemon;
+    END IF;
+    -- What the daemon writes itself: what routing decided. It removes what is old, and changes nothing.
+    IF to_regclass('public.route_events') IS NOT NULL THEN
+        ALTER TABLE public.route_events OWNER TO marketd_loader;
+        REVOKE ALL ON public.route_events FROM PUBLIC, marketd_daemon;
+        GRANT SELECT, INSERT, DELETE ON public.route_events TO marketd_daemon;
+    END IF;
+    -- And how good the data was: the rows of today are written again with their newest sums.
+    IF to_regclass('public.quality_scores') IS NOT NULL THEN
+        ALTER TABLE public.quality_scores OWNER TO marketd_loader;
+        REVOKE ALL ON public.quality_scores FROM PUBLIC, marketd_daemon;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON public.quality_scores TO marketd_daemon;
     END IF;
     FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at'] LOOP
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN

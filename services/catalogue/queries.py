@@ -34,6 +34,8 @@ _MAPPINGS = (
         ProviderInstrumentMapping.provider_security_id.label("security_id"),
         ExchangeProviderMapping.is_primary,
         ExchangeProviderMapping.priority,
+        ExchangeProviderMapping.delivery,
+        ExchangeProviderMapping.allow_delayed,
     )
     .select_from(ProviderInstrumentMapping)
     .join(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
@@ -138,6 +140,8 @@ def _mapping(row: RowMapping) -> InstrumentMapping:
         lot_size=row["lot_size"],
         is_primary=row["is_primary"],
         priority=row["priority"],
+        delivery=row["delivery"],
+        allow_delayed=row["allow_delayed"],
     )
 
 

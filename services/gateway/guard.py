@@ -28,6 +28,7 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 _SCOPES = (
     ("/api/providers/", ADMIN),
     ("/api/why/", ADMIN),
+    ("/api/routes", ADMIN),
     ("/metrics", ADMIN),
     ("/api/history/", HISTORY),
     ("/api/coverage/", HISTORY),

@@ -164,6 +164,13 @@ _JOB = _object(
     windows={**_COUNT, "description": "requests to be made"},
     finished_ms=_MS_OR_NULL,
 )
+_ROUTE = _object(
+    ["instrument", "active", "candidates", "events"],
+    instrument=_KEY,
+    active={"type": ["string", "null"], "description": "the code of the provider that serves it"},
+    candidates={"type": "array", "items": {"type": "object"}},
+    events={"type": "array", "items": {"type": "object"}, "description": "oldest first"},
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -189,6 +196,23 @@ def _operation(
         operation["parameters"] = parameters
     operation["security"] = [{}] if free else [{}, {"bearer": []}]
     return {"get": operation}
+
+
+def _switch_operation() -> dict[str, Any]:
+    operation = _operation(
+        "switchRoute",
+        "Prefer a provider for an instrument for a while",
+        _answer("the route as it is now; it changes when the provider has proved itself", _ROUTE),
+        parameters=[_path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]})],
+    )["get"]
+    body = _object(
+        ["to"],
+        to={"type": ["string", "null"], "description": "a provider code; null: the order of the mappings"},
+        for_s={"type": "number", "minimum": 1, "maximum": 604_800, "default": 3_600},
+        why=_TEXT,
+    )
+    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return {"post": operation}
 
 
 def _query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
@@ -327,6 +351,32 @@ def openapi_document() -> dict[str, Any]:
                     "security": [{}, {"bearer": []}],
                 }
             },
+            "/api/routes": _operation(
+                "routes",
+                "Every provider, what it can do and serves, and the state of routing",
+                json_of(
+                    "providers and routing",
+                    _object(
+                        ["providers", "routing"],
+                        providers={"type": "array", "items": {"type": "object"}},
+                        routing={"type": "object"},
+                    ),
+                ),
+            ),
+            "/api/routes/{instrument}": _operation(
+                "route",
+                "Who serves an instrument, who could, and what was decided",
+                json_of("the route; 404 when the instrument is not known", _ROUTE),
+                parameters=[
+                    _path("instrument", "an instrument key", {**_TEXT, "examples": ["NSE:RELIANCE"]}),
+                    _query(
+                        "events",
+                        "so many events at most",
+                        {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 50},
+                    ),
+                ],
+            ),
+            "/api/routes/{instrument}/switch": _switch_operation(),
             "/api/stream": _operation(
                 "stream",
                 "Live data as server-sent events, one message of the WebSocket protocol each",

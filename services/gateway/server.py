@@ -37,6 +37,7 @@ from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
 from services.gateway.protocol import MAX_MESSAGE_BYTES
 from services.gateway.recovery import History, RecoveryDesk, RecoveryLimits
+from services.gateway.routes_api import RoutesApi, RoutesBackend
 from services.gateway.session import CLOSE_RIGHTS_CHANGED, CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
 from services.gateway.websocket import WebSocketEndpoint
@@ -75,7 +76,8 @@ class Gateway:
     """Serves clients. `start`, keep `run` running, `stop`; `stop` is harmless when repeated.
 
     `history` is where clients that come back are answered from; without it a client is recovered only
-    when it has missed nothing. `bars` are shown on the chart channel; without them it is silent.
+    when it has missed nothing. `bars` are shown on the chart channel; without them it is silent. `routes`
+    shows and changes who serves what, where providers run.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Gateway:
         config: GatewayConfig,
         history: History | None = None,
         bars: BarSource | None = None,
+        routes: RoutesBackend | None = None,
     ) -> None:
         self.config = config
+        self._routes = routes
         self._backend = backend
         self._broadcast = broadcast
         self._limits = config.limits
@@ -142,6 +146,7 @@ class Gateway:
             config.web_root,
         ).add_routes(app.router)
         PastApi(self._backend, self._directory).add_routes(app.router)
+        RoutesApi(self._routes).add_routes(app.router)
         app.router.add_get("/ws", self._sockets.handle)
         app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

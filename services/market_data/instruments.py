@@ -31,7 +31,9 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `instrument` is the instrument key `EXCHANGE:SYMBOL`. `priority` orders the providers of an
     exchange, smallest first, the primary before all others. `tick_size` is in the currency of the
-    price, None where the exchange has none.
+    price, None where the exchange has none. `delivery` is how fresh this provider's data of the exchange is
+    (`real_time`, `delayed` or `end_of_day`; None: as the provider promises), `allow_delayed` whether
+    delayed data may stand in for real-time data.
     """
 
     mapping_id: int
@@ -49,6 +51,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lot_size: int | None = None
     is_primary: bool = False
     priority: int = 100
+    delivery: str | None = None
+    allow_delayed: bool = False
 
     @property
     def provider_symbol(self) -> str:

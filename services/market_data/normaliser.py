@@ -30,6 +30,7 @@ from services.market_data.quality import (
     refusal_of_price,
 )
 from services.market_data.records import (
+    FLAG_DELAYED,
     FLAG_LATE,
     FLAG_SKEWED,
     FLAG_SNAPSHOT,
@@ -74,11 +75,19 @@ class NormaliserCounters(msgspec.Struct):
         self.noted[remark] = self.noted.get(remark, 0) + 1
 
 
+class ExchangeTally(msgspec.Struct, gc=False):
+    """What was not as it should be in the records of one exchange, for its quality score."""
+
+    duplicates: int = 0
+    late: int = 0
+
+
 class _InstrumentState:
     """What must be remembered of one instrument at one provider."""
 
     __slots__ = (
         "band",
+        "base_flags",
         "baseline",
         "day_open",
         "grid",
@@ -99,11 +108,13 @@ class _InstrumentState:
         "reference",
         "seeded_ms",
         "suspects",
+        "tally",
         "volume_means_trades",
     )
 
-    def __init__(self, mapping: InstrumentMapping) -> None:
-        self.use(mapping)
+    def __init__(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
+        self.tally = ExchangeTally()
+        self.use(mapping, delayed=delayed)
         self.baseline: int | None = None
         self.last_raw_event_ms = 0
         self.last_event_ms = 0
@@ -121,8 +132,11 @@ class _InstrumentState:
         self.late_slots: dict[int, int] = {}
         self.recent: deque[tuple[int, float, int | None]] = deque(maxlen=_REMEMBERED_SECONDS)
 
-    def use(self, mapping: InstrumentMapping) -> None:
+    def use(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
         self.mapping = mapping
+        if mapping.delivery is not None:
+            delayed = mapping.delivery != "real_time"
+        self.base_flags = FLAG_DELAYED if delayed else 0
         self.grid = PriceGrid(mapping.tick_size)
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
@@ -139,6 +153,8 @@ class Normaliser:
 
     def __init__(self, provider_code: str, wall_step_ms: Callable[[], int] = lambda: 0) -> None:
         self.provider_code = provider_code
+        self.delayed = False
+        """Whether the data is delayed where the mapping does not say; taken over by the next `load`."""
         self.wall_step_ms = wall_step_ms
         self.counters = NormaliserCounters()
         self.reference_quote: DataIngestionFormat | None = None
@@ -147,6 +163,7 @@ class Normaliser:
         self._unmapped_logged_ms = 0
         self._unmapped_unlogged = 0
         self._states: dict[str, _InstrumentState] = {}
+        self.tallies: dict[str, ExchangeTally] = {}
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Replace the set of instruments; those that stay keep their memory."""
@@ -154,9 +171,10 @@ class Normaliser:
         for mapping in mappings:
             state = self._states.get(mapping.provider_symbol)
             if state is None or state.mapping.instrument != mapping.instrument:
-                state = _InstrumentState(mapping)
+                state = _InstrumentState(mapping, delayed=self.delayed)
             else:
-                state.use(mapping)
+                state.use(mapping, delayed=self.delayed)
+            state.tally = self.tallies.setdefault(mapping.exchange, ExchangeTally())
             states[mapping.provider_symbol] = state
         self._states = states
 
@@ -172,6 +190,13 @@ class Normaliser:
         state.last_volume = newest.cumulative_volume
         state.last_bid, state.last_ask = newest.bid, newest.ask
         state.last_bid_size, state.last_ask_size = newest.bid_size, newest.ask_size
+
+    def newest(self, provider_symbol: str) -> tuple[float, int, int | None] | None:
+        """Return price, event time (UTC epoch ms) and cumulative volume of a symbol's newest tick, if any."""
+        state = self._states.get(provider_symbol)
+        if state is None or not state.last_event_ms:
+            return None
+        return state.last_price, state.last_event_ms, state.last_volume
 
     def rebase(self, provider_symbols: Iterable[str]) -> None:
         """Forget the volume baselines of these symbols: what was traded in between is unknown."""
@@ -203,7 +228,7 @@ class Normaliser:
             return None
 
         event_ms = received_ms if tick.event_ms is None else tick.event_ms
-        flags = tick.flags
+        flags = tick.flags | state.base_flags
         if event_ms < EARLIEST_EVENT_MS:
             counters.reject("no_time")
             return None
@@ -248,6 +273,7 @@ class Normaliser:
         ask = reference_price(state.grid, tick.ask, tick.price_decimals)
         if self._is_repeat(state, tick, raw_event_ms, clean_price, volume, bid, ask):
             counters.reject("duplicate")
+            state.tally.duplicates += 1
             return None
         if stale:
             counters.reject("stale")
@@ -263,6 +289,7 @@ class Normaliser:
         if late:
             flags |= FLAG_LATE
             counters.note("late")
+            state.tally.late += 1
             event_ms = self._late_time(state, event_ms, resolution_ms)
             quantity = None
         else:

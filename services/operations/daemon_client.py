@@ -17,21 +17,26 @@ def _headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-async def fetch(api_url: str, path: str, token: str | None, *, order: Any = None) -> Any:
-    """Return the JSON answer of `GET path`, or of `POST path` with `order` where there is one.
+async def fetch(api_url: str, path: str, token: str | None) -> Any:
+    """Return the JSON answer of `GET path`. Raises `TemporaryError` when the daemon does not answer."""
+    return await _ask("GET", api_url, path, token, None)
 
-    Raises `TemporaryError` when the daemon does not answer.
-    """
-    method = "GET" if order is None else "POST"
+
+async def send(api_url: str, path: str, token: str | None, body: dict[str, Any]) -> Any:
+    """Return the JSON answer of `POST path`. Raises `TemporaryError` when the daemon does not answer."""
+    return await _ask("POST", api_url, path, token, body)
+
+
+async def _ask(method: str, api_url: str, path: str, token: str | None, body: dict[str, Any] | None) -> Any:
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT, headers=_headers(token)) as session,
-            session.request(method, f"{api_url}{path}", json=order) as response,
+            session.request(method, f"{api_url}{path}", json=body) as response,
         ):
-            body = await response.json()
+            answer = await response.json()
             if response.status == 401:
                 raise ConfigurationError("the daemon refuses our token: set API_TOKENS as the daemon has it")
-            return body
+            return answer
     except (aiohttp.ClientError, TimeoutError) as error:
         raise TemporaryError(
             f"the daemon at {api_url} does not answer: {error or type(error).__name__}"

@@ -36,6 +36,12 @@ def why_view(answer: Mapping[str, Any]) -> Group:
     if route["open_gap"]:
         gap = route["open_gap"]
         facts.add_row("gap", f"since {_moment(gap['from'])}: {gap['reason']}")
+    if route.get("stale_since_ms"):
+        facts.add_row("stale", f"[red]since {_moment(route['stale_since_ms'])}[/]")
+    if route.get("forced"):
+        facts.add_row("chosen", f"{route['forced']['to']} until {_moment(route['forced']['until_ms'])}")
+    if answer.get("dispute"):
+        facts.add_row("price", f"[red]{escape(answer['dispute'])}[/]")
     for row in answer["candidates"]:
         expires = row["credential_expires_ms"]
         parts = [
@@ -46,6 +52,8 @@ def why_view(answer: Mapping[str, Any]) -> Group:
             f"last tick {_age(now_ms, row['last_tick_ms'])}",
             f"credentials end {_moment(expires)}" if expires else "",
             row["refused"] or row["reason"],
+            row["delivery"] if row.get("delivery", "real_time") != "real_time" else "",
+            row["silence"] if row.get("trouble") else "",
         ]
         facts.add_row(f"  {row['provider']}", escape(" · ".join(part for part in parts if part)))
     for hop in answer["hops"]:
@@ -59,6 +67,9 @@ def why_view(answer: Mapping[str, Any]) -> Group:
             f"{name} {_moment(value) if name in ('from', 'to') else value}" for name, value in rest.items()
         )
         facts.add_row(f"{event['type']} {_moment(event['at_ms'])}", escape(told))
+    for decided in answer.get("decisions", [])[-3:]:
+        told = f"{decided['from'] or '-'} -> {decided['to'] or '-'}: {decided['reason']}"
+        facts.add_row(f"{decided['action']} {_moment(decided['at_ms'])}", escape(told))
     return Group(
         f"[bold]{escape(answer['instrument'])}[/] {escape(answer['name'])}",
         f"[bold]{escape(answer['verdict'])}[/]",

@@ -5,13 +5,14 @@ A key stands for one trouble from its beginning to its end; the text may change 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from services.pipeline.sink import Sink, SinkState
 from services.storage.spool import ChannelStatus
 
+_NAMED = 5
 _SPOOL_LEVELS = (100, 80, 50)
 _EXPIRY_WARNING_MS = 2 * 3_600_000
 _AWAY = ("backing_off", "stale", "closed")
@@ -35,9 +36,19 @@ def troubles(
     spool: Iterable[ChannelStatus],
     not_ready: Sequence[str],
     degraded: Sequence[str],
+    silence: Mapping[str, str] = {},
+    disputes: Mapping[str, str] = {},
 ) -> dict[str, str]:
-    """Return every trouble that is present."""
-    found: dict[str, str] = {}
+    """Return every trouble that is present.
+
+    `silence` is what the judge of silence raises, by key; `disputes` the instruments whose providers have
+    differed about the price for too long.
+    """
+    found: dict[str, str] = dict(silence)
+    if disputes:
+        named = sorted(disputes)
+        more = f" (and {len(named) - _NAMED} more instruments)" if len(named) > _NAMED else ""
+        found["mapping:disputed"] = "; ".join(disputes[name] for name in named[:_NAMED]) + more
     for provider in providers:
         reason = f": {provider.reason}" if provider.reason else ""
         if provider.state == "parked":

@@ -227,6 +227,9 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         _, document, _ = await get(rig, "/openapi.json")
         assert document["openapi"] == "3.1.0"
         for path, item in document["paths"].items():
+            if path.endswith("/switch"):
+                assert list(item) == ["post"]
+                continue
             assert list(item) == (["get", "post"] if path == "/api/backfill" else ["get"])
             query = "?instruments=NSE:TCS" if path in ("/api/quotes", "/api/stream") else ""
             async with rig.http.get(rig.url + path.replace("{instrument}", "NSE:TCS") + query) as response:
@@ -240,6 +243,31 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         assert runner is not None
         routed = {resource.canonical for resource in runner.app.router.resources()}
         assert routed == described
+
+
+async def test_an_operators_choice_is_asked_for_in_json_and_refused_with_the_reason() -> None:
+    async with running_gateway(tokens={"ops": "battery-staple", "screen": "rain-coat:ticks"}) as rig:
+        url, mine = rig.url + "/api/routes/NSE:TCS/switch", {"Authorization": "Bearer battery-staple"}
+
+        async def post(body: Any, **headers: str) -> tuple[int, Any]:
+            async with rig.http.post(url, json=body, headers=headers or mine) as response:
+                return response.status, await response.json()
+
+        status, body = await post({"to": "YF", "for_s": 60, "why": "a test"})
+        assert status == 200
+        assert rig.backend.switches == [{"to": "YF", "for_s": 60.0, "by": "ops", "why": "a test"}]
+        assert body["instrument"] == "NSE:TCS"
+        assert (await post({"to": None}))[0] == 200
+        status, body = await post({"to": "POLYGON"})
+        assert (status, body["error"]["message"]) == (400, "NSE:TCS is mapped to DHAN, YF, not to POLYGON")
+        for wrong in ({}, {"to": "YF", "for": 5}, ["YF"], {"to": 7}):
+            assert (await post(wrong))[0] == 400, wrong
+        async with rig.http.post(url, data="to=YF", headers=mine) as response:
+            assert response.status == 415
+        assert (await post({"to": "YF"}, Authorization="Bearer rain-coat"))[0] == 403
+        async with rig.http.post(url.replace("TCS", "NOPE"), json={"to": "YF"}, headers=mine) as response:
+            assert response.status == 404
+        assert len(rig.backend.switches) == 2, "what is refused changes nothing"
 
 
 def check(value: Any, schema: dict[str, Any]) -> None:

@@ -149,7 +149,9 @@ async def test_a_provider_of_the_operators_own_keeps_an_exchange_unless_reset(da
             select p.id, e.id, true from providers p, exchanges e where p.code = 'MINE' and e.code = 'FX';
     """)
     report = await setup(database_url)
-    assert notes(report, Kind.ADDED) == {"FX from YF": "is_primary no, priority 10"}
+    assert notes(report, Kind.ADDED) == {
+        "FX from YF": "is_primary no, priority 10, delivery real_time, allow_delayed no"
+    }
     report = await setup(database_url, reset=True)
     assert notes(report, Kind.CHANGED) == {
         "FX from MINE": "is_primary yes → no",

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from services.data_broadcast import DataBroadcast
+from services.errors import ConfigurationError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
@@ -36,6 +37,7 @@ class StubBackend:
         self.ready = Readiness(ready=True)
         self.providers: list[dict[str, Any]] = [provider_status("DHAN"), provider_status("YF", "backing_off")]
         self.interest: set[str] = set()
+        self.switches: list[dict[str, Any]] = []
         self.interest_changes = 0
         self.asked: list[Any] = []
         self.past: HistoryAnswer | Exception = HistoryAnswer(
@@ -125,6 +127,23 @@ class StubBackend:
     ) -> dict[str, Any]:
         self.asked.append((list(instruments), interval, from_ms, to_ms))
         return {"id": 1, "windows": len(instruments), "finished_ms": None}
+
+    def routes(self) -> dict[str, Any]:
+        return {"providers": [], "routing": {}}
+
+    async def route(self, instrument: str, events: int) -> dict[str, Any] | None:
+        if not self.is_known(instrument):
+            return None
+        shown = self.switches[-events:]
+        return {"instrument": instrument, "active": "DHAN", "candidates": [], "events": shown}
+
+    def switch_route(
+        self, instrument: str, to: str | None, *, for_s: float, by: str, why: str
+    ) -> dict[str, Any]:
+        if to not in (None, "YF"):
+            raise ConfigurationError(f"{instrument} is mapped to DHAN, YF, not to {to}")
+        self.switches.append({"to": to, "for_s": for_s, "by": by, "why": why})
+        return {"instrument": instrument, "active": "DHAN", "candidates": [], "events": self.switches}
 
     def similar(self, instrument: str) -> list[str]:
         return ["NSE:TCS"]
@@ -274,7 +293,7 @@ async def running_gateway(
     if redis_url is not None:
         history = StreamHistory(redis_url)
         stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
-    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history, bars)
+    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history, bars, routes=backend)
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
     writing = asyncio.create_task(stream.run()) if stream else None

@@ -31,6 +31,8 @@ from services.pipeline.backoff import Backoff
 from services.pipeline.sequencer import Sequencer
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderManager
+from services.routing.rules import RoutingRules
+from services.silence.judge import SilenceJudge
 from services.yahoo_finance_connection import YahooFinanceConnection
 from simulators import DhanSimulator, YahooSimulator
 from simulators.journal import Journal
@@ -120,6 +122,8 @@ class FaultRig:
         kinds: Mapping[str, AssetClass],
         tick_sizes: Mapping[str, float],
         clock: Clock,
+        rules: RoutingRules | None = None,
+        judge: SilenceJudge | None = None,
     ) -> None:
         self.feeds = {feed.code: feed for feed in feeds}
         self.first = feeds[0]
@@ -140,6 +144,8 @@ class FaultRig:
             show_reference=self.references.append,
             factories={feed.code: feed.make for feed in feeds},
             calendar=MarketCalendar(always_open=always_open),
+            rules=rules,
+            judge=judge,
         )
         self._kinds = kinds
         self._tick_sizes = tick_sizes
@@ -273,19 +279,28 @@ async def fault_rig(
     clock: Clock | None = None,
     always_open: bool = True,
     wait: bool = True,
+    rules: RoutingRules | None = None,
+    judge: SilenceJudge | None = None,
+    second_symbols: Mapping[str, str] | None = None,
 ) -> AsyncIterator[FaultRig]:
     """Run a manager on the simulators while the body lasts; its books must balance at the end.
 
     `url` (which may lead through a proxy) and `symbols` are of the first simulator, `kinds` says what an
-    instrument is where it is no equity, `tick_sizes` where one has a grid.
+    instrument is where it is no equity, `tick_sizes` where one has a grid. `second_symbols` are those of the
+    second simulator; what both know, the first one serves.
     """
-    feeds = [Feed(sim, url if sim is sims[0] else None, symbols if sim is sims[0] else None) for sim in sims]
+    feeds = [
+        Feed(sim, url if sim is sims[0] else None, symbols if sim is sims[0] else second_symbols)
+        for sim in sims
+    ]
     rig = FaultRig(
         feeds,
         always_open=always_open,
         kinds=kinds or {},
         tick_sizes=tick_sizes or {},
         clock=clock or SystemClock(),
+        rules=rules,
+        judge=judge,
     )
     probe = asyncio.create_task(rig.lag.run())
     await rig.manager.start()
@@ -328,4 +343,5 @@ def mapping_of(
         segment=segment if security_id else None,
         security_id=security_id or None,
         tick_size=tick_size,
+        allow_delayed=True,
     )

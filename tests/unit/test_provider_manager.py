@@ -162,27 +162,62 @@ async def test_a_parked_provider_is_replaced_and_the_switch_is_in_the_stream(rig
     await rig.manager.reroute()
     rig.made["DHAN"].state = ProviderState.PARKED
     await rig.manager.reroute()
+    assert rig.made["YF"].wanted == ("AAPL", "RELIANCE.NS")
+    assert rig.controls("switched") == [], "the standby has to prove itself first"
+    rig.emit("YF", "RELIANCE.NS", 1192.4)
     (switch,) = rig.controls("switched")
     assert switch.symbol == "NSE:RELIANCE"
     assert switch.fields == {"from_src": "DHAN", "to_src": "YF", "reason": "provider_unavailable"}
-    rig.emit("YF", "RELIANCE.NS", 1192.4)
+    assert rig.published.index(switch) < len(rig.published) - 1, "the switch comes before the first tick"
     assert rig.ticks() == [("NSE:RELIANCE", "YF", 1192.4)]
 
 
-async def test_the_first_choice_takes_back_only_when_it_really_ticks(rig: Rig) -> None:
+async def test_the_first_choice_takes_back_only_after_a_clean_overlap(rig: Rig) -> None:
+    await rig.manager.reroute()
+    dhan = rig.made["DHAN"]
+    dhan.state = ProviderState.PARKED
+    await rig.manager.reroute()
+    rig.emit("YF", "RELIANCE.NS", 1192.4, cumulative_volume=4_000)
+    assert rig.manager.active_provider("NSE:RELIANCE") == "YF"
+    dhan.state = ProviderState.STREAMING
+    rig.clock.advance(30)
+    await rig.manager.look()
+    sold = 5_000
+    for second in range(15):
+        if rig.manager.active_provider("NSE:RELIANCE") == "DHAN":
+            break
+        assert [s.fields["to_src"] for s in rig.controls("switched")] == ["YF"], second
+        for code, symbol in (("YF", "RELIANCE.NS"), ("DHAN", "NSE_EQ:2885")):
+            sold += 10
+            rig.emit(code, symbol, 1192.5, cumulative_volume=sold)
+        await rig.manager.look()
+    assert second >= 5, "both have to flow for ten seconds"
+    assert rig.manager.active_provider("NSE:RELIANCE") == "DHAN"
+    assert [s.fields["to_src"] for s in rig.controls("switched")] == ["YF", "DHAN"]
+    assert rig.controls("switched")[1].fields["reason"] == "priority"
+    ticks = [r for r in rig.published if isinstance(r, DataIngestionFormat)]
+    assert [tick.volume for tick in ticks[:2]] == [None, 1_010], (
+        "the first quantity after a silence is unknown"
+    )
+    assert ticks[-1].provider_code == "DHAN"
+    assert sum(tick.volume or 0 for tick in ticks) == sold - 4_000, "both count the same, so nothing is lost"
+
+
+async def test_a_first_choice_whose_price_differs_does_not_take_back(rig: Rig) -> None:
     await rig.manager.reroute()
     rig.made["DHAN"].state = ProviderState.PARKED
     await rig.manager.reroute()
-    rig.made["DHAN"].state = ProviderState.CONNECTING
-    await rig.manager.reroute()
     rig.emit("YF", "RELIANCE.NS", 1192.4)
+    rig.made["DHAN"].state = ProviderState.STREAMING
+    rig.clock.advance(30)
+    for _ in range(30):
+        rig.emit("YF", "RELIANCE.NS", 1192.5)
+        rig.emit("DHAN", "NSE_EQ:2885", 1210.0)
+        await rig.manager.look()
     assert rig.manager.active_provider("NSE:RELIANCE") == "YF"
-    rig.emit("DHAN", "NSE_EQ:2885", 1192.5, cumulative_volume=5_000)
-    rig.emit("DHAN", "NSE_EQ:2885", 1192.55, cumulative_volume=5_030)
-    assert rig.manager.active_provider("NSE:RELIANCE") == "DHAN"
-    assert [fields["to_src"] for fields in (s.fields for s in rig.controls("switched"))] == ["YF", "DHAN"]
-    volumes = [r.volume for r in rig.published if isinstance(r, DataIngestionFormat)]
-    assert volumes == [None, None, 30], "the quantity across a switch is unknown, after it it is exact"
+    (standby,) = rig.manager.route("NSE:RELIANCE")["standbys"]
+    assert (standby["provider"], standby["agrees"]) == ("DHAN", False)
+    assert 140 < standby["off_bps"] < 150
 
 
 async def test_a_time_without_data_becomes_one_gap_record_per_instrument(rig: Rig) -> None:
@@ -323,8 +358,10 @@ async def test_what_a_parked_provider_lost_is_a_gap_until_the_other_delivers(rig
     await rig.manager.reroute()
     assert rig.controls("gap") == []
     yahoo.context.connection_restored(["RELIANCE.NS"], NOW_MS + 900)
+    assert rig.controls("gap") == [], "the standby has to prove itself first"
+    rig.emit("YF", "RELIANCE.NS", 1192.4)
     (gap,) = rig.controls("gap")
-    assert gap.fields == {"from": NOW_MS + 100, "to": NOW_MS + 900, "reason": "disconnect_807"}
+    assert gap.fields == {"from": NOW_MS + 100, "to": NOW_MS + 1_000, "reason": "disconnect_807"}
     dhan.context.connection_restored(["NSE_EQ:2885"], NOW_MS + 5_000)
     assert len(rig.controls("gap")) == 1, "the standby's return closes nothing"
 
@@ -335,6 +372,7 @@ async def test_a_source_that_flows_already_takes_over_without_a_gap(rig: Rig) ->
     rig.made["YF"].context.connection_restored(["RELIANCE.NS"], NOW_MS)
     rig.made["DHAN"].state = ProviderState.PARKED
     await rig.manager.reroute()
+    rig.emit("YF", "RELIANCE.NS", 1192.4)
     assert len(rig.controls("switched")) == 1
     assert rig.controls("gap") == []
 
@@ -354,6 +392,7 @@ async def test_a_provider_that_stays_away_for_half_a_minute_is_replaced(rig: Rig
     runtime.look()
     rig.clock.advance(30)
     await rig.manager.reroute()
+    rig.emit("YF", "RELIANCE.NS", 1192.4)
     (switch,) = rig.controls("switched")
     assert switch.fields == {"from_src": "DHAN", "to_src": "YF", "reason": "provider_unavailable"}
     assert dhan.wanted == ("NSE_EQ:2885",), "it goes on trying"

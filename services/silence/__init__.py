@@ -1,0 +1,1 @@
+"""Judging silence: whether a feed or an instrument that brings nothing is broken or merely quiet."""
