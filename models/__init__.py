@@ -1,4 +1,4 @@
-"""The tables of PostgreSQL: providers, exchanges, instruments, and the mappings between them.
+"""The tables of PostgreSQL: providers, exchanges, instruments, the mappings between them, and their log.
 
 Stands beside `services.errors` at the bottom of everything; imports nothing of ours. Read by
 `services.catalogue`, written by `data_migration`. Importing this package registers every table on
@@ -11,6 +11,7 @@ from models.base import Base
 from models.exchange import Exchange
 from models.exchange_provider_mapping import ExchangeProviderMapping
 from models.instrument import Instrument
+from models.mapping_change import MappingChange, MappingChangeRow
 from models.provider import Provider
 from models.provider_instrument_mapping import ProviderInstrumentMapping
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
@@ -22,6 +23,8 @@ __all__ = [
     "Exchange",
     "ExchangeProviderMapping",
     "Instrument",
+    "MappingChange",
+    "MappingChangeRow",
     "Provider",
     "ProviderInstrumentMapping",
 ]

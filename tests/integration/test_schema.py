@@ -101,7 +101,7 @@ async def test_up_down_and_up_again_leave_what_they_should(database_url: str) ->
         await run("downgrade", revision)
         assert await revision_of(database_url) == revision
     await run("upgrade", "head")
-    assert await plain.fetchval(_TABLES) == 6
+    assert await plain.fetchval(_TABLES) == 8
     await plain.close()
     await engine.dispose()
 
