@@ -27,7 +27,8 @@ class ProviderInstrumentMapping(Row, Base):
     `RELIANCE.NS` alone. Rows that are not active are kept as history and clash with nothing; among the
     active ones a provider's name means one instrument at any moment, and an instrument has one name per
     provider. An active row is valid from `valid_from` until just before `valid_to`; NULL means always.
-    A trigger refuses rows that share a name or an instrument while both are valid.
+    A trigger refuses rows that share a name or an instrument while both are valid, and
+    active rows that are made for an instrument that is not active.
     """
 
     __tablename__ = "provider_instrument_mappings"

@@ -640,6 +640,9 @@ class LiveDataIngestion:
                 "state": mappings.state.value,
                 "reason": mappings.reason,
                 "refused": mappings.reason if mappings.state is RefreshState.REFUSED else "",
+                "problems": [msgspec.to_builtins(problem) for problem in mappings.problems],
+                "next_date_ms": mappings.next_date_ms,
+                "upcoming": len(snapshot.upcoming) if snapshot else 0,
             },
             "sinks": [
                 {

@@ -50,7 +50,7 @@ BEGIN
             EXECUTE format('GRANT SELECT ON public.%I TO marketd_daemon', item);
         END IF;
     END LOOP;
-    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at', 'refuse_overlapping_validity',
+    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at', 'check_mapping_rows',
                                 'current_mapping_change', 'log_mapping_change',
                                 'log_mapping_truncate'] LOOP
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN

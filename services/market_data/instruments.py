@@ -31,7 +31,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `instrument` is the instrument key `EXCHANGE:SYMBOL`. `priority` orders the providers of an
     exchange, smallest first, the primary before all others. `tick_size` is in the currency of the
-    price, None where the exchange has none.
+    price, None where the exchange has none. The mapping holds from `valid_from_ms` until just before
+    `valid_to_ms` (UTC epoch ms, None: always); a contract's ends with its last day of trading.
     """
 
     mapping_id: int
@@ -49,6 +50,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lot_size: int | None = None
     is_primary: bool = False
     priority: int = 100
+    valid_from_ms: int | None = None
+    valid_to_ms: int | None = None
 
     @property
     def provider_symbol(self) -> str:
@@ -71,7 +74,8 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the tables say at one moment: active providers, and active mappings of active exchanges.
 
     `version` grows by one with every snapshot of a running daemon; `loaded_ms` is UTC epoch ms.
-    `from_cache` says that PostgreSQL was down and the last good copy on disk was used.
+    `from_cache` says that PostgreSQL was down and the last good copy on disk was used. `upcoming` are the
+    mappings that begin to hold later. `permit` is the newest permission to remove many instruments at once.
     """
 
     version: int
@@ -79,3 +83,5 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     providers: tuple[ProviderEntry, ...]
     mappings: tuple[InstrumentMapping, ...]
     from_cache: bool = False
+    upcoming: tuple[InstrumentMapping, ...] = ()
+    permit: int = 0

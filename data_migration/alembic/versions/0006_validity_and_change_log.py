@@ -34,13 +34,30 @@ UNIQUE = {
     ),
 }
 
-# The unique indexes refuse rows that are valid from the same moment; this refuses the overlaps of rows
-# with dates. Rows without dates cost one look into an index.
-REFUSE_OVERLAPS = """
-CREATE FUNCTION refuse_overlapping_validity() RETURNS trigger LANGUAGE plpgsql AS $$
+# A row that is made, made active or given to another instrument must be of an active one; to deactivate
+# an instrument lets its rows rest. The unique indexes refuse rows that are valid from the same moment; this
+# refuses the overlaps of rows with dates. Rows without dates cost one look into an index.
+CHECK_ROWS = """
+CREATE FUNCTION check_mapping_rows() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     clash record;
 BEGIN
+    IF TG_OP = 'INSERT' THEN
+        SELECT n.id, i.id AS instrument INTO clash FROM new_rows n JOIN instruments i ON i.id = n.instrument_id
+        WHERE n.is_active AND NOT i.is_active LIMIT 1;
+    ELSE
+        SELECT n.id, i.id AS instrument INTO clash
+        FROM new_rows n JOIN instruments i ON i.id = n.instrument_id JOIN old_rows o ON o.id = n.id
+        WHERE n.is_active AND NOT i.is_active AND NOT (o.is_active AND o.instrument_id = n.instrument_id)
+        LIMIT 1;
+    END IF;
+    IF FOUND THEN
+        RAISE EXCEPTION 'row % of provider_instrument_mappings is active, its instrument (row %) is not',
+            clash.id, clash.instrument
+            USING ERRCODE = 'foreign_key_violation', TABLE = 'provider_instrument_mappings',
+                  CONSTRAINT = 'active_mappings_have_active_instruments',
+                  HINT = 'activate the instrument first';
+    END IF;
     IF NOT EXISTS (SELECT FROM provider_instrument_mappings
                    WHERE is_active AND (valid_from IS NOT NULL OR valid_to IS NOT NULL)) THEN
         RETURN NULL;
@@ -168,13 +185,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_active AND (valid_from IS NOT NULL OR valid_to IS NOT NULL)"),
     )
     _create_log()
-    for function in (REFUSE_OVERLAPS, CURRENT_CHANGE, LOG_CHANGES, LOG_TRUNCATE):
+    for function in (CHECK_ROWS, CURRENT_CHANGE, LOG_CHANGES, LOG_TRUNCATE):
         op.execute(function)
-    for event in ("INSERT", "UPDATE"):
+    for event, old in (("INSERT", ""), ("UPDATE", "OLD TABLE AS old_rows ")):
         op.execute(
-            f"CREATE TRIGGER refuse_overlaps_{event.lower()} AFTER {event} ON {MAPPINGS} "
-            "REFERENCING NEW TABLE AS new_rows "
-            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_overlapping_validity()"
+            f"CREATE TRIGGER check_{event.lower()} AFTER {event} ON {MAPPINGS} "
+            f"REFERENCING {old}NEW TABLE AS new_rows "
+            "FOR EACH STATEMENT EXECUTE FUNCTION check_mapping_rows()"
         )
     for table in TABLES:
         for event, rows in (
@@ -247,14 +264,14 @@ def downgrade() -> None:
         for event in ("insert", "update", "delete", "truncate"):
             op.execute(f"DROP TRIGGER log_{event} ON {table}")
     for event in ("insert", "update"):
-        op.execute(f"DROP TRIGGER refuse_overlaps_{event} ON {MAPPINGS}")
+        op.execute(f"DROP TRIGGER check_{event} ON {MAPPINGS}")
     op.drop_table("mapping_change_rows")
     op.drop_table("mapping_changes")
     for function in (
         "log_mapping_truncate",
         "log_mapping_change",
         "current_mapping_change",
-        "refuse_overlapping_validity",
+        "check_mapping_rows",
     ):
         op.execute(f"DROP FUNCTION {function}()")
     op.execute(
