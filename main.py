@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, observe, spool
+from commands import doctor, mappings, observe, providers, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -71,6 +71,8 @@ app = typer.Typer(
 for command in (observe.status, observe.why, observe.tap, doctor.doctor):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
+app.add_typer(providers.app, name="providers")
+app.add_typer(mappings.app, name="mappings")
 
 
 @app.callback(invoke_without_command=True)

@@ -141,6 +141,12 @@ def running_daemon() -> tuple[str, str | None]:
     )
 
 
+def daemon_of(settings: Settings) -> tuple[str, str | None] | None:
+    """Return URL and token of the daemon that runs on the state directory of `settings`, None without one."""
+    runtime = StateDirectory.read_runtime(settings.state_dir)
+    return None if runtime is None else (str(runtime["api_url"]), _own_secret(settings))
+
+
 def _own_secret(settings: Settings) -> str | None:
     """Return the secret of a token that may see how the daemon is, else of any token, None without tokens."""
     from services.gateway.grants import ADMIN, parse_secret

@@ -16,15 +16,14 @@ from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 LARGEST_LOSS = 0.2
 """The share of the instruments that may vanish in one step."""
 OVERRIDE = "python main.py mappings apply --allow-removal"
+"""How an operator says that a loss is meant."""
 _SMALLEST_SET = 10
 
 
 def same_content(one: MappingSnapshot, other: MappingSnapshot) -> bool:
     """Tell whether two snapshots say the same, whenever they were taken."""
     return (
-        one.providers == other.providers
-        and one.mappings == other.mappings
-        and one.upcoming == other.upcoming
+        one.providers == other.providers and one.mappings == other.mappings and one.upcoming == other.upcoming
     )
 
 
@@ -51,7 +50,7 @@ def refusal(current: MappingSnapshot, proposed: MappingSnapshot) -> MappingProbl
             MAPPINGS,
             tuple(rows),
             "no instrument would be left: no active provider, exchange or mapping row remains of "
-            f"{named_rows(rows)} of {MAPPINGS}; if that is meant: {OVERRIDE}",
+            f"{named_rows(rows)} of {MAPPINGS}",
         )
     if len(before) >= _SMALLEST_SET and len(gone) > LARGEST_LOSS * len(before):
         shown = ", ".join(sorted(gone)[:5])
@@ -60,7 +59,7 @@ def refusal(current: MappingSnapshot, proposed: MappingSnapshot) -> MappingProbl
             MAPPINGS,
             tuple(rows),
             f"{len(gone)} of {len(before)} instruments would vanish at once ({shown}, …; "
-            f"{named_rows(rows)} of {MAPPINGS}); if that is meant: {OVERRIDE}",
+            f"{named_rows(rows)} of {MAPPINGS})",
         )
     return None
 

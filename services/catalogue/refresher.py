@@ -16,7 +16,7 @@ from enum import Enum
 import msgspec
 import structlog
 
-from services.catalogue.acceptance import next_date_ms, refusal, same_content
+from services.catalogue.acceptance import OVERRIDE, next_date_ms, refusal, same_content
 from services.catalogue.loader import Catalogue
 from services.catalogue.validation import MappingProblem, MappingsInvalid
 from services.catalogue.watch import MappingWatch
@@ -159,7 +159,7 @@ class MappingRefresher:
         # Long tables take longer to compare than the event loop may stand still.
         changed, why = await asyncio.to_thread(_judge, current, proposed)
         if why is not None:
-            self._enter(RefreshState.REFUSED, why.text, (why,))
+            self._enter(RefreshState.REFUSED, f"{why.text}; if that is meant: {OVERRIDE}", (why,))
             return
         self._enter(RefreshState.CURRENT, "")
         if changed:
@@ -201,9 +201,7 @@ class MappingRefresher:
         parked = isinstance(error, ConfigurationError)
         self._enter(RefreshState.PARKED if parked else RefreshState.UNREACHABLE, str(error))
 
-    def _enter(
-        self, state: RefreshState, reason: str, problems: tuple[MappingProblem, ...] = ()
-    ) -> None:
+    def _enter(self, state: RefreshState, reason: str, problems: tuple[MappingProblem, ...] = ()) -> None:
         """Log a change of state once; a refusal again when it is another one."""
         said = self._state is state and (state is not RefreshState.REFUSED or self._reason == reason)
         self._state, self._reason, self._problems = state, reason, problems
@@ -217,9 +215,7 @@ class MappingRefresher:
             _log.error(f"mappings_{state.value}", reason=reason)
 
 
-def _judge(
-    current: MappingSnapshot | None, proposed: MappingSnapshot
-) -> tuple[bool, MappingProblem | None]:
+def _judge(current: MappingSnapshot | None, proposed: MappingSnapshot) -> tuple[bool, MappingProblem | None]:
     """Return whether something changed, and why the change is refused, None when it is not."""
     if current is None:
         return True, None

@@ -49,7 +49,6 @@ def test_more_than_a_fifth_vanishing_at_once_is_refused_with_examples() -> None:
     assert "21 of 100" in why.text
     assert "NYSE:S79" in why.text
     assert "rows 79, 80, " in why.text
-    assert "--allow-removal" in why.text
     assert refusal(snapshot(100), snapshot(80)) is None
 
 
