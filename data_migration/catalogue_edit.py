@@ -114,12 +114,11 @@ async def edit(
 
 async def _finish(connection: AsyncConnection, reverts: int | None, *, allow_removal: bool) -> ChangeReport:
     if allow_removal or reverts is not None:
+        # Made first: a statement does not see the row that a function of its own has just inserted.
+        number = (await connection.execute(text("SELECT current_mapping_change()"))).scalar_one()
         await connection.execute(
-            text(
-                "UPDATE mapping_changes SET allows_removal = :allowed, reverts = :reverts "
-                "WHERE id = current_mapping_change()"
-            ),
-            {"allowed": allow_removal, "reverts": reverts},
+            text("UPDATE mapping_changes SET allows_removal = :allowed, reverts = :reverts WHERE id = :id"),
+            {"allowed": allow_removal, "reverts": reverts, "id": number},
         )
     change = (
         await connection.execute(

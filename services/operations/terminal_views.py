@@ -106,6 +106,12 @@ def status_view(answer: Mapping[str, Any]) -> Table:
             providers.add_row("", f"[yellow]{len(unresolved)} unresolved: {escape(names)}[/]")
     grid.add_row(providers)
     pipeline = answer.get("pipeline") or {}
+    mappings = pipeline.get("mappings") or {}
+    if mappings.get("reason"):
+        state = (
+            "[red]mappings REFUSED" if mappings.get("refused") else f"[yellow]mappings {mappings['state']}"
+        )
+        grid.add_row(f"{state}[/]: {escape(mappings['reason'])}")
     sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("sink", "state", "written", "collapsed", "queued", "on disk", "dropped", "rejected"):
         sinks.add_column(column)

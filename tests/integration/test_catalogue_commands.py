@@ -257,7 +257,7 @@ async def test_bad_lines_are_all_named_and_nothing_is_written(
         "UPDATE instruments SET name = name || '!'",
         "DELETE FROM provider_instrument_mappings WHERE provider_segment IS NULL",
         "TRUNCATE provider_instrument_mappings",
-        "TRUNCATE providers, exchanges, instruments, exchange_provider_mappings, provider_instrument_mappings",
+        "TRUNCATE providers CASCADE; TRUNCATE exchanges CASCADE",
         "WITH gone AS (DELETE FROM provider_instrument_mappings) SELECT 1; DELETE FROM instruments",
         "UPDATE exchange_provider_mappings SET is_primary = false",
         "INSERT INTO providers (code, name) VALUES ('ALPACA', 'Alpaca')",
