@@ -28,6 +28,7 @@ from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
     EXIT_TEMPORARY,
+    credential_store,
     demo_settings,
     err,
     live_settings,
@@ -123,9 +124,11 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         provider_settings: Callable[[], Mapping[str, str]] = live.for_providers
         if demo:
             provider_settings = await _demo_providers(stack, provider_settings, database_url)
+        credentials = credential_store(settings, provider_settings, demo=demo)
         daemon = LiveDataIngestion(
             _ingestion_config(settings, database_url, redis_url, demo=demo),
-            provider_settings=provider_settings,
+            provider_settings=credentials.settings,
+            save_credentials=credentials.save,
         )
         daemon.vitals.log_lines_dropped = lambda: log.dropped
         for server in embedded:

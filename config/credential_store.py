@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from config.secret_files import SUFFIX, exposure, read_secret
+from config.secret_files import exposure, read_secret
 from services.operations.state_dir import write_private
 from services.redaction import make_known
 
@@ -34,38 +34,39 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class CredentialStore:
-    """Lays renewed credentials over settings, and keeps new ones.
+    """Lays renewed credentials over `settings()`, and keeps new ones.
 
-    `given()` are the settings by name, with the names of secret files as the environment has them.
+    `file_of(name)` is the file of its own that a secret stands in, None where it stands elsewhere.
     """
 
-    def __init__(self, state_dir: Path, given: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        settings: Callable[[], Mapping[str, str]],
+        file_of: Callable[[str], Path | None],
+    ) -> None:
         self._path = state_dir / FILE
-        self._given = given
+        self._settings = settings
+        self._file_of = file_of
         self._signature: tuple[int, int, int] | None = None
         self._kept: dict[str, _Kept] = {}
 
-    def over(self, settings: Callable[[], Mapping[str, str]]) -> Callable[[], Mapping[str, str]]:
-        """Return `settings` with renewed credentials in place of those that they replaced."""
-
-        def read() -> Mapping[str, str]:
-            values = settings()
-            kept = self._read()
-            renewed = {
-                name: it.value for name, it in kept.items() if it.replaces == _hash(values.get(name, ""))
-            }
-            return {**values, **renewed} if renewed else values
-
-        return read
+    def settings(self) -> Mapping[str, str]:
+        """Return the settings, with renewed credentials in place of those that they replaced."""
+        values = self._settings()
+        renewed = {
+            name: it.value for name, it in self._read().items() if it.replaces == _hash(values.get(name, ""))
+        }
+        return {**values, **renewed} if renewed else values
 
     def save(self, values: Mapping[str, str]) -> None:
         """Keep new values of settings. Raises `OSError` when they cannot be written."""
         make_known(values.values())
-        given = self._given()
+        given = self._settings()
         kept = dict(self._read())
         for name, value in values.items():
-            file = given.get(name + SUFFIX, "").strip()
-            if file and _rewrite(Path(file).expanduser(), value):
+            file = self._file_of(name)
+            if file is not None and _rewrite(file, value):
                 kept.pop(name, None)
             else:
                 kept[name] = _Kept(value, _hash(given.get(name, "")))

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from services.base_provider import BaseMarketDataProvider
 from services.credential_state import CredentialState, MarketHours, renewal_due
 from services.errors import ProviderError, StorageError, Verdict
+from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.redaction import redact
 from services.storage.client import make_client
@@ -28,11 +29,30 @@ LOCK_S = 120
 """So long nobody else renews a provider's credentials: longer than a renewal may take."""
 AGAIN_AFTER_S = (60.0, 120.0, 300.0, 900.0)
 """Waits after renewals whose outcome is not known or that came to nothing."""
+_A_DAY_MS = 24 * 3_600_000
 
 
 def lock_key(code: str) -> str:
     """Return the key in Redis that says who renews a provider's credentials."""
     return f"md:credentials:{code}:renewing"
+
+
+def market_hours(calendar: MarketCalendar, exchanges: Iterable[str], now_ms: int) -> MarketHours:
+    """Return the sessions of these exchanges around `now_ms`."""
+    exchanges = list(exchanges)
+    if calendar.open_among(exchanges, now_ms):
+        running = [calendar.session_at(exchange, now_ms) for exchange in exchanges]
+        ends = [session.close_ms for session in running if session is not None]
+        return MarketHours(open=True, closes_ms=max(ends, default=None))
+    coming = [
+        session for exchange in exchanges if (session := calendar.next_session(exchange, now_ms)) is not None
+    ]
+    first = min(coming, key=lambda session: session.open_ms, default=None)
+    if first is None:
+        return MarketHours(open=False)
+    # What opens on the same day counts as one: MCX trades on when the others have closed.
+    same_day = [session.close_ms for session in coming if session.open_ms - first.open_ms < _A_DAY_MS]
+    return MarketHours(open=False, next_open_ms=first.open_ms, closes_ms=max(same_day))
 
 
 class CredentialKeeper:

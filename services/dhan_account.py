@@ -31,7 +31,8 @@ async def check_token(rest_url: str, client_id: str, token: str) -> None:
     plan = str(answer.get("dataPlan", "")).lower()
     if plan and plan != "active":
         raise CredentialsRejected(
-            "the Dhan account has no active data plan: subscribe to the Data APIs at Dhan", reason="no_data_plan"
+            "the Dhan account has no active data plan: subscribe to the Data APIs at Dhan",
+            reason="no_data_plan",
         )
     owner = str(answer.get("dhanClientId", ""))
     if owner and owner != client_id:
@@ -48,16 +49,21 @@ async def renew_token(rest_url: str, client_id: str, token: str) -> str:
     `ProviderError` when it is not known whether it did.
     """
     headers = {"access-token": token, "dhanClientId": client_id}
-    answer = await _get(f"{rest_url.rstrip('/')}/RenewToken", headers, RENEW_WITHIN_S)
+    answer = await _get(f"{rest_url.rstrip('/')}/RenewToken", headers, RENEW_WITHIN_S, final=(400, 404, 405))
     fresh = answer.get("accessToken") or answer.get("token")
     if not isinstance(fresh, str) or not fresh.strip() or fresh == token:
         raise ProviderUnavailable("Dhan answers a renewal without a new token", reason="renewal_answer")
     if credential_expiry_ms(fresh) is None:
-        raise ProviderUnavailable("Dhan answers a renewal with a token without an end", reason="renewal_answer")
+        raise ProviderUnavailable(
+            "Dhan answers a renewal with a token without an end", reason="renewal_answer"
+        )
     return fresh.strip()
 
 
-async def _get(url: str, headers: dict[str, str], within_s: float) -> dict[str, Any]:
+async def _get(
+    url: str, headers: dict[str, str], within_s: float, *, final: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """Return the answer as an object. Answers with one of the statuses `final` are a no for good."""
     timeout = aiohttp.ClientTimeout(total=within_s)
     try:
         async with (
@@ -79,7 +85,7 @@ async def _get(url: str, headers: dict[str, str], within_s: float) -> dict[str, 
             reason="http_429",
             retry_after_s=float(retry_after) if retry_after.isdigit() else None,
         )
-    if status in (401, 403) or code in ("DH-901", "DH-902", "DH-903", "DH-906"):
+    if status in (401, 403, *final) or code in ("DH-901", "DH-902", "DH-903", "DH-906"):
         said = str(answer.get("errorMessage", "")) or f"HTTP {status}"
         raise CredentialsRejected(f"Dhan refuses the access token: {said}; {_REMEDY}", reason="token_refused")
     if not 200 <= status < 300 or code:

@@ -131,12 +131,23 @@ class DhanProvider(WebSocketProvider):
 
     async def renew_credentials(self) -> Mapping[str, str]:
         """Return a token for 24 more hours; the present one ends. Raises a `ProviderError`."""
-        fresh = await renew_token(
-            self.setting("DHAN_REST_URL", DEFAULT_REST_URL),
-            self.setting("DHAN_CLIENT_ID"),
-            self.setting("DHAN_ACCESS_TOKEN"),
-        )
+        number, rest_url = self.credential_number, self.setting("DHAN_REST_URL", DEFAULT_REST_URL)
+        client_id, token = self.setting("DHAN_CLIENT_ID"), self.setting("DHAN_ACCESS_TOKEN")
+        try:
+            fresh = await renew_token(rest_url, client_id, token)
+        except CredentialsRejected:
+            await self._condemn_if_dead(number, (rest_url, client_id, token))
+            raise
         return {"DHAN_ACCESS_TOKEN": fresh}
+
+    async def _condemn_if_dead(self, number: int, account: tuple[str, str, str]) -> None:
+        """Tell a token that is only not renewed from a dead one, as when a renewal's answer got lost."""
+        try:
+            await check_token(*account)
+        except CredentialsRejected as error:
+            self._gate.condemn(number, error)
+        except ProviderError:
+            return
 
     def endpoint(self) -> Endpoint:
         """Return the address with client id and token; an expired token is not tried at all."""

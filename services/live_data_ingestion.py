@@ -22,6 +22,8 @@ import structlog
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
+from services.credential_keeper import CredentialKeeper, market_hours
+from services.credential_state import MarketHours
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
@@ -73,7 +75,7 @@ _log = structlog.get_logger(__name__)
 
 DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
-LEADING_TASKS = ("mappings", "streams", "health_probe", "history", "losses", "ledger")
+LEADING_TASKS = ("credentials", "mappings", "streams", "health_probe", "history", "losses", "ledger")
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
 RECORD_BYTES = 1_024
@@ -130,6 +132,7 @@ class LiveDataIngestion:
         provider_settings: Callable[[], Mapping[str, str]],
         clock: Clock | None = None,
         factories: Mapping[str, ProviderFactory] | None = None,
+        save_credentials: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         self.config = config
         self.clock: Clock = clock or SystemClock()
@@ -205,6 +208,18 @@ class LiveDataIngestion:
             factories=factories,
             calendar=self.calendar,
             pacing=self._first_connects,
+        )
+        # Without a place to keep them nothing is renewed: the old credentials end when new ones are made.
+        self._credentials = (
+            CredentialKeeper(
+                clock=self.clock,
+                redis_url=config.redis_url,
+                providers=self.providers.running,
+                hours=self._hours,
+                save=save_credentials,
+            )
+            if save_credentials is not None
+            else None
         )
         self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
@@ -405,13 +420,28 @@ class LiveDataIngestion:
             spool=self._spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
+            not_renewed=self._credentials.problems if self._credentials else {},
         )
 
     def _conditions(self) -> list[ProviderCondition]:
+        now_ms = self.clock.now_ms()
+        found = {provider.code: provider for provider in self.providers.running()}
         return [
-            ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
+            ProviderCondition(
+                code=code,
+                state=state,
+                reason=reason,
+                credential_expires_ms=expires_ms,
+                credential_state=found[code].credential_state,
+                renews=self._credentials is not None and found[code].renews_credentials,
+                hours=(hours := self._hours(code)),
+                quiet=hours.is_quiet(now_ms),
+            )
             for code, state, reason, expires_ms in self.providers.conditions()
         ]
+
+    def _hours(self, code: str) -> MarketHours:
+        return market_hours(self.calendar, self.providers.exchanges_of(code), self.clock.now_ms())
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -469,6 +499,8 @@ class LiveDataIngestion:
         await self.providers.start()
         self.supervisor.keep("streams", self._streams.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
+        if self._credentials is not None:
+            self.supervisor.keep("credentials", self._credentials.run, core=False)
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
 

@@ -180,9 +180,7 @@ class CredentialGate:
         """Return where the credentials stand that are set now."""
         number = self.fingerprint()
         missing = any(not self._last.get(name, "").strip() for name in self._credential_names)
-        return self._book.state(
-            number, missing=missing, expires_ms=self.expires_ms(), now_ms=self._now_ms()
-        )
+        return self._book.state(number, missing=missing, expires_ms=self.expires_ms(), now_ms=self._now_ms())
 
     def proved(self, fingerprint: int) -> None:
         """Remember that the vendor took the credentials of `fingerprint`."""
