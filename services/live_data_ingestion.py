@@ -41,7 +41,7 @@ from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
 from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
-from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, told_gap, troubles
 from services.operations.vitals import Vitals
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
@@ -404,7 +404,13 @@ class LiveDataIngestion:
 
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
-        if record.type == "switched" and self._notifier is not None:
+        if self._notifier is None:
+            return
+        if record.type == "gap" and self.calendar.in_session(record.exchange, record.timestamp):
+            gap = told_gap(record)
+            if gap is not None:
+                self._notifier.happened(gap)
+        if record.type == "switched":
             fields = record.fields
             self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.credential_state import DEAD, CredentialState, MarketHours
+from services.market_data.records import ControlRecord
 from services.pipeline.sink import Sink, SinkState
 from services.storage.spool import ChannelStatus
 
@@ -100,6 +101,24 @@ def _expiring(provider: ProviderCondition, now_ms: int) -> str | None:
         moment = datetime.fromtimestamp(expires_ms / 1000, UTC)
         return f"the credentials of {provider.code} expire at {moment:%H:%M} UTC, before its session ends"
     return None
+
+
+TOLD_GAP_MS = 10_000
+"""A shorter gap is in the stream and in no notice: a connection that was opened anew."""
+_MEANT = ("not_subscribed", "mapping_removed", "remapped", "provider_deactivated")
+
+
+def told_gap(record: ControlRecord) -> str | None:
+    """Return in words what an administrator should hear of a closed `gap`; None for a short or meant one.
+
+    The words are the same for all instruments of one event, so that they are told as one.
+    """
+    begins_ms, ends_ms, reason = (record.fields.get(name) for name in ("from", "to", "reason"))
+    if not isinstance(begins_ms, int) or not isinstance(ends_ms, int) or reason in _MEANT:
+        return None
+    if ends_ms - begins_ms < TOLD_GAP_MS:
+        return None
+    return f"gap on {record.exchange}, over now: no data ({reason})"
 
 
 def nobody_delivers(providers: Iterable[ProviderCondition], open_markets: Iterable[str]) -> str | None:
