@@ -24,7 +24,7 @@ from models import (
 from services.catalogue.validation import Route
 from services.market_data.instruments import AssetClass, InstrumentMapping, ProviderEntry
 
-_PIECE = 500
+_PIECE = 1_000
 """Rows converted at a stretch: some milliseconds of the event loop."""
 _FOR_EVER_YEAR = 9999
 """Where `infinity` arrives."""
