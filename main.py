@@ -23,11 +23,12 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, history, observe, quality, routes, spool
+from commands import doctor, history, mappings, observe, providers, quality, routes, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
     EXIT_TEMPORARY,
+    credential_store,
     demo_settings,
     err,
     live_settings,
@@ -79,9 +80,9 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
-providers = typer.Typer(help="Providers: who serves an instrument, and who is to.", no_args_is_help=True)
-routes.add_to(providers)
-app.add_typer(providers, name="providers")
+app.add_typer(providers.app, name="providers")
+app.add_typer(mappings.app, name="mappings")
+routes.add_to(providers.app)
 quality.add_to(app)
 
 
@@ -133,9 +134,11 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         provider_settings: Callable[[], Mapping[str, str]] = live.for_providers
         if demo:
             provider_settings = await _demo_providers(stack, provider_settings, database_url)
+        credentials = credential_store(settings, provider_settings, demo=demo)
         daemon = LiveDataIngestion(
             _ingestion_config(settings, database_url, redis_url, demo=demo),
-            provider_settings=provider_settings,
+            provider_settings=credentials.settings,
+            save_credentials=credentials.save,
         )
         daemon.vitals.log_lines_dropped = lambda: log.dropped
         for server in embedded:

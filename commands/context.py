@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from config.credential_store import CredentialStore
 from config.live_settings import LiveSettings
 from config.logging import configure_logging
-from config.settings import PROJECT_ROOT, Settings, load_settings
+from config.settings import PROJECT_ROOT, Settings, load_settings, secret_file
 from services.errors import TemporaryError
 from services.operations.state_dir import StateDirectory
 from services.provider_plugins import plugged_in_codes
@@ -73,6 +74,13 @@ def settings_reader(settings: Settings, *, demo: bool) -> LiveSettings:
         use_dotenv=not demo,
         provider_prefixes=provider_prefixes(),
     )
+
+
+def credential_store(
+    settings: Settings, given: Callable[[], Mapping[str, str]], *, demo: bool
+) -> CredentialStore:
+    """Return the providers' settings with what was renewed since, and where to keep what is renewed."""
+    return CredentialStore(settings.state_dir, given, lambda name: secret_file(name, use_dotenv=not demo))
 
 
 def market_day_files(settings: Settings) -> tuple[Path, ...]:
@@ -142,6 +150,12 @@ def running_daemon() -> tuple[str, str | None]:
     raise TemporaryError(
         f"no daemon is running on {settings.state_dir}: start one with make run, or try make demo"
     )
+
+
+def daemon_of(settings: Settings) -> tuple[str, str | None] | None:
+    """Return URL and token of the daemon that runs on the state directory of `settings`, None without one."""
+    runtime = StateDirectory.read_runtime(settings.state_dir)
+    return None if runtime is None else (str(runtime["api_url"]), _own_secret(settings))
 
 
 def _own_secret(settings: Settings) -> str | None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from commands.context import (
     EXIT_CONFIGURATION,
+    credential_store,
     live_settings,
     market_day_files,
     out,
@@ -62,11 +63,9 @@ async def _doctor(settings: Settings) -> list[Check]:
     results += checks.check_host(settings.state_dir)
     calendar = MarketCalendar(market_day_files(settings))
     results.append(checks.check_market_days(calendar, datetime.now(UTC).date()))
-    results.append(
-        checks.check_credentials(
-            settings_reader(settings, demo=False).for_providers(), time.time_ns() // 1_000_000
-        )
-    )
+    given = settings_reader(settings, demo=False).for_providers
+    credentials = credential_store(settings, given, demo=False)
+    results.append(checks.check_credentials(credentials.settings(), time.time_ns() // 1_000_000))
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(StateDirectory(settings.state_dir, demo=False))

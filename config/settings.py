@@ -360,6 +360,15 @@ def survey_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str,
     return Environment(merged | found.values, (*files, *found.files), (*problems, *found.problems))
 
 
+def secret_file(name: str, *, use_dotenv: bool = True) -> Path | None:
+    """Return the file that `NAME_FILE` says a secret stands in, None where there is no such setting."""
+    given = os.environ.get(name + SUFFIX, "").strip()
+    path = dotenv_path() if use_dotenv else None
+    if not given and path is not None:
+        given = str(_read_dotenv(path, ())[0].get(name + SUFFIX, "")).strip()
+    return PROJECT_ROOT / Path(given).expanduser() if given else None
+
+
 def read_environment(*, use_dotenv: bool = True, provider_prefixes: tuple[str, ...] = ()) -> dict[str, str]:
     """Return `survey_environment(...).values`. Raises `ConfigurationError` with every problem."""
     found = survey_environment(use_dotenv=use_dotenv, provider_prefixes=provider_prefixes)

@@ -117,15 +117,18 @@ async def _codes(
 
 
 async def _plan(connection: AsyncConnection, wanted: Sequence[WantedInstrument]) -> Plan:
+    now = (await connection.execute(text("SELECT now()"))).scalar_one()
     instruments = [
         StoredInstrument(
-            key=f"{row.exchange}:{row.symbol}", **{n: getattr(row, n) for n in ("id", *INSTRUMENT_FIELDS)}
+            key=f"{row.exchange}:{row.symbol}",
+            **{n: getattr(row, n) for n in ("id", "is_active", *INSTRUMENT_FIELDS)},
         )
         for row in await connection.execute(
             select(
                 Instrument.id,
                 Exchange.code.label("exchange"),
                 Instrument.symbol,
+                Instrument.is_active,
                 *(_INSTRUMENTS.c[name] for name in INSTRUMENT_FIELDS),
             ).join(Exchange, Exchange.id == Instrument.exchange_id)
         )
@@ -138,8 +141,10 @@ async def _plan(connection: AsyncConnection, wanted: Sequence[WantedInstrument])
             search_code=row.search_code,
             segment=row.segment,
             security_id=row.security_id,
-            is_active=row.is_active,
+            # What has ended by its date holds its names no longer.
+            is_active=row.is_active and (row.valid_to is None or row.valid_to > now),
             expiry=row.expiry,
+            is_dated=row.valid_from is not None or row.valid_to is not None,
         )
         for row in await connection.execute(
             select(
@@ -152,6 +157,8 @@ async def _plan(connection: AsyncConnection, wanted: Sequence[WantedInstrument])
                 ProviderInstrumentMapping.provider_segment.label("segment"),
                 ProviderInstrumentMapping.provider_security_id.label("security_id"),
                 ProviderInstrumentMapping.is_active,
+                ProviderInstrumentMapping.valid_from,
+                ProviderInstrumentMapping.valid_to,
             )
             .join(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
             .join(Exchange, Exchange.id == Instrument.exchange_id)

@@ -52,10 +52,14 @@ class StoredInstrument(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     strike: Decimal | None
     option_type: str | None
     isin: str | None
+    is_active: bool = True
 
 
 class StoredMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One row of `provider_instrument_mappings`, with its instrument's key and expiry."""
+    """One row of `provider_instrument_mappings`, with its instrument's key and expiry.
+
+    `is_dated` says that an operator gave it dates; a row whose dates are over counts as not active.
+    """
 
     id: int
     key: str
@@ -65,6 +69,7 @@ class StoredMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     security_id: str | None
     is_active: bool
     expiry: date | None
+    is_dated: bool = False
 
 
 class InstrumentUpdate(msgspec.Struct, frozen=True):
@@ -105,7 +110,8 @@ def make_plan(
     stored = {row.key: row for row in instruments}
     for instrument in wanted:
         _plan_instrument(plan, instrument, stored.get(instrument.key))
-    _plan_mappings(plan, wanted, mappings, today)
+    resting = {row.key for row in instruments if not row.is_active}
+    _plan_mappings(plan, wanted, mappings, today, resting)
     return plan
 
 
@@ -128,7 +134,11 @@ def _plan_instrument(plan: Plan, wanted: WantedInstrument, stored: StoredInstrum
 
 
 def _plan_mappings(
-    plan: Plan, wanted: Sequence[WantedInstrument], stored: Collection[StoredMapping], today: date
+    plan: Plan,
+    wanted: Sequence[WantedInstrument],
+    stored: Collection[StoredMapping],
+    today: date,
+    resting: Collection[str],
 ) -> None:
     by_instrument: dict[tuple[str, str], list[StoredMapping]] = defaultdict(list)
     holders: dict[tuple[str, str | None, str, str], StoredMapping] = {}
@@ -137,18 +147,38 @@ def _plan_mappings(
         if row.is_active:
             for name in _names(row.provider, row.segment, row.search_code, row.security_id):
                 holders[name] = row
-    renamed = {(instrument.key, mapping.provider) for instrument in wanted for mapping in instrument.mappings}
+    pairs = {(instrument.key, mapping.provider) for instrument in wanted for mapping in instrument.mappings}
+    kept = {
+        (key, provider): reason
+        for key, provider in pairs
+        if (reason := _reason_to_keep(key, by_instrument.get((key, provider), []), resting)) is not None
+    }
+    renamed = pairs - kept.keys()
     retired: set[int] = set()
     for instrument in wanted:
         for mapping in instrument.mappings:
+            reason = kept.get((instrument.key, mapping.provider))
+            if reason is not None:
+                name_of_pair = f"{instrument.key} at {mapping.provider}"
+                plan.changes.append(Change(_TABLE, name_of_pair, Kind.KEPT, reason))
+                continue
+            known = by_instrument.get((instrument.key, mapping.provider), [])
             for name in _names(mapping.provider, mapping.segment, mapping.search_code, mapping.security_id):
                 holder = holders.get(name)
                 if holder is None or holder.key == instrument.key or holder.id in retired:
                     continue
                 if (holder.key, holder.provider) not in renamed:
                     _take_over(plan, holder, instrument.key, name, today, retired)
-            known = by_instrument.get((instrument.key, mapping.provider), [])
             _plan_mapping(plan, instrument.key, mapping, known)
+
+
+def _reason_to_keep(key: str, known: Sequence[StoredMapping], resting: Collection[str]) -> str | None:
+    """Return why a mapping is left to the operator, None when it is ours to write."""
+    if any(row.is_dated and row.is_active for row in known):
+        return "it has dates"
+    if key in resting and (not known or any(row.is_active for row in known)):
+        return "the instrument is not active"
+    return None
 
 
 def _take_over(

@@ -1,4 +1,4 @@
-"""The tables of PostgreSQL: providers, exchanges, instruments, and the mappings between them.
+"""The tables of PostgreSQL: providers, exchanges, instruments, the mappings between them, and their log.
 
 Stands beside `services.errors` at the bottom of everything; imports nothing of ours. Read by
 `services.catalogue`, written by `data_migration`. Importing this package registers every table on
@@ -12,6 +12,7 @@ from models.coverage import Coverage
 from models.exchange import Exchange
 from models.exchange_provider_mapping import ExchangeProviderMapping
 from models.instrument import Instrument
+from models.mapping_change import MappingChange, MappingChangeRow
 from models.provider import Provider
 from models.provider_instrument_mapping import ProviderInstrumentMapping
 from models.quality_score import QualityScore
@@ -26,6 +27,8 @@ __all__ = [
     "Exchange",
     "ExchangeProviderMapping",
     "Instrument",
+    "MappingChange",
+    "MappingChangeRow",
     "Provider",
     "ProviderInstrumentMapping",
     "QualityScore",

@@ -36,8 +36,6 @@ counting and parking without credentials are done by the base class:
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from enum import Enum
@@ -46,6 +44,7 @@ from typing import Any, ClassVar
 import msgspec
 import structlog
 
+from services.credential_state import CredentialState, credential_expiry_ms
 from services.errors import ProviderError, ProviderUnavailable
 from services.market_data.clock import Clock
 from services.market_data.records import FLAG_SNAPSHOT, ProviderTick
@@ -164,6 +163,7 @@ class ProviderContext(msgspec.Struct, kw_only=True):
 class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a provider knows about itself. Times are UTC epoch ms, None where unknown; no secrets.
 
+    `credential_state` is None where no credentials are needed.
     `subscribed` counts symbols asked for on open connections, `unanswered` those of them for which
     nothing has come since. `last_error` is empty while nothing went wrong.
     """
@@ -179,6 +179,7 @@ class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):
     reconnects: int
     last_error: str
     credential_expires_ms: int | None
+    credential_state: CredentialState | None
     last_frame_ms: int | None
 
 
@@ -219,6 +220,8 @@ class BaseMarketDataProvider(ABC):
     """Settings without which the provider stays parked, as in `("DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN")`."""
     setting_names: ClassVar[tuple[str, ...]] = ()
     """Further settings whose change is worth a new attempt while parked."""
+    renews_credentials: ClassVar[bool] = False
+    """Whether `renew_credentials` gives new ones for those that are still good."""
     snapshot_first: ClassVar[bool] = False
     """Whether the vendor answers a subscription with the last known value, which may be old."""
     connect_timeout_s: float = 30.0
@@ -245,7 +248,11 @@ class BaseMarketDataProvider(ABC):
             credential_names=self.credential_names,
             setting_names=self.setting_names,
             poll_s=context.poll_s,
+            now_ms=context.clock.now_ms,
+            expiry_ms=self.credential_expiry,
+            name=self.name or self.code,
         )
+        self._attempted = self._gate.fingerprint()
         self._policy = RetryPolicy(context.backoff())
         self._session = ProviderSession(self, clock=context.clock, gate=self._gate, spawn=context.spawn)
         self._damage = DamageMeter()
@@ -287,10 +294,38 @@ class BaseMarketDataProvider(ABC):
         session is over.
         """
 
+    def credential_expiry(self, settings: Mapping[str, str]) -> int | None:  # noqa: ARG002 - for vendors
+        """Return when the credentials in `settings` expire, UTC epoch ms; None where that is unknown.
+
+        After that moment no attempt is made with them.
+        """
+        return None
+
+    async def renew_credentials(self) -> Mapping[str, str]:
+        """Return new values of the credential settings; the old ones end. Raises a `ProviderError`.
+
+        Called where `renews_credentials`, before the old ones expire.
+        """
+        raise ProviderUnavailable(f"{self.code} renews no credentials", reason="renewal")
+
     @property
     def credential_expires_ms(self) -> int | None:
-        """When the credentials in use expire, UTC epoch ms; None where that is unknown."""
-        return None
+        """When the credentials that are set expire, UTC epoch ms; None where that is unknown."""
+        return self._gate.expires_ms()
+
+    @property
+    def credential_state(self) -> CredentialState | None:
+        """Where the credentials that are set stand; None where none are needed."""
+        if not self.credential_names:
+            return None
+        if self.connections and self._intake.last_frame_ms:
+            self._gate.proved(self._attempted)
+        return self._gate.state()
+
+    @property
+    def credential_number(self) -> int:
+        """A number that changes with the credentials that are set."""
+        return self._gate.fingerprint()
 
     # ---- what the daemon calls ----------------------------------------------------------------------
 
@@ -356,6 +391,7 @@ class BaseMarketDataProvider(ABC):
             reconnects=self.counters.reconnects,
             last_error=self.last_error,
             credential_expires_ms=self.credential_expires_ms,
+            credential_state=self.credential_state,
             last_frame_ms=self._intake.last_frame_ms or None,
         )
 
@@ -444,6 +480,7 @@ class BaseMarketDataProvider(ABC):
 
     def session_opening(self) -> None:
         """Take note that an attempt begins."""
+        self._attempted = self._gate.fingerprint()
         self._set_state(ProviderState.CONNECTING)
 
     def session_opened(self) -> None:
@@ -534,22 +571,3 @@ class BaseMarketDataProvider(ABC):
     def _show_wait(self, parked: bool, error: ProviderError) -> None:
         self.last_error = str(error)
         self._set_state(ProviderState.PARKED if parked else ProviderState.BACKING_OFF, str(error))
-
-
-def credential_expiry_ms(token: str) -> int | None:
-    """Return when a JWT expires (its claim `exp`) in UTC epoch ms, None for any other kind of token.
-
-    Reads the claim only; the signature is the vendor's business.
-    """
-    parts = token.strip().split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        claims = msgspec.json.decode(payload)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
-        return None
-    expires_s = claims.get("exp") if isinstance(claims, dict) else None
-    if isinstance(expires_s, bool) or not isinstance(expires_s, (int, float)) or not 0 < expires_s < 1e11:
-        return None
-    return int(expires_s * 1000)

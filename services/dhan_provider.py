@@ -8,17 +8,19 @@ Source: DhanHQ v2 live market feed documentation and annexure, unless a line say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import structlog
 
-from services.base_provider import Capabilities, Delivery, ProviderContext, credential_expiry_ms
+from services.base_provider import Capabilities, Delivery, ProviderContext
 from services.connection.failures import close_error
 from services.connection.rules import ConnectionEnd, ConnectionRules, Request
 from services.connection.transport import Connector, Endpoint
 from services.connection.websocket_provider import WebSocketProvider
+from services.credential_state import CredentialState, credential_expiry_ms
+from services.dhan_account import check_token, renew_token
 from services.errors import (
     ConnectionLimitReached,
     CredentialsRejected,
@@ -36,6 +38,7 @@ from services.wire.dhan import DISCONNECT_REASONS, FeedMode, Segment, utc_ms
 _log = structlog.get_logger(__name__)
 
 DEFAULT_FEED_URL = "wss://api-feed.dhan.co"
+DEFAULT_REST_URL = "https://api.dhan.co/v2"
 INSTRUMENTS_PER_MESSAGE = 100
 SUSPECT_TOKEN_AFTER = 3
 """So many bare drops right after the handshake make the token suspect. Source: reports of the SDK's users."""
@@ -62,6 +65,7 @@ class DhanProvider(WebSocketProvider):
     capabilities: ClassVar[Capabilities] = Capabilities(stream=True, depth=True, delivery=Delivery.REAL_TIME)
     credential_names: ClassVar[tuple[str, ...]] = ("DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN")
     setting_names: ClassVar[tuple[str, ...]] = ("DHAN_FEED_URL", "DHAN_FEED_MODE")
+    renews_credentials: ClassVar[bool] = True
     snapshot_first: ClassVar[bool] = True
     default_rules: ClassVar[ConnectionRules] = ConnectionRules(
         symbols_per_connection=5_000, max_connections=5, pace_s=0.02, stagger_s=0.5
@@ -76,7 +80,7 @@ class DhanProvider(WebSocketProvider):
     ) -> None:
         super().__init__(context, rules=rules, connector=connector)
         self._mode = FeedMode.FULL
-        self._expires_ms: int | None = None
+        self._tested: int | None = None
         self._bare_drops = 0
         self._symbols: dict[tuple[int, int], str] = {}
         self._open_interest: dict[str, int] = {}
@@ -97,15 +101,59 @@ class DhanProvider(WebSocketProvider):
     # ---- connecting ---------------------------------------------------------------------------------
 
     async def connect_websocket(self) -> None:
-        """Open the first connection, in the feed mode that is set now. Raises a `ProviderError`."""
+        """Open the first connection, in the feed mode that is set now. Raises a `ProviderError`.
+
+        Credentials that were never tried are tried over REST first: that costs one request, where a
+        refused socket costs a place among the five, and often ends without a reason.
+        """
         self._mode = self._feed_mode()
+        await self._test_credentials()
         await super().connect_websocket()
+
+    async def _test_credentials(self) -> None:
+        number, rest_url = self.credential_number, self.setting("DHAN_REST_URL")
+        if not rest_url or number == self._tested or self.credential_state is not CredentialState.UNTESTED:
+            return
+        try:
+            await check_token(rest_url, self.setting("DHAN_CLIENT_ID"), self.setting("DHAN_ACCESS_TOKEN"))
+        except CredentialsRejected:
+            raise
+        except ProviderError as error:
+            # The stream may be well all the same: it says itself what it thinks of the token.
+            _log.info("credentials_not_tested", provider=self.code, reason=str(error))
+        else:
+            self._gate.proved(number)
+        self._tested = number
+
+    def credential_expiry(self, settings: Mapping[str, str]) -> int | None:
+        """Return when the access token expires, UTC epoch ms; None for a token that does not say."""
+        return credential_expiry_ms(settings.get("DHAN_ACCESS_TOKEN", ""))
+
+    async def renew_credentials(self) -> Mapping[str, str]:
+        """Return a token for 24 more hours; the present one ends. Raises a `ProviderError`."""
+        number, rest_url = self.credential_number, self.setting("DHAN_REST_URL", DEFAULT_REST_URL)
+        client_id, token = self.setting("DHAN_CLIENT_ID"), self.setting("DHAN_ACCESS_TOKEN")
+        try:
+            fresh = await renew_token(rest_url, client_id, token)
+        except CredentialsRejected:
+            await self._condemn_if_dead(number, (rest_url, client_id, token))
+            raise
+        return {"DHAN_ACCESS_TOKEN": fresh}
+
+    async def _condemn_if_dead(self, number: int, account: tuple[str, str, str]) -> None:
+        """Tell a token that is only not renewed from a dead one, as when a renewal's answer got lost."""
+        try:
+            await check_token(*account)
+        except CredentialsRejected as error:
+            self._gate.condemn(number, error)
+        except ProviderError:
+            return
 
     def endpoint(self) -> Endpoint:
         """Return the address with client id and token; an expired token is not tried at all."""
         token = self.setting("DHAN_ACCESS_TOKEN")
-        self._expires_ms = credential_expiry_ms(token)
-        if self._expires_ms is not None and self._expires_ms <= self.context.clock.now_ms():
+        expires_ms = credential_expiry_ms(token)
+        if expires_ms is not None and expires_ms <= self.context.clock.now_ms():
             raise CredentialsRejected(
                 "the Dhan access token has expired: put a new DHAN_ACCESS_TOKEN in .env",
                 reason="token_expired",
@@ -120,11 +168,6 @@ class DhanProvider(WebSocketProvider):
         }
         address = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
         return Endpoint(address)
-
-    @property
-    def credential_expires_ms(self) -> int | None:
-        """When the access token in use expires, UTC epoch ms; None for a token that does not say."""
-        return self._expires_ms
 
     def subscribe_requests(self, symbols: Sequence[str]) -> list[Request]:
         """Return the subscribe messages, at most 100 instruments of one mode in each."""

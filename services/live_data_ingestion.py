@@ -24,6 +24,8 @@ import structlog
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
+from services.credential_keeper import CredentialKeeper, market_hours
+from services.credential_state import MarketHours
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
@@ -50,7 +52,7 @@ from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
 from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
-from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, told_gap, troubles
 from services.operations.vitals import Vitals
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
@@ -95,6 +97,7 @@ DRAIN_DEADLINE_S = 10.0
 STEP_DOWN_S = 1.0
 ROUTE_EVENTS_WITHIN_S = 1.0
 LEADING_TASKS = (
+    "credentials",
     "mappings",
     "streams",
     "health_probe",
@@ -168,6 +171,7 @@ class LiveDataIngestion:
         provider_settings: Callable[[], Mapping[str, str]],
         clock: Clock | None = None,
         factories: Mapping[str, ProviderFactory] | None = None,
+        save_credentials: Callable[[Mapping[str, str]], None] | None = None,
     ) -> None:
         self.config = config
         self.clock: Clock = clock or SystemClock()
@@ -286,6 +290,18 @@ class LiveDataIngestion:
             self.providers.runtimes, clock=self.clock, calendar=self.calendar, faulty=judge.faulty
         )
         self._quality_scores = QualityWriter(self._quality, config.database_url, self.clock)
+        # Without a place to keep them nothing is renewed: the old credentials end when new ones are made.
+        self._credentials = (
+            CredentialKeeper(
+                clock=self.clock,
+                redis_url=config.redis_url,
+                providers=self.providers.running,
+                hours=self._hours,
+                save=save_credentials,
+            )
+            if save_credentials is not None
+            else None
+        )
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -481,7 +497,13 @@ class LiveDataIngestion:
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
         self._past.note(record)
-        if record.type == "switched" and self._notifier is not None:
+        if self._notifier is None:
+            return
+        if record.type == "gap" and self.calendar.in_session(record.exchange, record.timestamp):
+            gap = told_gap(record)
+            if gap is not None:
+                self._notifier.happened(gap)
+        if record.type == "switched":
             fields = record.fields
             self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
 
@@ -499,6 +521,7 @@ class LiveDataIngestion:
             degraded=readiness.degraded,
             silence=self._judge.alarms(),
             disputes={key: found.text() for key, found in self._quality.disputes().items()},
+            not_renewed=self._credentials.problems if self._credentials else {},
         )
         routing = self.providers.router.summary()
         if routing["stale"]:
@@ -511,10 +534,24 @@ class LiveDataIngestion:
         return found.text() if found is not None else None
 
     def _conditions(self) -> list[ProviderCondition]:
+        now_ms = self.clock.now_ms()
+        found = {provider.code: provider for provider in self.providers.running()}
         return [
-            ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
+            ProviderCondition(
+                code=code,
+                state=state,
+                reason=reason,
+                credential_expires_ms=expires_ms,
+                credential_state=found[code].credential_state,
+                renews=self._credentials is not None and found[code].renews_credentials,
+                hours=(hours := self._hours(code)),
+                quiet=hours.is_quiet(now_ms),
+            )
             for code, state, reason, expires_ms in self.providers.conditions()
         ]
+
+    def _hours(self, code: str) -> MarketHours:
+        return market_hours(self.calendar, self.providers.exchanges_of(code), self.clock.now_ms())
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -578,6 +615,8 @@ class LiveDataIngestion:
         await self._past.lead(self.epoch)
         self.supervisor.keep("past", self._past.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
+        if self._credentials is not None:
+            self.supervisor.keep("credentials", self._credentials.run, core=False)
         self._gateway.admit()
         _log.info("daemon_leads", epoch=self._leadership.status()["holder"])
 
@@ -773,6 +812,9 @@ class LiveDataIngestion:
                 "state": mappings.state.value,
                 "reason": mappings.reason,
                 "refused": mappings.reason if mappings.state is RefreshState.REFUSED else "",
+                "problems": [msgspec.to_builtins(problem) for problem in mappings.problems],
+                "next_date_ms": mappings.next_date_ms,
+                "upcoming": len(snapshot.upcoming) if snapshot else 0,
             },
             "sinks": [
                 {

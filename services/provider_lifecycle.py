@@ -13,14 +13,17 @@ import contextlib
 import random
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import structlog
 
+from services.credential_state import CredentialBook, CredentialState
 from services.errors import (
     ConfigurationError,
     CredentialsMissing,
+    CredentialsRejected,
     MarketdError,
     ProviderError,
     ProviderRateLimited,
@@ -96,6 +99,8 @@ class CredentialGate:
 
     `settings` is read anew at every look. Settings are remembered as a hash only. One gate is
     shared by all connections of a provider, so that a credential refused on one is not tried on another.
+    `expiry_ms(settings)` is when the credentials end, UTC epoch ms (None: unknown): from then on they are not
+    tried at all. `now_ms` is the wall clock.
     """
 
     def __init__(
@@ -106,7 +111,14 @@ class CredentialGate:
         credential_names: Iterable[str] = (),
         setting_names: Iterable[str] = (),
         poll_s: float = 3.0,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        expiry_ms: Callable[[Mapping[str, str]], int | None] = lambda _: None,
+        name: str = "",
     ) -> None:
+        self._now_ms = now_ms
+        self._expiry_ms = expiry_ms
+        self._name = name or code
+        self._book = CredentialBook()
         self._settings = settings
         self._code = code
         self._credential_names = tuple(credential_names)
@@ -149,11 +161,34 @@ class CredentialGate:
                 f"no credentials: set {' and '.join(missing)} in .env or in the environment",
                 reason="credentials_missing",
             )
+        if self._credential_names and self._is_over():
+            return CredentialsRejected(
+                f"the {self._name} access token has expired: put a new {self._credential_names[-1]} in .env",
+                reason="token_expired",
+            )
         if self._refused is not None and self._refused[0] == fingerprint:
             return self._refused[1]
         if self._impossible is not None and self._impossible[:2] == (fingerprint, self._plan):
             return self._impossible[2]
         return None
+
+    def expires_ms(self) -> int | None:
+        """Return when the credentials last read end, UTC epoch ms; None where that is unknown."""
+        return self._expiry_ms(self._last)
+
+    def state(self) -> CredentialState:
+        """Return where the credentials stand that are set now."""
+        number = self.fingerprint()
+        missing = any(not self._last.get(name, "").strip() for name in self._credential_names)
+        return self._book.state(number, missing=missing, expires_ms=self.expires_ms(), now_ms=self._now_ms())
+
+    def proved(self, fingerprint: int) -> None:
+        """Remember that the vendor took the credentials of `fingerprint`."""
+        self._book.proven(fingerprint)
+
+    def _is_over(self) -> bool:
+        expires_ms = self.expires_ms()
+        return expires_ms is not None and expires_ms <= self._now_ms()
 
     def condemn(self, fingerprint: int, error: ProviderError) -> None:
         """Remember that the settings of `fingerprint` led to `error`, for which repeating is pointless.
@@ -164,6 +199,8 @@ class CredentialGate:
             self._impossible = (fingerprint, self._plan, error)
         else:
             self._refused = (fingerprint, error)
+            if isinstance(error, CredentialsRejected):
+                self._book.refused(fingerprint)
 
     def plan_changed(self) -> None:
         """Say that other symbols are wanted now."""

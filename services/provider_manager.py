@@ -411,6 +411,15 @@ class ProviderManager:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self.router.book.active.get(instrument)
 
+    def running(self) -> list[BaseMarketDataProvider]:
+        """Return every provider there is."""
+        return [runtime.provider for runtime in self._runtimes.values() if runtime.provider is not None]
+
+    def exchanges_of(self, code: str) -> frozenset[str]:
+        """Return the exchanges whose instruments are mapped to a provider; none for an unknown one."""
+        runtime = self._runtimes.get(code)
+        return frozenset() if runtime is None else runtime.exchanges
+
     def conditions(self) -> list[tuple[str, str, str, int | None]]:
         """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
         return [

@@ -223,6 +223,7 @@ class ProviderRuntime:
                 "reconnects": 0,
                 "last_error": None,
                 "credential_expires_ms": None,
+                "credential_state": None,
                 "unresolved": [],
             }
         own = self.provider.status()
@@ -238,6 +239,7 @@ class ProviderRuntime:
             "reconnects": own.reconnects,
             "last_error": own.last_error or None,
             "credential_expires_ms": own.credential_expires_ms,
+            "credential_state": own.credential_state.value if own.credential_state else None,
             "unresolved": sorted(self._unresolved)[:UNRESOLVED_SHOWN],
         }
 

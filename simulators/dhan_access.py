@@ -26,6 +26,8 @@ class DhanAccess(StreamSimulator):
 
     `tokens` holds what is accepted. `rejection` says how a bad token is answered: a code 50 packet (`808`,
     `809`, `810`), a bare reset after the handshake (`abort`), or an HTTP status (`http_429`, `http_401`).
+    `renewal` says what goes wrong with a renewal: `http_500`, `no_json`, or `no_answer`, where the token is
+    renewed and the answer gets lost; nothing where it is empty.
     The limit of connections holds per type of feed; one more ends the oldest.
     """
 
@@ -41,6 +43,7 @@ class DhanAccess(StreamSimulator):
         self.tokens = tokens or TokenBook()
         self.rejection = rejection
         self.data_plan_active = True
+        self.renewal = ""
         self.max_connections = max_connections
         self.feed_of: dict[int, str] = {}
         self.token_of: dict[int, str] = {}

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from services.wire.dhan import DepthLevel
 from simulators.dhan_packets import book_of
-from simulators.tokens import expiry_s
+from simulators.tokens import consumer_type, expiry_s
 from simulators.universe import SCRIP_MASTER, SCRIP_MASTER_DETAILED
 
 if TYPE_CHECKING:
@@ -119,9 +119,22 @@ class RestApi:
         refused = self._refused(request, self.others)
         if refused is not None:
             return refused
-        token = self._simulator.tokens.renew(request.headers["access-token"])
+        old = request.headers["access-token"]
+        # Source: only tokens that were made on the web are renewed; the words of the refusal are ours.
+        if consumer_type(old) == "APP":
+            return _error(400, "DH-905", "Input_Exception", "Token renewal is for tokens made on Dhan Web.")
+        renewal = self._simulator.renewal
+        if renewal:
+            self._simulator.fault_counts[f"renewal_{renewal}"] += 1
+        if renewal == "http_500":
+            return _error(500, "DH-908", "Internal_Error", "Internal server error.")
+        if renewal == "no_json":
+            return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
+        token = self._simulator.tokens.renew(old)
         if token is None:
             return _unauthorised()
+        if renewal == "no_answer" and request.transport is not None:
+            request.transport.abort()
         until = datetime.fromtimestamp(expiry_s(token) or 0, UTC).astimezone(_IST)
         return web.json_response(
             {

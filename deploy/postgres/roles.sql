@@ -4,7 +4,8 @@
 --   psql -d marketd -c '\password marketd_daemon'       the roles have no password, so nobody can log in,
 --   psql -d marketd -c '\password marketd_loader'       until you give them one; it is sent hashed
 --
--- marketd_loader   DATABASE_URL of data_migration/setup_providers.py and populate_instrument_mappings.py:
+-- marketd_loader   DATABASE_URL of data_migration/setup_providers.py and populate_instrument_mappings.py,
+--                  and of main.py providers and main.py mappings where they write:
 --                  owns the tables, so it can migrate and fill them.
 -- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes; writes the
 --                  coverage ledger, what routing decided (route_events) and how good the data was
@@ -43,13 +44,15 @@ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO marketd_loader, marketd_daemon', current_database());
     -- What an earlier set-up made with another role.
     FOREACH item IN ARRAY ARRAY['alembic_version', 'providers', 'exchanges', 'instruments',
-                                'exchange_provider_mappings', 'provider_instrument_mappings'] LOOP
+                                'exchange_provider_mappings', 'provider_instrument_mappings',
+                                'mapping_changes', 'mapping_change_rows'] LOOP
         IF to_regclass('public.' || item) IS NOT NULL THEN
             EXECUTE format('ALTER TABLE public.%I OWNER TO marketd_loader', item);
             EXECUTE format('REVOKE ALL ON public.%I FROM PUBLIC, marketd_daemon', item);
             EXECUTE format('GRANT SELECT ON public.%I TO marketd_daemon', item);
         END IF;
     END LOOP;
+<<<<<<< HEAD
     -- What the daemon keeps itself: which spans of the past are stored, missing or not to be had.
     IF to_regclass('public.coverage') IS NOT NULL THEN
         ALTER TABLE public.coverage OWNER TO marketd_loader;
@@ -68,7 +71,10 @@ BEGIN
         REVOKE ALL ON public.quality_scores FROM PUBLIC, marketd_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON public.quality_scores TO marketd_daemon;
     END IF;
-    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at'] LOOP
+=======\n    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at', 'check_mapping_rows',
+                                'current_mapping_change', 'log_mapping_change',
+                                'log_mapping_truncate'] LOOP
+>>>>>>> mappings
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN
             EXECUTE format('ALTER FUNCTION public.%I() OWNER TO marketd_loader', item);
         END IF;

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
+from services.catalogue.acceptance import at_time
 from services.catalogue.connection import (
     DATABASE_ERRORS,
     SETUP_COMMAND,
@@ -26,9 +27,10 @@ from services.catalogue.connection import (
     sqlstate,
 )
 from services.catalogue.last_good import LastGoodUnusable, read_last_good, write_last_good
-from services.catalogue.queries import read_revisions, read_tables
+from services.catalogue.queries import TablesRead, read_revisions, read_tables
+from services.catalogue.validation import MappingsInvalid, find_problems
 from services.database_url import shown_url
-from services.errors import ConfigurationError, TemporaryError
+from services.errors import ConfigurationError, MarketdError, TemporaryError
 from services.market_data.clock import Clock
 from services.market_data.instruments import MappingSnapshot
 
@@ -51,7 +53,7 @@ class Catalogue:
     def __init__(self, database_url: str, cache_path: Path, clock: Clock) -> None:
         self._database_url = database_url
         self._cache_path = cache_path
-        self._clock = clock
+        self.clock = clock
         self._engine: AsyncEngine | None = None
         self._version = 0
         self._written: tuple[object, int] | None = None
@@ -90,51 +92,61 @@ class Catalogue:
     async def read(self) -> MappingSnapshot:
         """Return what the tables say now.
 
-        Raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the login, a
-        privilege or the schema is wrong.
+        Raises `MappingsInvalid` when that cannot be meant, `TemporaryError` while PostgreSQL does not
+        serve, `ConfigurationError` when the login, a privilege or the schema is wrong.
         """
-        now_ms = self._clock.now_ms()
-        providers, mappings = await self._try_twice(
-            lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S)
+        now_ms = self.clock.now_ms()
+        found = await self._try_twice(lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S))
+        # In a thread, because a long table takes longer than the event loop may stand still.
+        problems = await asyncio.to_thread(
+            find_problems, (*found.mappings, *found.upcoming), found.routes, found.dangling
         )
+        if problems:
+            raise MappingsInvalid(problems)
+        return self._versioned(snapshot_of(found, now_ms))
+
+    async def advance(self, snapshot: MappingSnapshot) -> MappingSnapshot:
+        """Return what the tables of `snapshot` say at this moment; reads nothing."""
+        return self._versioned(await asyncio.to_thread(at_time, snapshot, self.clock.now_ms()))
+
+    def _versioned(self, snapshot: MappingSnapshot) -> MappingSnapshot:
         self._version += 1
-        return MappingSnapshot(
-            version=self._version, loaded_ms=now_ms, providers=providers, mappings=mappings
-        )
+        return msgspec.structs.replace(snapshot, version=self._version)
 
     async def load(self) -> MappingSnapshot:
         """Return what the tables say now, or the last good copy while PostgreSQL cannot be reached.
 
-        Raises `TemporaryError` when there is neither, `ConfigurationError` as `read` does.
+        Raises `TemporaryError` when there is neither, `MappingsInvalid` and `ConfigurationError` as `read`
+        does.
         """
         try:
             return await self.read()
         except TemporaryError as error:
-            return await self._last_good(error)
+            return await self.last_good(error)
 
     async def keep(self, snapshot: MappingSnapshot) -> None:
         """Write an accepted snapshot to disk as the last good one; trouble with the disk is only logged."""
         if snapshot.from_cache:
             return
-        now_ms = self._clock.now_ms()
-        content = (snapshot.providers, snapshot.mappings)
-        if self._written is not None:
-            written, written_ms = self._written
-            if written == content and abs(now_ms - written_ms) < REWRITE_AFTER_MS:
-                return
         try:
-            await asyncio.to_thread(
-                write_last_good,
-                self._cache_path,
-                snapshot,
-                schema_revision=SCHEMA_REVISION,
-                source=shown_url(self._database_url),
-                now_ms=now_ms,
-            )
+            await asyncio.to_thread(self._write, snapshot, self.clock.now_ms())
         except OSError as error:
             _log.warning("last_good_mappings_not_written", path=str(self._cache_path), error=str(error))
-        else:
-            self._written = (content, now_ms)
+
+    def _write(self, snapshot: MappingSnapshot, now_ms: int) -> None:
+        content = (snapshot.providers, snapshot.mappings, snapshot.upcoming, snapshot.permit)
+        if self._written is not None:
+            written, written_ms = self._written
+            if abs(now_ms - written_ms) < REWRITE_AFTER_MS and written == content:
+                return
+        write_last_good(
+            self._cache_path,
+            snapshot,
+            schema_revision=SCHEMA_REVISION,
+            source=shown_url(self._database_url),
+            now_ms=now_ms,
+        )
+        self._written = (content, now_ms)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
@@ -170,21 +182,39 @@ class Catalogue:
         async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
             return await work(engine)
 
-    async def _last_good(self, error: TemporaryError) -> MappingSnapshot:
+    async def last_good(self, error: MarketdError) -> MappingSnapshot:
+        """Return the last good copy, as of now, because of `error`.
+
+        Raises `TemporaryError` (`error` is one) or `ConfigurationError` with both reasons when there is
+        none.
+        """
+        kind = TemporaryError if isinstance(error, TemporaryError) else ConfigurationError
         try:
             snapshot = await asyncio.to_thread(
                 read_last_good,
                 self._cache_path,
                 schema_revision=SCHEMA_REVISION,
                 source=shown_url(self._database_url),
-                now_ms=self._clock.now_ms(),
+                now_ms=self.clock.now_ms(),
             )
         except LastGoodUnusable as reason:
-            raise TemporaryError(f"{error} The last good mappings cannot stand in: {reason}.") from error
-        self._version += 1
-        age_s = (self._clock.now_ms() - snapshot.loaded_ms) // 1000
+            text = str(error).rstrip(".")
+            raise kind(f"{text}. The last good mappings cannot stand in: {reason}.") from error
+        age_s = (self.clock.now_ms() - snapshot.loaded_ms) // 1000
         _log.warning("last_good_mappings_used", age_s=age_s, reason=str(error))
-        return msgspec.structs.replace(snapshot, version=self._version)
+        return await self.advance(snapshot)
+
+
+def snapshot_of(found: TablesRead, now_ms: int) -> MappingSnapshot:
+    """Return what was read as a snapshot, without a version yet."""
+    return MappingSnapshot(
+        version=0,
+        loaded_ms=now_ms,
+        providers=found.providers,
+        mappings=found.mappings,
+        upcoming=found.upcoming,
+        permit=found.permit,
+    )
 
 
 def _is_stale(error: Exception) -> bool:

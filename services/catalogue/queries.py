@@ -1,18 +1,33 @@
-"""Reads the five tables into provider entries and instrument mappings, in one read-only transaction."""
+"""Reads the five tables into provider entries and instrument mappings, in one read-only transaction.
+
+Judges nothing: what is wrong is read as it is, for `validation` to find.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import RowMapping, select, text
+import msgspec
+from sqlalchemy import Date, DateTime, bindparam, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from models import Exchange, ExchangeProviderMapping, Instrument, Provider, ProviderInstrumentMapping
+from models import (
+    Exchange,
+    ExchangeProviderMapping,
+    Instrument,
+    MappingChange,
+    Provider,
+    ProviderInstrumentMapping,
+)
+from services.catalogue.validation import Route
 from services.market_data.instruments import AssetClass, InstrumentMapping, ProviderEntry
 
-_PIECE = 500
+_PIECE = 1_000
 """Rows converted at a stretch: some milliseconds of the event loop."""
+_FOR_EVER_YEAR = 9999
+"""Where `infinity` arrives."""
 
 _PROVIDERS = select(Provider.code, Provider.name, Provider.rate_limit).where(Provider.is_active)
 
@@ -36,6 +51,8 @@ _MAPPINGS = (
         ExchangeProviderMapping.priority,
         ExchangeProviderMapping.delivery,
         ExchangeProviderMapping.allow_delayed,
+        ProviderInstrumentMapping.valid_from,
+        ProviderInstrumentMapping.valid_to,
     )
     .select_from(ProviderInstrumentMapping)
     .join(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
@@ -52,6 +69,12 @@ _MAPPINGS = (
         Exchange.is_active,
         Provider.is_active,
         ExchangeProviderMapping.is_active,
+        # What is long over stays in the tables for ever and is not read; zones differ by a day at most.
+        or_(Instrument.expiry.is_(None), Instrument.expiry >= bindparam("recent", type_=Date)),
+        or_(
+            ProviderInstrumentMapping.valid_to.is_(None),
+            ProviderInstrumentMapping.valid_to > bindparam("now", type_=DateTime(timezone=True)),
+        ),
     )
     # By bytes, whatever the database's locale: the order depends on the content alone.
     .order_by(
@@ -64,13 +87,48 @@ _MAPPINGS = (
 )
 
 
-async def read_tables(
-    engine: AsyncEngine, now_ms: int, command_timeout_s: float
-) -> tuple[tuple[ProviderEntry, ...], tuple[InstrumentMapping, ...]]:
+# Only tables without their foreign keys can hold such rows.
+_DANGLING = (
+    select(ProviderInstrumentMapping.id)
+    .outerjoin(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
+    .outerjoin(Exchange, Exchange.id == Instrument.exchange_id)
+    .outerjoin(Provider, Provider.id == ProviderInstrumentMapping.provider_id)
+    .where(ProviderInstrumentMapping.is_active, or_(Exchange.id.is_(None), Provider.id.is_(None)))
+    .order_by(ProviderInstrumentMapping.id)
+    .limit(1_000)
+)
+
+_ROUTES = (
+    select(ExchangeProviderMapping.id, Exchange.code, Provider.code, ExchangeProviderMapping.is_primary)
+    .join(Exchange, Exchange.id == ExchangeProviderMapping.exchange_id)
+    .join(Provider, Provider.id == ExchangeProviderMapping.provider_id)
+    .order_by(ExchangeProviderMapping.id)
+)
+
+_PERMIT = select(func.coalesce(func.max(MappingChange.id), 0)).where(MappingChange.allows_removal)
+
+
+class TablesRead(msgspec.Struct, frozen=True):
+    """What the tables say at one moment.
+
+    `mappings` hold now and stand in order: an instrument's providers together, the primary first, then by
+    priority, then by code. `upcoming` begin to hold later. `dangling` are ids of active mappings of
+    something that does not exist. `permit` is the newest permission to remove many, 0 for none.
+    """
+
+    providers: tuple[ProviderEntry, ...]
+    mappings: tuple[InstrumentMapping, ...]
+    upcoming: tuple[InstrumentMapping, ...]
+    routes: tuple[Route, ...]
+    dangling: tuple[int, ...]
+    permit: int
+
+
+async def read_tables(engine: AsyncEngine, now_ms: int, command_timeout_s: float) -> TablesRead:
     """Return active providers, and active mappings of active instruments, exchanges and routes.
 
-    Contracts whose last day of trading has passed on their exchange are left out: vendors give their
-    ids to new ones. An instrument's providers stand together: the primary, then by priority, then by code.
+    Mappings whose dates are over, and contracts whose last day of trading has passed on their exchange,
+    are left out: vendors give their ids to new ones.
     """
     async with engine.connect() as connection:
         connection = await connection.execution_options(
@@ -78,29 +136,52 @@ async def read_tables(
         )
         async with connection.begin():
             await _bound_waits(connection, command_timeout_s)
-            providers = [
-                ProviderEntry(
-                    code=row.code,
-                    name=row.name,
-                    rate_limit=None if row.rate_limit is None else float(row.rate_limit),
-                )
-                for row in await connection.execute(_PROVIDERS)
-            ]
-            mappings = await _read_mappings(connection, _Today(now_ms))
-    return tuple(sorted(providers, key=lambda entry: entry.code)), tuple(mappings)
+            return await read_from(connection, now_ms)
 
 
-async def _read_mappings(connection: AsyncConnection, today: _Today) -> list[InstrumentMapping]:
+async def read_from(connection: AsyncConnection, now_ms: int) -> TablesRead:
+    """Return what the tables say inside the transaction of `connection`."""
+    providers = [
+        ProviderEntry(
+            code=row.code,
+            name=row.name,
+            rate_limit=None if row.rate_limit is None else float(row.rate_limit),
+        )
+        for row in await connection.execute(_PROVIDERS)
+    ]
+    routes = [Route(*row) for row in await connection.execute(_ROUTES)]
+    dangling = list((await connection.execute(_DANGLING)).scalars())
+    permit = int((await connection.execute(_PERMIT)).scalar_one())
+    mappings, upcoming = await _read_mappings(connection, now_ms)
+    return TablesRead(
+        providers=tuple(sorted(providers, key=lambda entry: entry.code)),
+        mappings=tuple(mappings),
+        upcoming=tuple(upcoming),
+        routes=tuple(routes),
+        dangling=tuple(dangling),
+        permit=permit,
+    )
+
+
+async def _read_mappings(
+    connection: AsyncConnection, now_ms: int
+) -> tuple[list[InstrumentMapping], list[InstrumentMapping]]:
     """Read in pieces: the time limit holds for each, and the event loop breathes between them."""
     mappings: list[InstrumentMapping] = []
-    async with connection.stream(_MAPPINGS, execution_options={"max_row_buffer": _PIECE}) as result:
-        async for rows in result.mappings().partitions(_PIECE):
-            mappings += [
-                _mapping(row)
-                for row in rows
-                if row["expiry"] is None or row["expiry"] >= today.in_zone(row["timezone"])
-            ]
-    return mappings
+    upcoming: list[InstrumentMapping] = []
+    ends = _LastDays()
+    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    parameters = {"now": now, "recent": now.date() - timedelta(days=2)}
+    options = {"max_row_buffer": _PIECE}
+    async with connection.stream(_MAPPINGS, parameters, execution_options=options) as result:
+        async for rows in result.partitions(_PIECE):
+            for row in rows:
+                mapping = _mapping(row, ends)
+                if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
+                    continue
+                later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
+                (upcoming if later else mappings).append(mapping)
+    return mappings, upcoming
 
 
 async def read_revisions(engine: AsyncEngine, command_timeout_s: float) -> list[str]:
@@ -123,42 +204,88 @@ async def _bound_waits(connection: AsyncConnection, seconds: float) -> None:
     )
 
 
-def _mapping(row: RowMapping) -> InstrumentMapping:
+_ASSET_CLASSES = {kind.value: kind for kind in AssetClass}
+
+
+def _mapping(row: Any, ends: _LastDays) -> InstrumentMapping:
+    (
+        row_id,
+        exchange,
+        timezone,
+        symbol,
+        name,
+        asset_class,
+        currency,
+        tick_size,
+        lot_size,
+        expiry,
+        provider,
+        search_code,
+        segment,
+        security_id,
+        is_primary,
+        priority,
+        delivery,
+        allow_delayed,
+        valid_from,
+        valid_to,
+    ) = row
+    valid_to_ms = _to_ms(valid_to)
+    if expiry is not None:
+        end_ms = ends.end_ms(expiry, timezone)
+        valid_to_ms = end_ms if valid_to_ms is None else min(end_ms, valid_to_ms)
     return InstrumentMapping(
-        mapping_id=row["id"],
-        instrument=f"{row['exchange']}:{row['symbol']}",
-        exchange=row["exchange"],
-        symbol=row["symbol"],
-        name=row["name"],
-        asset_class=AssetClass(row["asset_class"]),
-        currency=row["currency"],
-        provider_code=row["provider"],
-        search_code=row["search_code"],
-        segment=row["segment"],
-        security_id=row["security_id"],
-        tick_size=None if row["tick_size"] is None else float(row["tick_size"]),
-        lot_size=row["lot_size"],
-        is_primary=row["is_primary"],
-        priority=row["priority"],
-        delivery=row["delivery"],
-        allow_delayed=row["allow_delayed"],
+        mapping_id=row_id,
+        instrument=f"{exchange}:{symbol}",
+        exchange=exchange,
+        symbol=symbol,
+        name=name,
+        asset_class=_ASSET_CLASSES[asset_class],
+        currency=currency,
+        provider_code=provider,
+        search_code=search_code,
+        segment=segment,
+        security_id=security_id,
+        tick_size=None if tick_size is None else float(tick_size),
+        lot_size=lot_size,
+        is_primary=is_primary,
+        priority=priority,
+        valid_from_ms=_to_ms(valid_from),
+        valid_to_ms=valid_to_ms,
+        delivery=delivery,
+        allow_delayed=allow_delayed,
     )
 
 
-class _Today:
-    """The date at one moment in each exchange's time zone."""
+def _to_ms(moment: datetime | None) -> int | None:
+    """Return UTC epoch ms; None for no limit and for one that is never reached."""
+    if moment is None or moment.year >= _FOR_EVER_YEAR:
+        return None
+    if moment.year <= 1:
+        return 0
+    return (moment - _EPOCH) // _ONE_MS
 
-    def __init__(self, now_ms: int) -> None:
-        self._now = datetime.fromtimestamp(now_ms / 1000, UTC)
-        self._dates: dict[str, date] = {}
 
-    def in_zone(self, name: str) -> date:
-        day = self._dates.get(name)
-        if day is None:
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ONE_MS = timedelta(milliseconds=1)
+
+
+class _LastDays:
+    """When the last days of trading end, by each exchange's clock."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[date, str], int] = {}
+
+    def end_ms(self, last_day: date, zone: str) -> int:
+        """Return the first moment after the day in the zone, UTC epoch ms."""
+        key = (last_day, zone)
+        found = self._known.get(key)
+        if found is None:
+            midnight = datetime.combine(last_day + timedelta(days=1), time.min)
             try:
-                day = self._now.astimezone(ZoneInfo(name)).date()
+                moment = midnight.replace(tzinfo=ZoneInfo(zone))
             except (ZoneInfoNotFoundError, ValueError):
                 # A zone the tables allow and this machine does not know costs at most a day's delay.
-                day = self._now.date()
-            self._dates[name] = day
-        return day
+                moment = midnight.replace(tzinfo=UTC)
+            found = self._known[key] = (moment - _EPOCH) // _ONE_MS
+        return found

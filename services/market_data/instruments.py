@@ -34,6 +34,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     price, None where the exchange has none. `delivery` is how fresh this provider's data of the exchange is
     (`real_time`, `delayed` or `end_of_day`; None: as the provider promises), `allow_delayed` whether
     delayed data may stand in for real-time data.
+    price, None where the exchange has none. The mapping holds from `valid_from_ms` until just before
+    `valid_to_ms` (UTC epoch ms, None: always); a contract's ends with its last day of trading.
     """
 
     mapping_id: int
@@ -53,6 +55,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     priority: int = 100
     delivery: str | None = None
     allow_delayed: bool = False
+    valid_from_ms: int | None = None
+    valid_to_ms: int | None = None
 
     @property
     def provider_symbol(self) -> str:
@@ -75,7 +79,8 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the tables say at one moment: active providers, and active mappings of active exchanges.
 
     `version` grows by one with every snapshot of a running daemon; `loaded_ms` is UTC epoch ms.
-    `from_cache` says that PostgreSQL was down and the last good copy on disk was used.
+    `from_cache` says that PostgreSQL was down and the last good copy on disk was used. `upcoming` are the
+    mappings that begin to hold later. `permit` is the newest permission to remove many instruments at once.
     """
 
     version: int
@@ -83,3 +88,5 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     providers: tuple[ProviderEntry, ...]
     mappings: tuple[InstrumentMapping, ...]
     from_cache: bool = False
+    upcoming: tuple[InstrumentMapping, ...] = ()
+    permit: int = 0

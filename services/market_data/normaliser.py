@@ -51,6 +51,7 @@ _REMEMBERED_SECONDS = 8
 _CLAMPED_MS = 5_000
 """Where our clock is the only one, times stand still for at most so long after it was set back."""
 _SAMPLE_EVERY_MS = 60_000
+_NEVER_MS = 1 << 62
 
 
 class NormaliserCounters(msgspec.Struct):
@@ -89,7 +90,9 @@ class _InstrumentState:
         "band",
         "base_flags",
         "baseline",
+        "begins_ms",
         "day_open",
+        "ends_ms",
         "grid",
         "last_ask",
         "last_ask_size",
@@ -141,6 +144,7 @@ class _InstrumentState:
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
         self.band = band_ratio(mapping.asset_class)
+        self.begins_ms, self.ends_ms = certain_times(mapping)
 
 
 class Normaliser:
@@ -231,6 +235,9 @@ class Normaliser:
         flags = tick.flags | state.base_flags
         if event_ms < EARLIEST_EVENT_MS:
             counters.reject("no_time")
+            return None
+        if not state.begins_ms <= event_ms < state.ends_ms:
+            counters.reject("ambiguous")
             return None
         resolution_ms = tick.event_resolution_ms
         raw_event_ms = event_ms
@@ -457,6 +464,18 @@ class Normaliser:
             del state.late_slots[min(state.late_slots)]
         state.late_slots[second] = slot
         return second + slot
+
+
+def certain_times(mapping: InstrumentMapping) -> tuple[int, int]:
+    """Return from which event time, and until before which, a symbol surely means the mapping's instrument.
+
+    Vendors' times have whole seconds: in the second of a change nobody can say whose tick it is.
+    """
+    begins_ms, ends_ms = mapping.valid_from_ms, mapping.valid_to_ms
+    return (
+        0 if begins_ms is None else begins_ms - begins_ms % _SECOND_MS + _SECOND_MS,
+        _NEVER_MS if ends_ms is None else ends_ms - ends_ms % _SECOND_MS,
+    )
 
 
 def _time_in_order(last_ms: int, event_ms: int, resolution_ms: int, received_ms: int, flags: int) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import redis.exceptions
 
-from services.base_provider import credential_expiry_ms
 from services.catalogue.loader import Catalogue
+from services.credential_state import EXPIRING_MS, credential_expiry_ms
 from services.errors import MarketdError
 from services.market_data.calendar import HOURS, MarketCalendar
 from services.market_data.clock import SystemClock
@@ -160,7 +160,16 @@ def check_credentials(settings: Mapping[str, str], now_ms: int) -> Check:
             f"the token expired {-hours:.1f} h ago",
             "put a new DHAN_ACCESS_TOKEN in .env",
         )
-    return Check("credentials DHAN", True, f"valid for {hours:.1f} h")
+    left = f"{int(hours)} h {int(hours * 60) % 60:02d} min"
+    if expires_ms - now_ms < EXPIRING_MS:
+        return Check(
+            "credentials DHAN",
+            True,
+            f"only {left} left",
+            "the running daemon renews it, if it was made on web.dhan.co; else put a new one in .env",
+            warning=True,
+        )
+    return Check("credentials DHAN", True, f"{left} left")
 
 
 def check_host(state_dir: Path) -> list[Check]:

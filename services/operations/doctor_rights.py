@@ -37,6 +37,8 @@ _TABLES = (
     "instruments",
     "exchange_provider_mappings",
     "provider_instrument_mappings",
+    "mapping_changes",
+    "mapping_change_rows",
 )
 _RIGHTS = """
 SELECT r.rolsuper, r.rolcreatedb, r.rolcreaterole,

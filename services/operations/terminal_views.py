@@ -112,11 +112,19 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         )
         if row["reason"]:
             providers.add_row("", f"[dim]{escape(str(row['reason']))}[/]")
+        if row.get("credential_state") and row["credential_state"] not in ("missing", "refused"):
+            providers.add_row("", f"[dim]{_credentials(row, now_ms)}[/]")
         if unresolved := row.get("unresolved"):
             names = ", ".join(unresolved[:5]) + (" …" if len(unresolved) > 5 else "")
             providers.add_row("", f"[yellow]{len(unresolved)} unresolved: {escape(names)}[/]")
     grid.add_row(providers)
     pipeline = answer.get("pipeline") or {}
+    mappings = pipeline.get("mappings") or {}
+    if mappings.get("reason"):
+        state = (
+            "[red]mappings REFUSED" if mappings.get("refused") else f"[yellow]mappings {mappings['state']}"
+        )
+        grid.add_row(f"{state}[/]: {escape(mappings['reason'])}")
     sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("sink", "state", "written", "collapsed", "queued", "on disk", "dropped", "rejected"):
         sinks.add_column(column)
@@ -145,6 +153,16 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         grid.add_row("")
         grid.add_row(_group_table(groups))
     return grid
+
+
+def _credentials(row: Mapping[str, Any], now_ms: int) -> str:
+    """Return where a provider's credentials stand and for how long they are good."""
+    state, expires_ms = row["credential_state"], row["credential_expires_ms"]
+    if expires_ms is None:
+        return f"credentials {state}, without an end"
+    minutes = abs(expires_ms - now_ms) // 60_000
+    told = f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"credentials {state}, " + (f"{told} left" if expires_ms > now_ms else f"ended {told} ago")
 
 
 def _ledger_line(accounts: Sequence[Mapping[str, Any]]) -> str:

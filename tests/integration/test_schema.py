@@ -20,9 +20,12 @@ from data_migration.schema import (
     head_revision,
     migrate,
 )
+from data_migration.setup_providers import setup
 from models import SCHEMA_REVISIONS, Base
 from services.catalogue.connection import make_engine
 from services.errors import ConfigurationError, TemporaryError
+from tests.support.databases import temporary_database
+from tests.support.postgres import PrivatePostgres
 
 _TABLES = "select count(*) from pg_tables where schemaname = 'public'"
 
@@ -102,6 +105,7 @@ async def test_up_down_and_up_again_leave_what_they_should(database_url: str) ->
         assert await revision_of(database_url) == revision
     await run("upgrade", "head")
     assert await plain.fetchval(_TABLES) == len(Base.metadata.tables) + 1
+    assert await plain.fetchval(_TABLES) == 8
     await plain.close()
     await engine.dispose()
 
@@ -319,3 +323,18 @@ async def test_every_update_moves_the_time_of_change_whoever_makes_it(rows: asyn
     assert after is not None
     assert after["created_at"] == before["created_at"]
     assert after["updated_at"] > before["updated_at"]
+
+
+async def test_a_crash_gives_no_number_of_the_log_out_twice(hurt_postgres: PrivatePostgres) -> None:
+    async with temporary_database(hurt_postgres.url) as url:
+        await setup(url)
+        for _ in range(2):
+            connection = await asyncpg.connect(url)
+            await connection.execute("UPDATE providers SET name = name || '!'")
+            await connection.close()
+            await hurt_postgres.stop_immediately()
+            await hurt_postgres.start()
+        connection = await asyncpg.connect(url)
+        await connection.execute("UPDATE providers SET name = name || '!'")
+        assert await connection.fetchval("SELECT count(*) FROM mapping_changes") == 4
+        await connection.close()

@@ -249,7 +249,7 @@ async def test_the_status_has_the_documented_fields_and_measured_figures(rig: Ri
     status = rig.manager.get_provider_status()["DHAN"]
     assert " ".join(status) == (
         "code name state reason since_ms connections subscribed instruments_live ticks_per_s last_tick_ms "
-        "latency_ms reconnects last_error credential_expires_ms unresolved"
+        "latency_ms reconnects last_error credential_expires_ms credential_state unresolved"
     )
     assert (status["code"], status["name"], status["instruments_live"]) == ("DHAN", "Dhan", 1)
     assert status["last_tick_ms"] == rig.clock.now_ms()

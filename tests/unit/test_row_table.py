@@ -16,7 +16,7 @@ def test_a_test_belongs_to_the_row_its_name_begins_with() -> None:
 
 
 def test_the_matrix_has_the_rows_it_must_have() -> None:
-    assert len(ROWS) == len(set(ROWS)) == 66
+    assert len(ROWS) == len(set(ROWS)) == 70
 
 
 def test_every_row_of_the_matrix_has_a_test() -> None:

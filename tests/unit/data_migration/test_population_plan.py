@@ -223,6 +223,28 @@ def test_an_instrument_that_is_still_listed_and_lost_its_id_to_another_is_retire
     assert plan.retired == [5]
 
 
+def test_what_an_operator_dated_or_whose_instrument_is_off_is_left_alone() -> None:
+    plan = make_plan(
+        [
+            wanted("NSE:A", dhan("A-EQ", "2")),
+            wanted("NSE:B", dhan("B-EQ", "3")),
+            wanted("NSE:C", dhan("C-EQ", "4")),
+        ],
+        [stored(1, "NSE:A"), stored(2, "NSE:B", is_active=False), stored(3, "NSE:C", is_active=False)],
+        [
+            mapped(1, "NSE:A", "DHAN", "A-EQ", "1", is_dated=True),
+            mapped(2, "NSE:B", "DHAN", "B-EQ", "9"),
+        ],
+        TODAY,
+    )
+    assert (plan.mapping_updates, plan.new_mappings, plan.retired) == ([], [], [])
+    assert [change.note for change in plan.changes if change.kind is Kind.KEPT] == [
+        "it has dates",
+        "the instrument is not active",
+        "the instrument is not active",
+    ]
+
+
 def test_a_yahoo_symbol_somebody_else_has_is_a_conflict() -> None:
     plan = make_plan(
         [wanted("NSE:NIFTY", WantedMapping("YF", "^NSEI"))],

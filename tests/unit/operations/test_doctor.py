@@ -30,7 +30,7 @@ def token(expires_ms: int) -> str:
         ({"DHAN_CLIENT_ID": "1"}, False, "DHAN_ACCESS_TOKEN is empty"),
         ({"DHAN_ACCESS_TOKEN": "x"}, False, "DHAN_CLIENT_ID is empty"),
         ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": "no-jwt"}, True, "does not say when"),
-        ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": token(NOW_MS + 7_200_000)}, True, "valid for 2.0 h"),
+        ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": token(NOW_MS + 7_200_000)}, True, "2 h 00 min left"),
         ({"DHAN_CLIENT_ID": "1", "DHAN_ACCESS_TOKEN": token(NOW_MS - 3_600_000)}, False, "expired 1.0 h ago"),
     ],
 )

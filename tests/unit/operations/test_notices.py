@@ -14,8 +14,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.market_data.clock import ManualClock
+from services.market_data.records import ControlRecord
 from services.operations.notices import CommandHook, DeliveryFailed, Notice, Notifier, Webhook
-from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, told_gap, troubles
 from services.pipeline.backoff import Backoff
 from services.pipeline.sink import SinkState
 from services.storage.entry import EntryEncoder
@@ -257,3 +258,23 @@ def test_when_nothing_else_explains_it_the_daemon_that_is_not_ready_is_told() ->
     assert troubles(**quiet, not_ready=["the probe is late"]) == {
         "ready": "data does not flow: the probe is late"
     }
+
+
+def test_a_gap_is_told_when_it_is_long_and_was_not_meant() -> None:
+    def gap(length_ms: int, reason: str) -> str | None:
+        fields: dict[str, str | int] = {"from": NOW_MS - length_ms, "to": NOW_MS, "reason": reason}
+        return told_gap(ControlRecord("gap", "NSE:TCS", "NSE", NOW_MS, NOW_MS, "DHAN", fields))
+
+    assert gap(10_000, "silent") == "gap on NSE, over now: no data (silent)"
+    assert gap(9_999, "silent") is None
+    assert gap(60_000, "not_subscribed") is None
+
+
+def test_a_gap_of_many_instruments_is_one_notice() -> None:
+    rig = Rig()
+    for _ in range(300):
+        rig.notifier.happened("gap on NSE, over now: no data (silent)")
+    rig.after(1)
+    assert [notice.text.partition("NOTE ")[2] for notice in rig.notifier._queue] == [
+        "gap on NSE, over now: no data (silent) (300 instruments)"
+    ]
