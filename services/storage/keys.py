@@ -24,7 +24,7 @@ FENCE = "md:fence"
 SHARDS = "md:shards"
 """Hash: the shards of ingestion that ever led, so that those with an exchange in common see each other."""
 STATUS = "md:status"
-"""Hash: what each leading ingest daemon says of itself once a second, as JSON; field = its shard, `*` for all."""
+"""Hash: what each leading ingest daemon says of itself once a second, in JSON; field: its shard, or `*`."""
 
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")

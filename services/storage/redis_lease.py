@@ -64,7 +64,9 @@ end
 """
 # Only GET, SET and the commands of a hash, so that a Redis user with few rights can do it. A lease of our own
 # state directory on this very kernel is a dead process's: its file lock is ours now.
-_ACQUIRE = _OVERLAPPING + """
+_ACQUIRE = (
+    _OVERLAPPING
+    + """
 local function own(text)
   local ok, lease = pcall(cjson.decode, text)
   return ok and type(lease) == 'table' and lease.state_dir == ARGV[3], lease
@@ -110,7 +112,10 @@ redis.call('SET', KEYS[3], lease)
 redis.call('SET', KEYS[1], lease, 'PX', ARGV[2])
 return {1, lease}
 """
-_RENEW = _OVERLAPPING + """
+)
+_RENEW = (
+    _OVERLAPPING
+    + """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return {0, held} end
 if not held then
@@ -127,6 +132,7 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {held and 1 or 2, ARGV[1]}
 """
+)
 _RELEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[3], '')

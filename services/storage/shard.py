@@ -27,6 +27,11 @@ class Shard(msgspec.Struct, frozen=True):
         """Return the shard of these exchange codes, whatever their order."""
         return cls(tuple(sorted(set(exchanges))))
 
+    @classmethod
+    def named(cls, name: str) -> Shard:
+        """Return the shard of this `name`."""
+        return cls() if name == EVERYTHING else cls.of(name.split(","))
+
     @property
     def name(self) -> str:
         """`BSE,NSE`, or `*` for all exchanges."""
