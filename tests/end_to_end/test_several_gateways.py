@@ -18,7 +18,7 @@ import redis.asyncio
 
 from marketd_client import Backoff, Client, Disconnected, Subscribed, Tick
 from tests.support.daemon import Daemon
-from tests.support.eventually import FACTOR, eventually
+from tests.support.eventually import eventually
 from tests.support.stack import Stack
 
 KILLS = int(os.environ.get("GATEWAY_KILLS", "8"))
@@ -58,13 +58,12 @@ class Watcher:
 async def stored(redis_url: str, exchange: str, after: str, upto: str) -> list[tuple[str, float, int]]:
     """Every tick of the stream between two positions."""
     client = redis.asyncio.from_url(redis_url, decode_responses=True)
-    entries = await client.xrange(f"md:ticks:{exchange}", f"({after}", upto)
+    found = []
+    while page := await client.xrange(f"md:ticks:{exchange}", f"({after}", upto, count=1_000):
+        after = page[-1][0]
+        found += [fields for _, fields in page if fields["type"] == "tick"]
     await client.aclose()
-    return [
-        (fields["k"], float(fields["p"]), int(fields["t"]))
-        for _, fields in entries
-        if fields["type"] == "tick"
-    ]
+    return [(fields["k"], float(fields["p"]), int(fields["t"])) for fields in found]
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +96,8 @@ async def test_a_client_of_gateways_that_are_killed_at_random_holds_the_sequence
             assert serving.process is not None
             serving.process.send_signal(signal.SIGKILL)
             await serving.process.wait()
-            await eventually(lambda: len(watcher.answers) > number + 1, within_s=30)
+            answered = number + 2
+            await eventually(lambda wanted=answered: len(watcher.answers) >= wanted, within_s=30)
             await serving.start()
         stack.dhan.schedule.set_rate(20)
         client = redis.asyncio.from_url(stack.redis_url, decode_responses=True)
