@@ -427,6 +427,9 @@ class GatewayDaemon:
 
         An exchange that is not delivered while others are makes the gateway degraded.
         """
+        if self._phase == "running":
+            # Whoever is told "ready" may connect in the next moment.
+            self._judge()
         reasons = (
             self.supervisor.troubles() if self._phase == "running" else [f"the gateway is {self._phase}"]
         )
