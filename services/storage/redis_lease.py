@@ -79,21 +79,18 @@ local held = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
 if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[7]) then return {3, ''} end
 local last = redis.call('GET', KEYS[3])
-if held then
-  if not dead(held) then return {0, held} end
-elseif last and last ~= '' and ARGV[5] == '1' and not own(last) then
-  return {2, last}
-elseif not last and ARGV[6] == '1' then
-  return {2, ''}
-end
-local others = overlapping()
+if held and not dead(held) then return {0, held} end
+local others, forgotten = overlapping(), not last
 for _, other in ipairs(others) do
-  local theirs, left = redis.call('GET', key('lease', other)), redis.call('GET', key('leader', other))
-  if theirs then
-    if not dead(theirs) then return {0, theirs} end
-  elseif left and left ~= '' and ARGV[5] == '1' and not own(left) then
-    return {2, left}
-  end
+  local theirs = redis.call('GET', key('lease', other))
+  if theirs and not dead(theirs) then return {0, theirs} end
+  if redis.call('GET', key('leader', other)) then forgotten = false end
+end
+if not held and last and last ~= '' and ARGV[5] == '1' and not own(last) then return {2, last} end
+if not held and forgotten and ARGV[6] == '1' then return {2, ''} end
+for _, other in ipairs(others) do
+  local left = redis.call('GET', key('leader', other))
+  if left and left ~= '' and ARGV[5] == '1' and not own(left) then return {2, left} end
 end
 for _, other in ipairs(others) do
   -- Who led there cannot come back to a lease that lapsed, and finds out that another led meanwhile.
