@@ -143,14 +143,14 @@ class Crowd:
                 stdout=asyncio.subprocess.PIPE,
             )
         )
-        await crowd._answer(120.0)
+        await crowd._answer(240.0)
         return crowd
 
     async def do(self, what: str) -> dict[str, Any]:
         """Give a command and return its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": what}).encode() + b"\n")
-        return await self._answer(60.0)
+        return await self._answer(240.0)
 
     async def end(self) -> None:
         """Let it go."""
