@@ -12,13 +12,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import asyncpg
 import pytest
 import redis.asyncio
 
 from tests.support.daemon import Daemon
 from tests.support.eventually import FACTOR, eventually
+from tests.support.fault_proxy import FaultProxy
 from tests.support.servers import PrivateRedis
 from tests.support.stack import Stack
 
@@ -230,6 +233,44 @@ async def test_a_gateway_that_was_paused_reads_on_or_declares_what_was_trimmed(
             wanted = len(heard.messages) + 20
             await eventually(lambda more=wanted: len(heard.messages) > more, within_s=20)
     await client.aclose()
+
+
+async def test_a_gateway_follows_the_mappings_and_starts_without_postgresql(
+    stack: Stack, tmp_path: Path
+) -> None:
+    switch = "UPDATE exchanges SET is_active = $1 WHERE code = 'CRYPTO'"
+    there = urlsplit(stack.database_url)
+    database = await asyncpg.connect(stack.database_url)
+    await database.execute(switch, False)
+    proxy = FaultProxy(str(there.hostname), there.port or 5432)
+    async with contextlib.AsyncExitStack() as up:
+        await up.enter_async_context(proxy)
+        url = stack.database_url.replace(f":{there.port}/", f":{proxy.port}/")
+        await up.enter_async_context(stack.ingest(tmp_path / "ingest"))
+        gateway = await up.enter_async_context(stack.gateway(tmp_path / "gateway", DATABASE_URL=url))
+        assert (await gateway.get("/api/quotes?instruments=CRYPTO:BTC-USD"))[0] == 404
+        async with listener(gateway, "NSE:TCS") as heard:
+            await database.execute(switch, True)
+
+            async def known() -> bool:
+                return (await gateway.get("/api/quotes?instruments=CRYPTO:BTC-USD"))[0] == 200
+
+            await eventually(known, within_s=20)
+            async with listener(gateway, "CRYPTO:BTC-USD") as new:
+                await eventually(lambda: len(new.of("raw_tick")) > 3, within_s=30)
+                assert new.of("subscribed")[0]["accepted"] == ["CRYPTO:BTC-USD"]
+            before = len(heard.of("raw_tick"))
+            await eventually(lambda: len(heard.of("raw_tick")) > before, within_s=20)
+            assert heard.of("stale") == []
+        await database.close()
+        assert await gateway.stop() == 0
+        await proxy.__aexit__(None, None, None)
+        await gateway.start()
+        async with listener(gateway, "CRYPTO:BTC-USD") as again:
+            await eventually(lambda: len(again.of("raw_tick")) > 3, within_s=30)
+        pipeline = (await gateway.status())["pipeline"]
+        assert pipeline["mappings"]["from_cache"] is True
+        assert "mappings are not refreshed" in " ".join((await gateway.get("/readyz"))[1]["degraded"])
 
 
 def ticks(messages: list[dict[str, Any]]) -> list[tuple[str, float]]:
