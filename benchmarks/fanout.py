@@ -174,7 +174,7 @@ async def measure(
     quick: bool = False, clients: int = CLIENTS, ticks_per_s: int = TICKS_PER_S
 ) -> dict[str, Any]:
     """Return the figures of both cases and what became of the bounds; shorter windows with `quick`."""
-    pairs, window_s = (4, 5.0) if quick else (8, 10.0)
+    pairs, window_s = (3, 8.0) if quick else (8, 12.0)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     clock, backend = SystemClock(), Backend(INSTRUMENTS)
     broadcast = DataBroadcast(clock)
@@ -214,13 +214,14 @@ async def measure(
 
 async def _window(crowd: Crowd, market: Market, window_s: float) -> dict[str, Any]:
     await crowd.do("begin")
-    made, began_s = market.made, time.monotonic()
+    made, began_s, spent_s = market.made, time.monotonic(), time.process_time()
     await asyncio.sleep(window_s)
     found = await crowd.do("end")
     took_s = time.monotonic() - began_s
     return found | {
         "offered_per_s": (market.made - made) / took_s,
         "delivered_per_s": found["ticks"] / took_s,
+        "cpu_us_per_offered": (time.process_time() - spent_s) * 1e6 / max(1, market.made - made),
     }
 
 
@@ -230,7 +231,7 @@ def _judged(
     middle = {
         case: {
             name: statistics.median(window[name] for window in found)
-            for name in ("p50", "p99", "delivered_per_s", "offered_per_s")
+            for name in ("p50", "p99", "delivered_per_s", "offered_per_s", "cpu_us_per_offered")
         }
         for case, found in windows.items()
     }
@@ -253,6 +254,8 @@ def _judged(
         _row("delivered, nobody frozen", none["delivered_per_s"], "ticks/s"),
         _row("delivered, one in ten frozen", some["delivered_per_s"], "ticks/s"),
         _row("throughput falls by", loss, "", THROUGHPUT_LOSS_AT_MOST),
+        _row("gateway's CPU a tick, nobody frozen", none["cpu_us_per_offered"], "µs"),
+        _row("gateway's CPU a tick, one in ten frozen", some["cpu_us_per_offered"], "µs"),
         _row("frozen connections that were cut", float(cut), ""),
     ]
     return {

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 STAMPS_PER_S = 10_000
-_CUT_WITHIN_S = 5.0
+_CUT_WITHIN_S = 7.0
 _SAMPLED = 7
 _STAMP = re.compile(rb'"last_price":(\d+)')
 
