@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import faulthandler
 import os
 import signal
@@ -16,8 +17,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import structlog
 import typer
 import uvloop
@@ -37,6 +40,7 @@ from commands.context import (
     settings_reader,
     use_servers,
 )
+from config.credential_store import CredentialStore
 from config.logging import LogWriter, configure_logging
 from config.settings import PROJECT_ROOT, Settings
 from services.errors import (
@@ -53,9 +57,12 @@ from services.redaction import redact
 
 # Takes a second to load: `run` imports it, the other commands do not wait for it.
 if TYPE_CHECKING:
+    from services.gateway_daemon import GatewayDaemon, GatewayDaemonConfig
     from services.live_data_ingestion import IngestionConfig, LiveDataIngestion
     from services.operations.notices import Delivery
     from services.operations.server_process import EmbeddedServer
+
+    Daemon = LiveDataIngestion | GatewayDaemon
 
 WATCHDOG = WatchdogLimits()
 STOP_START_WITHIN_S = 5.0
@@ -90,7 +97,15 @@ quality.add_to(app)
 def _default(context: typer.Context) -> None:
     """Without a command: run the daemon."""
     if context.invoked_subcommand is None:
-        run(demo=False)
+        run(demo=False, role=Part.ALL, exchanges="")
+
+
+class Part(str, Enum):
+    """Which part of the daemon a process is."""
+
+    ALL = "all"
+    INGEST = "ingest"
+    GATEWAY = "gateway"
 
 
 @app.command()
@@ -98,21 +113,55 @@ def run(
     demo: Annotated[
         bool, typer.Option("--demo", help="Simulated providers, data of its own, no keys.")
     ] = False,
+    role: Annotated[
+        Part,
+        typer.Option(
+            help="all: everything in one process. ingest: providers to Redis, no clients but health and "
+            "status. gateway: serves clients from Redis; any number, each with an own STATE_DIR and API_PORT."
+        ),
+    ] = Part.ALL,
+    exchanges: Annotated[
+        str,
+        typer.Option(
+            metavar="NSE,BSE",
+            help="With --role ingest: only these exchanges; other processes may ingest others, each with its "
+            "own STATE_DIR.",
+        ),
+    ] = "",
 ) -> None:
     """Run the daemon until Ctrl-C or SIGTERM."""
+    shard = _shard_codes(role, exchanges, demo=demo)
     settings = demo_settings() if demo else live_settings()
     listener = configure_logging(
         "WARNING" if demo and "LOG_LEVEL" not in os.environ else settings.log_level, settings.log_format
     )
     faulthandler.enable()
     try:
-        code = uvloop.run(_run(settings, demo=demo, log=listener))
+        code = uvloop.run(_run(settings, demo=demo, role=role, exchanges=shard, log=listener))
     finally:
         listener.stop()
     raise typer.Exit(code)
 
 
-async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
+def _shard_codes(role: Part, text: str, *, demo: bool) -> tuple[str, ...]:
+    """Return the exchange codes of `--exchanges`. Raises for what does not go together (exit code 2)."""
+    from services.market_data.instruments import EXCHANGE_CODES
+
+    if demo and role is not Part.ALL:
+        raise typer.BadParameter("the demo runs everything in one process: leave --role out")
+    codes = tuple(dict.fromkeys(code for part in text.split(",") if (code := part.strip().upper())))
+    if codes and role is not Part.INGEST:
+        raise typer.BadParameter("--exchanges goes with --role ingest")
+    for code in codes:
+        if code not in EXCHANGE_CODES:
+            near = ", ".join(difflib.get_close_matches(code, EXCHANGE_CODES)) or ", ".join(EXCHANGE_CODES)
+            raise typer.BadParameter(f"--exchanges: {code} is no exchange; there is {near}")
+    return codes
+
+
+async def _run(
+    settings: Settings, *, demo: bool, role: Part, exchanges: tuple[str, ...], log: LogWriter
+) -> int:
     stop = _StopRequest()
     stop.listen()
     notifier = SystemdNotifier.from_environment()
@@ -125,9 +174,8 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         stack.callback(watchdog.stop)
         waiting = asyncio.ensure_future(notifier.wait_for_start(lambda: "starting"))
         stack.callback(waiting.cancel)
-        # Takes a second, which a second daemon on the same directory need not wait to be told.
-        from services.live_data_ingestion import LiveDataIngestion
-
+        if role is Part.GATEWAY:
+            _check_gateway_servers(settings)
         embedded: list[EmbeddedServer] = []
         database_url, redis_url = await use_servers(settings, stack, started=embedded)
         live = settings_reader(settings, demo=demo)
@@ -135,11 +183,7 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
         if demo:
             provider_settings = await _demo_providers(stack, provider_settings, database_url)
         credentials = credential_store(settings, provider_settings, demo=demo)
-        daemon = LiveDataIngestion(
-            _ingestion_config(settings, database_url, redis_url, demo=demo),
-            provider_settings=credentials.settings,
-            save_credentials=credentials.save,
-        )
+        daemon = _compose(settings, (database_url, redis_url), credentials, role, exchanges, demo=demo)
         daemon.vitals.log_lines_dropped = lambda: log.dropped
         for server in embedded:
             daemon.supervisor.keep(f"embedded_{server.title.lower()}", server.run)
@@ -161,6 +205,7 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
                     **daemon.urls,
                     "pid": os.getpid(),
                     "demo": demo,
+                    "role": role.value,
                     "started_ms": time.time_ns() // 1_000_000,
                 }
                 state.write_runtime(runtime)
@@ -192,6 +237,44 @@ async def _run(settings: Settings, *, demo: bool, log: LogWriter) -> int:
     return 0
 
 
+def _compose(
+    settings: Settings,
+    urls: tuple[str, str],
+    credentials: CredentialStore,
+    role: Part,
+    exchanges: tuple[str, ...],
+    *,
+    demo: bool,
+) -> Daemon:
+    """Return what this process is. Loading it takes a second: a second daemon is told off before."""
+    if role is Part.GATEWAY:
+        from services.gateway_daemon import GatewayDaemon
+
+        return GatewayDaemon(_gateway_config(settings, *urls))
+    from services.live_data_ingestion import LiveDataIngestion
+
+    config = _ingestion_config(settings, *urls, demo=demo)
+    if role is Part.INGEST:
+        config = msgspec.structs.replace(config, exchanges=exchanges, serves_clients=False)
+    return LiveDataIngestion(
+        config, provider_settings=credentials.settings, save_credentials=credentials.save
+    )
+
+
+def _check_gateway_servers(settings: Settings) -> None:
+    """A gateway with servers of its own would have nothing to show. Raises `ConfigurationError`."""
+    missing = [
+        name
+        for name, url in (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url))
+        if url is None
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"--role gateway needs {' and '.join(missing)}: the servers of the ingest daemon "
+            "(redis_url and database_url in its STATE_DIR/runtime.json)"
+        )
+
+
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Do `work` unless a stop is asked for before its end; tell whether it was done. Failures go through."""
     task = asyncio.ensure_future(work)
@@ -215,7 +298,7 @@ async def _first_of(*events: asyncio.Event) -> None:
         wait.cancel()
 
 
-async def _stop_daemon(daemon: LiveDataIngestion, stop: _StopRequest) -> bool:
+async def _stop_daemon(daemon: Daemon, stop: _StopRequest) -> bool:
     """Stop the daemon; a second signal, or a stop that takes too long, shortens that to about a second.
 
     Returns whether it ended without being hurried by a signal.
@@ -238,7 +321,7 @@ async def _stop_daemon(daemon: LiveDataIngestion, stop: _StopRequest) -> bool:
     return not stop.hurried.is_set()
 
 
-def _health_line(daemon: LiveDataIngestion) -> str:
+def _health_line(daemon: Daemon) -> str:
     readiness = daemon.readiness()
     return f"serving {daemon.api_url}" if readiness.ready else f"not ready: {'; '.join(readiness.reasons)}"
 
@@ -301,6 +384,25 @@ def _ingestion_config(
     )
 
 
+def _gateway_config(settings: Settings, database_url: str, redis_url: str) -> GatewayDaemonConfig:
+    from services.gateway_daemon import GatewayDaemonConfig
+
+    return GatewayDaemonConfig(
+        database_url=database_url,
+        redis_url=redis_url,
+        state_dir=settings.state_dir,
+        api_host=settings.api_host,
+        api_port=settings.api_port,
+        api_tokens=settings.tokens(),
+        api_allowed_origins=settings.allowed_origins(),
+        api_max_clients=settings.api_max_clients,
+        dynamic_subscriptions=settings.subscription_mode == "dynamic",
+        market_day_files=market_day_files(settings),
+        always_open=settings.market_calendar == "always_open",
+        memory_limit_bytes=settings.memory_limit_mib << 20,
+    )
+
+
 def _notices(settings: Settings) -> tuple[Delivery, ...]:
     from services.operations.notices import CommandHook, Webhook
 
@@ -308,7 +410,7 @@ def _notices(settings: Settings) -> tuple[Delivery, ...]:
     return (*([Webhook(url)] if url else []), *([CommandHook(command)] if command else []))
 
 
-def _pass_on(settings: Settings, daemon: LiveDataIngestion) -> None:
+def _pass_on(settings: Settings, daemon: Daemon) -> None:
     """Tell the daemon of settings that were read again; an embedded server keeps its URL."""
     started_with = daemon.config
     database, redis = settings.database_url, settings.redis_url

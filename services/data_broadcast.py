@@ -153,6 +153,10 @@ class DataBroadcast(Sink):
             for take in exchange_audience.values():
                 take(publication)
 
+    def announce(self, record: ControlRecord) -> None:
+        """Tell whoever it concerns of something that is no part of any stream: it has no position."""
+        self._offer_control(record)
+
     async def run(self) -> None:
         """Stand ready until cancelled; all work is done in `offer` and by the consumers themselves."""
         self.state = SinkState.READY
@@ -191,6 +195,12 @@ class DataBroadcast(Sink):
         for exchange, position in positions.items():
             if exchange != PROBE_EXCHANGE and position > START:
                 self._seeded_positions[exchange] = position
+
+    def restart_positions(self, positions: Mapping[str, Position]) -> None:
+        """Forget every position until now, because the history is another one, and begin with these."""
+        self._tips.clear()
+        self._seeded_positions.clear()
+        self.seed_positions(positions)
 
     def latest(self, instrument: str) -> DataIngestionFormat | None:
         """Return the newest tick of `instrument`, None when there is none yet."""

@@ -29,7 +29,7 @@ from services.credential_state import MarketHours
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
-from services.errors import MarketdError, StorageError, TemporaryError
+from services.errors import ConfigurationError, MarketdError, StorageError, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
@@ -76,6 +76,7 @@ from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
 from services.storage.entry import EntryEncoder
 from services.storage.history_watch import HistoryWatch
+from services.storage.ingest_reports import IngestReport, ReportWriter, this_process
 from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Role
 from services.storage.led_times import LED_TIMES_NAME, LedTimes
@@ -83,6 +84,7 @@ from services.storage.lookup import stored_newest
 from services.storage.losses import LossDeclaration
 from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import QUEUE_LIMIT, RedisSink
+from services.storage.shard import Shard
 from services.storage.spool import FOLDER, LIMIT_BYTES, Spool
 from services.storage.stream_history import StreamHistory
 from services.storage.stream_keeper import STREAM_MAX_AGE_MS, StreamKeeper
@@ -108,6 +110,7 @@ LEADING_TASKS = (
     "silence",
     "quality",
     "past",
+    "reports",
 )
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
 _RECALL_AGAIN_S = 0.5
@@ -129,7 +132,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
     `backfill` says how far back bars are fetched without being asked for; nothing is where it is all 0.
     `lease_policy` says what to do while another daemon writes the same Redis. `memory_limit_bytes` 0: what
-    the machine has.
+    the machine has. `exchanges` (codes) makes the daemon a shard that ingests these only, beside others on
+    the same Redis; without `serves_clients` it answers health and status, and sends clients to gateways.
     """
 
     database_url: str
@@ -159,6 +163,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_times: LeaseTimes = LeaseTimes()
     api_max_clients: int = 2_000
     memory_limit_bytes: int = 0
+    exchanges: tuple[str, ...] = ()
+    serves_clients: bool = True
 
 
 class LiveDataIngestion:
@@ -185,17 +191,22 @@ class LiveDataIngestion:
         self._hurry = asyncio.Event()
         self.sequencer = Sequencer(self.clock)
         self.broadcast = DataBroadcast(self.clock)
-        self._catalogue = Catalogue(config.database_url, config.state_dir / "mappings.json", self.clock)
+        self._shard = shard = Shard.of(config.exchanges)
+        self._catalogue = Catalogue(
+            config.database_url, config.state_dir / "mappings.json", self.clock, exchanges=config.exchanges
+        )
         self._mappings = MappingRefresher(self._catalogue, MappingWatch(config.database_url))
         self._leadership = Leadership(
             RedisLease(
                 config.redis_url,
                 state_dir=lambda: StateDirectory.instance_id(config.state_dir),
                 ttl_s=config.lease_times.ttl_s,
+                shard=shard,
             ),
             self.clock,
             policy=config.lease_policy,
             times=config.lease_times,
+            lease_key=shard.lease_keys[0],
         )
         self._leadership.on_change = self._role_changed
         self._role_news = asyncio.Event()
@@ -217,6 +228,7 @@ class LiveDataIngestion:
             config.redis_url,
             max_entries=config.stream_max_entries,
             encoder=encoder,
+            probe_exchange=shard.probe_exchange,
             spool=channels["stream"],
             connect=connect,
         )
@@ -313,6 +325,7 @@ class LiveDataIngestion:
                 tokens=dict(config.api_tokens),
                 allowed_origins=config.api_allowed_origins,
                 limits=limits,
+                serves_clients=config.serves_clients,
             ),
             StreamHistory(config.redis_url),
             self.bars,
@@ -338,6 +351,7 @@ class LiveDataIngestion:
             exchanges=lambda: set(self._exchanges),
             max_age_ms=config.stream_max_age_ms,
         )
+        self._reports = ReportWriter(config.redis_url, self._report, may_write=self._leadership.may_write)
         self._reader = make_client(config.redis_url, name="marketd:reader")
         self._diagnosis = Diagnosis(
             self.clock,
@@ -386,6 +400,7 @@ class LiveDataIngestion:
         await asyncio.to_thread(self._learned.restore)
         await self._spool.open()
         await self._past.open()
+        self._check_spool()
         self.vitals.announce()
         self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("first_connects", self._first_connects.run)
@@ -431,6 +446,9 @@ class LiveDataIngestion:
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
+        if led:
+            await self.supervisor.end("reports")
+            await until_hurried(self._reports.say_stopped(), self._hurry)
         await until_hurried(self._gateway.stop(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
@@ -601,6 +619,7 @@ class LiveDataIngestion:
             ("losses", self._losses.run),
             ("history", self._history.run),
             ("health_probe", self._probe.run),
+            ("reports", self._reports.run),
         ):
             self.supervisor.keep(name, run)
         if self._subscriptions is not None:
@@ -672,7 +691,9 @@ class LiveDataIngestion:
         client = make_client(self.config.redis_url)
         try:
             exchanges = sorted({mapping.exchange for mapping in snapshot.mappings})
-            positions = await last_positions(client, [*exchanges, PROBE_EXCHANGE])
+            probes = self._shard.probe_exchange
+            positions = await last_positions(client, [*exchanges, probes])
+            self.sequencer.resume_after(PROBE_EXCHANGE, positions.pop(probes))
             for exchange, position in positions.items():
                 self.sequencer.resume_after(exchange, position)
             # What still waits on disk must come before anything new in its stream.
@@ -729,6 +750,31 @@ class LiveDataIngestion:
         await self.providers.apply(snapshot)
         self._gateway.catalogue_changed()
         _log.info("mappings_changed", version=snapshot.version, instruments=len(self._instruments))
+
+    def _check_spool(self) -> None:
+        """Refuse what waits on disk of exchanges that another daemon may be writing now."""
+        waits = any(channel.pending for channel in self._spool.channels.values())
+        foreign = sorted(code for code in self._spool.positions() if not self._shard.covers(code))
+        if waits and foreign:
+            raise ConfigurationError(
+                f"STATE_DIR {self.config.state_dir} still holds records of {', '.join(foreign)}, which "
+                f"--exchanges {self._shard.name} leaves out: start once as before, run python main.py spool "
+                "replay, or set another STATE_DIR"
+            )
+
+    def _report(self) -> IngestReport:
+        readiness = self.readiness()
+        return IngestReport(
+            at_ms=self.clock.now_ms(),
+            shard=self._shard.name,
+            demo=self.demo,
+            ready=readiness.ready,
+            reasons=list(readiness.reasons),
+            degraded=list(readiness.degraded),
+            dynamic=self._subscriptions is not None,
+            providers=self.provider_status(),
+            **this_process(),
+        )
 
     def _note(self, snapshot: MappingSnapshot) -> None:
         self._past.load(snapshot)

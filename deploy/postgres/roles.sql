@@ -52,7 +52,6 @@ BEGIN
             EXECUTE format('GRANT SELECT ON public.%I TO marketd_daemon', item);
         END IF;
     END LOOP;
-<<<<<<< HEAD
     -- What the daemon keeps itself: which spans of the past are stored, missing or not to be had.
     IF to_regclass('public.coverage') IS NOT NULL THEN
         ALTER TABLE public.coverage OWNER TO marketd_loader;
@@ -71,10 +70,9 @@ BEGIN
         REVOKE ALL ON public.quality_scores FROM PUBLIC, marketd_daemon;
         GRANT SELECT, INSERT, UPDATE, DELETE ON public.quality_scores TO marketd_daemon;
     END IF;
-=======\n    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at', 'check_mapping_rows',
+    FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at', 'check_mapping_rows',
                                 'current_mapping_change', 'log_mapping_change',
                                 'log_mapping_truncate'] LOOP
->>>>>>> mappings
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN
             EXECUTE format('ALTER FUNCTION public.%I() OWNER TO marketd_loader', item);
         END IF;

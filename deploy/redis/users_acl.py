@@ -4,7 +4,8 @@
         python deploy/redis/users_acl.py > users.acl
 
 or with the passwords in files: REDIS_WRITER_PASSWORD_FILE=/path and so on. The server takes it with
-`aclfile /path/users.acl` in redis.conf, and anew with ACL LOAD. A user without a password is left out;
+`aclfile /path/users.acl` in redis.conf, and anew with ACL LOAD. A user without a password is left out
+(REDIS_GATEWAY_PASSWORD makes one for gateways that run as processes of their own);
 admin and writer are needed, because the default user is switched off.
 """
 
@@ -20,13 +21,14 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from config.secret_files import read_secrets
-from services.storage.access import ADMIN, CONSUMER, READER, WRITER, RedisUser, acl_file
+from services.storage.access import ADMIN, CONSUMER, GATEWAY, READER, WRITER, RedisUser, acl_file
 
 SHORTEST_PASSWORD = 12
 EXIT_CONFIGURATION = 78
 SETTINGS = {
     ADMIN: "REDIS_ADMIN_PASSWORD",
     WRITER: "REDIS_WRITER_PASSWORD",
+    GATEWAY: "REDIS_GATEWAY_PASSWORD",
     CONSUMER: "REDIS_CONSUMER_PASSWORD",
     READER: "REDIS_READER_PASSWORD",
 }

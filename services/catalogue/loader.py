@@ -8,7 +8,7 @@ decided here: a snapshot is written to disk when its user says `keep`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,9 +48,15 @@ _STALE_STATEMENT = ("0A000", "26000", "XX000")
 
 
 class Catalogue:
-    """Reads snapshots from one database. `close` it when done; it connects at the first call."""
+    """Reads snapshots from one database. `close` it when done; it connects at the first call.
 
-    def __init__(self, database_url: str, cache_path: Path, clock: Clock) -> None:
+    With `exchanges` (codes) a snapshot has the mappings of those only; the others are none of ours.
+    """
+
+    def __init__(
+        self, database_url: str, cache_path: Path, clock: Clock, *, exchanges: Collection[str] = ()
+    ) -> None:
+        self._exchanges = frozenset(exchanges)
         self._database_url = database_url
         self._cache_path = cache_path
         self.clock = clock
@@ -111,7 +117,7 @@ class Catalogue:
 
     def _versioned(self, snapshot: MappingSnapshot) -> MappingSnapshot:
         self._version += 1
-        return msgspec.structs.replace(snapshot, version=self._version)
+        return self._ours(msgspec.structs.replace(snapshot, version=self._version))
 
     async def load(self) -> MappingSnapshot:
         """Return what the tables say now, or the last good copy while PostgreSQL cannot be reached.
@@ -203,6 +209,12 @@ class Catalogue:
         age_s = (self.clock.now_ms() - snapshot.loaded_ms) // 1000
         _log.warning("last_good_mappings_used", age_s=age_s, reason=str(error))
         return await self.advance(snapshot)
+
+    def _ours(self, snapshot: MappingSnapshot) -> MappingSnapshot:
+        if not self._exchanges:
+            return snapshot
+        ours = tuple(mapping for mapping in snapshot.mappings if mapping.exchange in self._exchanges)
+        return msgspec.structs.replace(snapshot, mappings=ours)
 
 
 def snapshot_of(found: TablesRead, now_ms: int) -> MappingSnapshot:

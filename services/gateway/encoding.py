@@ -115,7 +115,8 @@ def control_message(record: ControlRecord) -> dict[str, Any]:
         message["src"] = record.provider_code
     for name, value in record.fields.items():
         message.setdefault(name, value)
-    message["position"] = {record.exchange: record.position}
+    # One that is no part of the stream has no position.
+    message["position"] = {record.exchange: record.position} if record.position_ms else {}
     return message
 
 

@@ -46,7 +46,9 @@ class RecoveryLimits(msgspec.Struct, frozen=True, kw_only=True):
     `entries` of one exchange's stream are looked through for one client; `bytes` is what it may be sent
     of them, `bytes_in_all` what waits for all clients together. `tail` is how many live records are
     held back meanwhile. A stream that is behind the bus is waited for `behind_s` seconds, and a client
-    gets its answer within about `patience_s`.
+    gets its answer within about `patience_s`. Where the bus itself follows the streams, a client that comes
+    from a gateway that was a little ahead is given `ahead_s` seconds for the bus to get there; 0: the bus is
+    where records begin, and nobody can be ahead of it.
     """
 
     entries: int = 100_000
@@ -55,6 +57,7 @@ class RecoveryLimits(msgspec.Struct, frozen=True, kw_only=True):
     tail: int = 100_000
     behind_s: float = 2.0
     patience_s: float = 10.0
+    ahead_s: float = 0.0
 
 
 class History(Protocol):
@@ -166,6 +169,16 @@ class Recovery:
             self.refuse("too_far_behind")
 
 
+class Early:
+    """A client that is ahead of the bus: `done` is called when the bus `reached` it, or takes too long."""
+
+    def __init__(self, reached: Callable[[], bool], done: Callable[[], None], asked_s: float) -> None:
+        self.reached = reached
+        self.done = done
+        self.asked_s = asked_s
+        self.cancelled = False
+
+
 class RecoveryFigures(msgspec.Struct):
     """What became of resumes: `recovered`, or `refused` by reason; `entries` were read for them."""
 
@@ -190,6 +203,8 @@ class RecoveryDesk:
         self._held = held
         self._waiting: deque[Recovery] = deque()
         self._wake = asyncio.Event()
+        self._early: list[Early] = []
+        self._early_wake = asyncio.Event()
         self.limits = limits
         self.figures = RecoveryFigures()
 
@@ -202,6 +217,32 @@ class RecoveryDesk:
         """Begin a recovery; its `done` is called once, in a later turn of the event loop."""
         self._waiting.append(recovery)
         self._wake.set()
+
+    def await_bus(self, reached: Callable[[], bool], done: Callable[[], None]) -> Early:
+        """Call `done` once, in a later turn of the event loop: when the bus has `reached` it, or too late.
+
+        Setting `cancelled` of what is returned takes it back.
+        """
+        early = Early(reached, done, self._clock.monotonic_s())
+        self._early.append(early)
+        self._early_wake.set()
+        return early
+
+    async def watch_bus(self) -> None:
+        """Serve those who are ahead of the bus until cancelled."""
+        while True:
+            await self._early_wake.wait()
+            self._early_wake.clear()
+            while self._early:
+                await asyncio.sleep(RETRY_S)
+                late_s = self._clock.monotonic_s() - self.limits.ahead_s
+                over = [
+                    item for item in self._early if item.cancelled or item.reached() or item.asked_s < late_s
+                ]
+                self._early = [item for item in self._early if item not in over]
+                for early in over:
+                    if not early.cancelled:
+                        early.done()
 
     async def run(self) -> None:
         """Serve until cancelled."""

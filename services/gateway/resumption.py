@@ -48,3 +48,9 @@ def judge(
         if was < now:
             spans[exchange] = (was, now)
     return "", spans
+
+
+def ahead(resume: ResumePoint, exchanges: Iterable[str], positions: Mapping[str, str]) -> dict[str, Position]:
+    """Return where the client is, by exchange, wherever that is ahead of the bus."""
+    claimed = {exchange: parse_position(resume.position.get(exchange, NOTHING_YET)) for exchange in exchanges}
+    return {exchange: was for exchange, was in claimed.items() if was > parse_position(positions[exchange])}

@@ -25,6 +25,7 @@ from services.gateway.authentication import Authenticator
 from services.gateway.backend import GatewayBackend
 from services.gateway.charts import BarSource, ChartFrames
 from services.gateway.directory import InstrumentDirectory
+from services.gateway.errors import HttpError
 from services.gateway.event_stream import EventStreamEndpoint
 from services.gateway.flow import FlowLimits
 from services.gateway.guard import Guard, JsonRequestHandler
@@ -58,7 +59,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `port` 0 takes any free port; `port_fallback` does the same when `port` is taken. `tokens` maps
     name to secret; none are needed on loopback. `allowed_origins` are browser origins besides the
-    dashboard's own.
+    dashboard's own. Without `serves_clients` the HTTP interface is there, but no stream of records: `/ws`
+    and `/api/stream` send whoever asks to a gateway.
     """
 
     host: str = "127.0.0.1"
@@ -67,6 +69,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Mapping[str, str] = {}
     allowed_origins: tuple[str, ...] = ()
     limits: ClientLimits = ClientLimits()
+    serves_clients: bool = True
     flow: FlowLimits = FlowLimits()
     recovery: RecoveryLimits = RecoveryLimits()
     web_root: Path = WEB_ROOT
@@ -147,8 +150,12 @@ class Gateway:
         ).add_routes(app.router)
         PastApi(self._backend, self._directory).add_routes(app.router)
         RoutesApi(self._routes).add_routes(app.router)
-        app.router.add_get("/ws", self._sockets.handle)
-        app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
+        if config.serves_clients:
+            app.router.add_get("/ws", self._sockets.handle)
+            app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
+        else:
+            for path in ("/ws", "/api/stream"):
+                app.router.add_get(path, _elsewhere, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -168,7 +175,9 @@ class Gateway:
 
     async def run(self) -> None:
         """Serve the clients' paces, pings, deadlines and returns until cancelled."""
-        await end_together(("recovery", self._desk.run()), ("pacer", self._pacer.run()))
+        await end_together(
+            ("recovery", self._desk.run()), ("returns", self._desk.watch_bus()), ("pacer", self._pacer.run())
+        )
 
     async def stop(self) -> None:
         """Refuse new clients, tell those connected to come back (1012), and close, within about 4 s."""
@@ -296,6 +305,12 @@ class Gateway:
             return await bound_sockets(config.host, 0, BACKLOG)
         except OSError as error:
             raise _bind_refused(config, error) from error
+
+
+async def _elsewhere(_request: web.Request) -> web.StreamResponse:
+    raise HttpError(
+        404, "no_clients_here", "this daemon only ingests (run --role ingest): connect to a gateway"
+    )
 
 
 def _bind_refused(config: GatewayConfig, error: OSError) -> ConfigurationError:

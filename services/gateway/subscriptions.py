@@ -29,8 +29,9 @@ from services.gateway.protocol import (
     Unsubscribe,
     is_well_formed,
 )
-from services.gateway.recovery import Recovery, RecoveryDesk, Tail
-from services.gateway.resumption import NOTHING_YET, Spans, judge
+from services.gateway.recovery import Early, Recovery, RecoveryDesk, Tail
+from services.gateway.resumption import NOTHING_YET, Spans, ahead, judge
+from services.pipeline.sequencer import parse_position
 
 
 class SubscriptionContext(msgspec.Struct, frozen=True):
@@ -86,6 +87,7 @@ class Subscriptions:
         self._desk = context.desk
         self._recovered = recovered
         self._return: _Return | None = None
+        self._early: Early | None = None
         self._outlet = outlet
         self._outbox = outbox
         self._paced = paced
@@ -100,7 +102,7 @@ class Subscriptions:
     @property
     def recovering(self) -> bool:
         """Whether a resume waits for its answer; nothing else may be obeyed before it."""
-        return self._return is not None
+        return self._return is not None or self._early is not None
 
     def position(self) -> dict[str, str]:
         """Return the bus's newest position of every exchange that is watched: all before it is queued."""
@@ -180,6 +182,9 @@ class Subscriptions:
 
     def clear(self) -> None:
         """Stop watching everything."""
+        if self._early is not None:
+            self._early.cancelled = True
+            self._early = None
         if self._return is not None:
             self._return.recovery.cancelled = True
             self._broadcast.detach(self._return.tail, self._return.found)
@@ -314,12 +319,17 @@ class Subscriptions:
 
     # ---- coming back ----------------------------------------------------------------------------
 
-    def _come_back(self, wish: Subscribe, found: list[str], answer: dict[str, Any]) -> None:
+    def _come_back(
+        self, wish: Subscribe, found: list[str], answer: dict[str, Any], *, patient: bool = True
+    ) -> None:
         """Answer a resume at once where nothing need be read; else hold back the tail and read."""
         resume = wish.resume
         assert resume is not None  # noqa: S101 - asked before the call
         exchanges = {instrument.partition(":")[0] for instrument in found}
         reason, spans = judge(resume, self._backend.epoch, exchanges, self._positions(exchanges))
+        if reason == "position_ahead" and patient and self._desk.limits.ahead_s:
+            self._await_bus(wish, found, answer, exchanges)
+            return
         if spans and not self._desk.available:
             reason = reason or "history_unavailable"
         if reason:
@@ -333,6 +343,29 @@ class Subscriptions:
         else:
             self._watch(found, wish, opening=False)
             self._join(wish, found, answer, [], Tail(0))
+
+    def _await_bus(
+        self, wish: Subscribe, found: list[str], answer: dict[str, Any], exchanges: set[str]
+    ) -> None:
+        """Put the resume off until the bus is where the client is."""
+        resume, epoch = wish.resume, self._backend.epoch
+        assert resume is not None  # noqa: S101 - asked before the call
+        there = ahead(resume, exchanges, self._positions(exchanges))
+
+        def reached() -> bool:
+            now = self._positions(set(there))
+            here = all(parse_position(now[exchange]) >= was for exchange, was in there.items())
+            return here or self._backend.epoch != epoch
+
+        def done() -> None:
+            self._early = None
+            answer["epoch"] = self._backend.epoch
+            known = [instrument for instrument in found if self._backend.is_known(instrument)]
+            self._come_back(wish, known, answer, patient=False)
+            if not self.recovering:
+                self._recovered()
+
+        self._early = self._desk.await_bus(reached, done)
 
     def _read_missed(self, wish: Subscribe, found: list[str], answer: dict[str, Any], spans: Spans) -> None:
         ticks = "tick" in wish.channels

@@ -98,6 +98,14 @@ CONSUMER = RedisUser(
         f"(~md:interest -@all {_allow(INTEREST_COMMANDS)})",
     ),
 )
+GATEWAY = RedisUser(
+    name="marketd-gateway",
+    rights=(
+        *("~md:*", "resetchannels", "-@all", _allow((*READER_COMMANDS, "multi", "exec"))),
+        f"(~md:interest -@all {_allow(('zadd',))})",
+    ),
+)
+"""What `run --role gateway` needs: to read everything, and to lease what its clients watch."""
 ADMIN = RedisUser(name="marketd-admin", rights=("~*", "&*", "+@all"))
 
 
@@ -109,7 +117,7 @@ def acl_line(user: RedisUser, password_sha256: str) -> str:
 def acl_file(hash_of: Callable[[RedisUser], str | None]) -> list[str]:
     """Return a whole ACL file: the default user off, and every user `hash_of` has a password hash for."""
     lines = ["user default reset off"]
-    for user in (ADMIN, WRITER, CONSUMER, READER):
+    for user in (ADMIN, WRITER, GATEWAY, CONSUMER, READER):
         password_sha256 = hash_of(user)
         if password_sha256:
             lines.append(acl_line(user, password_sha256))

@@ -21,6 +21,10 @@ LEADER = "md:leader"
 """The newest lease for as long as it was not released, so that a lapsed one is told from a free one."""
 FENCE = "md:fence"
 """How often the lease changed hands: the epoch of the newest leader."""
+SHARDS = "md:shards"
+"""Hash: the shards of ingestion that ever led, so that those with an exchange in common see each other."""
+STATUS = "md:status"
+"""Hash: what each leading ingest daemon says of itself once a second, in JSON; field: its shard, or `*`."""
 
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")

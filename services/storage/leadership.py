@@ -93,6 +93,7 @@ class Leadership:
         *,
         policy: LeasePolicy = "standby",
         times: LeaseTimes | None = None,
+        lease_key: str = LEASE,
     ) -> None:
         self.role = Role.STANDING_BY
         self.reason = "the lease was not asked for yet"
@@ -106,6 +107,7 @@ class Leadership:
         self._store = store
         self._clock = clock
         self._policy = policy
+        self._lease_key = lease_key
         self._times = times or LeaseTimes()
         self._write_until_s = 0.0
         self._renewed_s: float | None = None
@@ -129,7 +131,7 @@ class Leadership:
         if lease is None or not self.may_write():
             self.poke()
             raise StorageUnavailable(self.reason or "the lease could not be renewed in time")
-        fence = Fence(LEASE, lease.text, self.may_write)
+        fence = Fence(self._lease_key, lease.text, self.may_write)
         try:
             return await open_connection(address, f"{name}:{lease.token}", fence=fence)
         except StorageUnavailable:

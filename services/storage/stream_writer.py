@@ -43,11 +43,12 @@ class _Stream:
 
     __slots__ = ("heads", "is_probe", "middle")
 
-    def __init__(self, exchange: str, max_entries: int) -> None:
+    def __init__(self, exchange: str, max_entries: int, probe_exchange: str) -> None:
         # Exact trimming is dear, and only the probe's stream is short enough to need it.
         self.is_probe = exchange == PROBE_EXCHANGE
         trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
-        self.middle = "".join(map(bulk, ("XADD", tick_stream(exchange), *trim)))
+        key = tick_stream(probe_exchange if self.is_probe else exchange)
+        self.middle = "".join(map(bulk, ("XADD", key, *trim)))
         self.heads: dict[int, str] = {}
 
     def head(self, arguments: int) -> str:
@@ -67,11 +68,16 @@ class StreamWriter(SpooledSink):
         *,
         max_entries: int = STREAM_MAX_ENTRIES,
         encoder: EntryEncoder | None = None,
+        probe_exchange: str = PROBE_EXCHANGE,
         **options: Any,
     ) -> None:
-        """Prepare a writer that keeps about `max_entries` per stream; `options` as for `SpooledSink`."""
+        """Prepare a writer that keeps about `max_entries` per stream; `options` as for `SpooledSink`.
+
+        The health probe's records go into the stream of `probe_exchange`, which no other writer uses.
+        """
         super().__init__("stream", redis_url, in_flight=1, **options)
         self._max_entries = max_entries
+        self._probe_exchange = probe_exchange
         self._encoder = encoder or EntryEncoder()
         self._pending: deque[Record] = deque()
         self._streams: dict[str, _Stream] = {}
@@ -138,7 +144,9 @@ class StreamWriter(SpooledSink):
                 arguments, text = control_fields(cast(ControlRecord, record))
             stream = streams.get(record.exchange)
             if stream is None:
-                stream = streams[record.exchange] = _Stream(record.exchange, self._max_entries)
+                stream = streams[record.exchange] = _Stream(
+                    record.exchange, self._max_entries, self._probe_exchange
+                )
             if stream.is_probe:
                 probe_ms = record.position_ms
             if record.position_ms != newest_ms:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(180)
 
 PASSWORD = "correct-horse-battery"
 SCRIPT = ROOT / "deploy" / "redis" / "users_acl.py"
-USERS = ("admin", "writer", "consumer", "reader")
+USERS = ("admin", "writer", "gateway", "consumer", "reader")
 
 
 async def printed_users() -> list[str]:
@@ -131,6 +131,39 @@ async def test_the_daemon_runs_restarts_and_resumes_with_the_writers_rights_alon
     stored = await read_store(client, sorted(NAMES.values()))
     await client.aclose()
     assert sum(len(found.entries) for found in stored.values()) > 400
+
+
+async def test_shards_and_gateways_run_with_the_rights_of_their_users_alone(
+    stack: Stack, guarded: dict[str, str], tmp_path: Path
+) -> None:
+    async with (
+        stack.ingest(
+            tmp_path / "ingest", "NSE", "BSE", SUBSCRIPTION_MODE="dynamic", REDIS_URL=guarded["writer"]
+        ),
+        stack.gateway(tmp_path / "gateway", REDIS_URL=guarded["gateway"]) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        resume: dict[str, Any] = {"epoch": "", "position": {"NSE": "0-0"}}
+        for _ in range(2):
+            async with session.ws_connect(gateway.runtime["api_url"] + "/ws") as socket:
+                wish = {"action": "subscribe", "id": 1, "instruments": ["NSE:TCS"], "delivery": "all"}
+                await socket.send_json(wish | {"resume": resume})
+                answer = await socket.receive_json()
+                assert answer["type"] == "subscribed"
+                while (await socket.receive_json(timeout=30))["type"] != "raw_tick":
+                    pass
+                resume = {"epoch": answer["epoch"], "position": {"NSE": "0-0"}}
+        assert (await gateway.get("/api/why/NSE:TCS"))[0] == 200
+        assert (await gateway.status())["pipeline"]["subscriptions"]["reason"] == ""
+    assert await refusals(guarded["admin"]) == []
+    for command in (
+        ("XADD", "md:ticks:NSE", "*", "a", "b"),
+        ("HSET", "md:status", "*", "x"),
+        ("SET", "md:epoch", "x"),
+        ("ZREM", "md:interest", "NSE:TCS"),
+        ("EVAL", "return 1", "0"),
+    ):
+        assert await denied(guarded["gateway"], *command), command
 
 
 async def test_the_writer_can_destroy_nothing_and_look_nowhere_else(guarded: dict[str, str]) -> None:

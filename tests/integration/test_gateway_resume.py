@@ -331,3 +331,37 @@ async def test_a_pong_tells_the_position_so_that_quiet_instruments_do_not_fall_b
         socket, _ = await rig.subscriber("NSE:TCS", delivery="all")
         newest = rig.market.tick("NSE:RELIANCE", 1.0)
         assert (await ask(socket, action="ping", id=1))["position"] == {"NSE": newest.position}
+
+
+async def test_a_client_from_a_gateway_that_was_ahead_is_waited_for_and_misses_nothing(
+    redis_url: str,
+) -> None:
+    limits = RecoveryLimits(ahead_s=5.0 * FACTOR)
+    async with running_gateway(KEYS, redis_url=redis_url, recovery=limits) as rig:
+        seen = rig.market.tick("NSE:TCS", 1.0)
+        ahead = f"{seen.position_ms}-{seen.position_seq + 1}"
+        socket = await rig.connect()
+        wish = {"action": "subscribe", "id": 1, "instruments": ["NSE:TCS"], "delivery": "all"}
+        await socket.send_json(wish | {"resume": here(rig, NSE=ahead)})
+        await socket.send_json({"action": "ping", "id": 2})
+        await asyncio.sleep(0.1)
+        rig.market.tick("NSE:RELIANCE", 50.0)
+        rig.market.tick("NSE:TCS", 2.0)
+        messages = [await receive(socket) for _ in range(3)]
+        assert [message["type"] for message in messages] == ["subscribed", "raw_tick", "pong"], messages
+        assert messages[0]["recovered"] is True
+        assert prices(messages) == [("NSE:TCS", 2.0)], "the tick it was ahead by is not sent again"
+
+
+async def test_a_client_that_is_ahead_of_everything_begins_anew_after_a_while(redis_url: str) -> None:
+    async with running_gateway(KEYS, redis_url=redis_url, recovery=RecoveryLimits(ahead_s=0.3)) as rig:
+        seen = rig.market.tick("NSE:TCS", 1.0)
+        ahead = f"{seen.position_ms}-{seen.position_seq + 1_000}"
+        _, answer = await rig.subscriber("NSE:TCS", delivery="all", resume=here(rig, NSE=ahead))
+        assert (answer["recovered"], answer["reason"]) == (False, "position_ahead")
+        gone = await rig.connect()
+        wish = {"action": "subscribe", "id": 1, "instruments": ["NSE:TCS"], "delivery": "all"}
+        await gone.send_json(wish | {"resume": here(rig, NSE=ahead)})
+        await gone.close()
+        await eventually(lambda: rig.figures()["connected"] == 1)
+        assert rig.figures()["resumed"]["refused"] == {"position_ahead": 1}

@@ -14,10 +14,11 @@ from services.errors import StorageMisconfigured, StorageUnavailable
 from services.market_data.clock import ManualClock, SystemClock
 from services.storage.address import parse_address
 from services.storage.client import make_client
-from services.storage.connection import RedisConnection
+from services.storage.connection import RedisConnection, open_connection
 from services.storage.leadership import Leadership, LeaseTimes, Role
 from services.storage.redis_lease import LeaseAnswer, RedisLease
 from services.storage.resp import command, to_bytes
+from services.storage.shard import Shard
 from tests.support.eventually import FACTOR, eventually
 from tests.support.fault_proxy import FaultProxy
 from tests.support.servers import PrivateRedis
@@ -37,8 +38,10 @@ MakeLease = Callable[..., RedisLease]
 async def claim(redis_url: str) -> AsyncIterator[MakeLease]:
     made: list[RedisLease] = []
 
-    def make(state_dir: str, ttl_s: float = 15.0, url: str = redis_url) -> RedisLease:
-        made.append(RedisLease(url, state_dir=lambda: state_dir, ttl_s=ttl_s))
+    def make(
+        state_dir: str, ttl_s: float = 15.0, url: str = redis_url, shard: Shard | None = None
+    ) -> RedisLease:
+        made.append(RedisLease(url, state_dir=lambda: state_dir, ttl_s=ttl_s, shard=shard))
         return made[-1]
 
     yield make
@@ -305,3 +308,69 @@ async def test_another_kind_of_value_under_the_key_is_said(claim: MakeLease, cli
     await client.lpush("md:lease", "x")
     with pytest.raises(StorageMisconfigured, match="delete it"):
         await claim("one").acquire()
+
+
+# ---- shards -----------------------------------------------------------------------------------------
+
+
+async def test_shards_without_a_common_exchange_lead_side_by_side(
+    claim: MakeLease, client: Redis, redis_url: str
+) -> None:
+    nse, bse = claim("one", shard=Shard.of(["NSE"])), claim("two", shard=Shard.of(["BSE", "MCX"]))
+    first, second = await nse.acquire(), await bse.acquire()
+    assert (first.ours, second.ours) == (True, True)
+    assert json.loads(await client.get("md:lease:NSE"))["shard"] == "NSE"
+    assert await client.exists("md:lease:BSE,MCX") == 1
+    assert await client.exists("md:lease") == 0
+    writer = await open_connection(parse_address(redis_url), f"marketd:stream:{first.lease.token}")
+    assert await bse.fence_off(second.lease)
+    assert await asyncio.wait_for(write(writer, "PING"), 5 * FACTOR) == ["PONG"], "another shard's writer"
+    assert (await nse.renew(first.lease)).ours
+    writer.abort(StorageUnavailable("the test ends"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["NSE", "BSE"], ["BSE", "MCX"]),
+        ([], ["NSE"]),
+        (["NSE"], []),
+        (["NSE", "BSE"], ["BSE"]),
+    ],
+    ids=str,
+)
+async def test_shards_with_a_common_exchange_exclude_each_other(
+    claim: MakeLease, client: Redis, redis_url: str, first: list[str], second: list[str]
+) -> None:
+    one, two = (
+        claim("one", ttl_s=0.5, shard=Shard.of(first)),
+        claim("two", ttl_s=0.5, shard=Shard.of(second)),
+    )
+    led = await one.acquire()
+    assert led.ours
+    refused = await two.acquire()
+    assert not refused.ours
+    assert refused.lease == led.lease, "it hears who holds the exchange"
+    writer = await open_connection(parse_address(redis_url), f"marketd:stream:{led.lease.token}")
+
+    async def taken(lease: RedisLease) -> LeaseAnswer | None:
+        answer = await lease.acquire()
+        return answer if answer.ours else None
+
+    answer = await eventually(lambda: taken(two))
+    assert await two.fence_off(answer.lease)
+    await eventually(lambda: writer.closed_by is not None)
+    assert not (await one.renew(led.lease)).ours, "a lapsed shard does not come back beside another"
+    await two.release(answer.lease)
+    again = await eventually(lambda: taken(one))
+    assert again.lease.epoch > led.lease.epoch + 1, "it can tell that another led meanwhile"
+
+
+async def test_after_a_flush_overlapping_shards_do_not_both_lead(claim: MakeLease, client: Redis) -> None:
+    one, two = claim("one", shard=Shard.of(["NSE", "BSE"])), claim("two", shard=Shard.of(["BSE"]))
+    led = await one.acquire()
+    assert not (await two.acquire()).ours
+    await client.flushall()
+    assert not (await two.acquire()).ours, "it waits for whoever led a moment ago"
+    assert (await one.renew(led.lease)).ours
+    assert not (await two.acquire()).ours

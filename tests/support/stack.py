@@ -47,8 +47,8 @@ class Stack:
         self.dhan, self.yahoo, self.journal = dhan, yahoo, journal
         self.database_url, self.redis_url = database_url, redis_url
 
-    def daemon(self, state_dir: Path, **more: object) -> Daemon:
-        """Return a daemon for this stack; `more` are settings, or options of `Daemon`."""
+    def daemon(self, state_dir: Path, *arguments: str, **more: object) -> Daemon:
+        """Return a daemon for this stack; `arguments` replace `run`, `more` are settings or `Daemon`'s."""
         settings = {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
@@ -59,7 +59,18 @@ class Stack:
             "YAHOO_STREAM_URL": self.yahoo.url,
             "MARKET_CALENDAR": "always_open",
         }
-        return Daemon(state_dir, **(settings | more))  # type: ignore[arg-type]
+        return Daemon(state_dir, *arguments, **(settings | more))  # type: ignore[arg-type]
+
+    def ingest(self, state_dir: Path, *exchanges: str, **more: object) -> Daemon:
+        """Return a daemon that only ingests, all exchanges or these."""
+        shard = ("--exchanges", ",".join(exchanges)) if exchanges else ()
+        return self.daemon(state_dir, "run", "--role", "ingest", *shard, **more)
+
+    def gateway(self, state_dir: Path, **more: object) -> Daemon:
+        """Return a gateway: it knows the servers and nothing of providers."""
+        settings = {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+        settings |= {"MARKET_CALENDAR": "always_open"}
+        return Daemon(state_dir, "run", "--role", "gateway", **(settings | more))  # type: ignore[arg-type]
 
     async def quiet(self) -> None:
         """Stop the market, and wait until what was sent has been read."""

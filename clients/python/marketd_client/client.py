@@ -40,6 +40,8 @@ _Batch = tuple[list[Record], ResumePoint | None]
 class Client:
     """Records of `instruments` (keys, or `EXCHANGE:*`), over as many connections as it takes.
 
+    `url`: the daemon's address, or those of several gateways on one Redis; after every connection that ends,
+    or cannot be made, the next one is tried, and goes on where the last one stopped.
     `delivery`: `all` for every tick, `latest` for the newest value every `every_ms`. `channels`: `tick`,
     `chart`, or both, with `interval` in minutes as text. `token`: the secret, or a function that returns
     one, asked at every attempt. `resume`: a `resume_point` of an earlier run. `buffer_frames`: how many
@@ -50,7 +52,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Iterable[str],
         instruments: Iterable[str],
         *,
         delivery: Literal["all", "latest"] = "latest",
@@ -63,7 +65,10 @@ class Client:
         backoff: Backoff | None = None,
         open_timeout_s: float = 10.0,
     ) -> None:
-        self.url = websocket_url(url)
+        self._urls = [websocket_url(one) for one in ([url] if isinstance(url, str) else url)]
+        if not self._urls:
+            raise ValueError("no address of a daemon was given")
+        self._turn = 0
         self._session = Session(
             instruments,
             delivery=delivery,
@@ -82,6 +87,11 @@ class Client:
         self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """The address that is connected to, or tried next."""
+        return self._urls[self._turn % len(self._urls)]
 
     @property
     def resume_point(self) -> ResumePoint | None:
@@ -149,6 +159,7 @@ class Client:
         try:
             while True:
                 code, reason, at_least_s = await self._one_connection()
+                self._turn += 1
                 retry_in_s = self._backoff.next_s(at_least_s)
                 await self._hand_over([Disconnected(code, reason, retry_in_s)])
                 await asyncio.sleep(retry_in_s)

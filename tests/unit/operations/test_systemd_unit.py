@@ -90,3 +90,16 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     )
     complaints = [line for line in outcome.stderr.splitlines() if "marketd.service" in line]
     assert complaints == [], outcome.stderr
+
+
+def test_the_gateways_unit_differs_in_what_a_gateway_is_and_in_nothing_else() -> None:
+    template = UNIT.with_name("marketd-gateway@.service")
+    daemon = [line for line in UNIT.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    gateway = [line for line in template.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert [two for one, two in zip(daemon, gateway, strict=True) if one != two] == [
+        "Description=marketd gateway on port %i, clients served from Redis",
+        "ExecStart=/opt/marketd/.venv/bin/python /opt/marketd/main.py run --role gateway",
+        "EnvironmentFile=/etc/marketd/gateway.env",
+        "Environment=API_PORT=%i STATE_DIR=/var/lib/marketd-gateway/%i LOG_FORMAT=json PYTHONUNBUFFERED=1",
+        "StateDirectory=marketd-gateway/%i",
+    ]
