@@ -432,7 +432,7 @@ class LiveDataIngestion:
         if self._phase != "running":
             return {}
         readiness = self.readiness()
-        return troubles(
+        found = troubles(
             now_ms=self.clock.now_ms(),
             providers=self._conditions(),
             sinks=self._writers,
@@ -442,6 +442,11 @@ class LiveDataIngestion:
             silence=self._judge.alarms(),
             disputes={key: found.text() for key, found in self._quality.disputes().items()},
         )
+        routing = self.providers.router.summary()
+        if routing["stale"]:
+            named = ", ".join(routing["stale_instruments"])
+            found["routing:stale"] = f"nobody delivers {routing['stale']} instruments: {named}"
+        return found
 
     def _dispute(self, instrument: str) -> str | None:
         found = self._quality.disputes().get(instrument)
@@ -711,6 +716,7 @@ class LiveDataIngestion:
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
             "streams": self._streams.status(),
             "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
+            "silence": self._judge.alarms(),
             "quality": self._quality_status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),

@@ -22,7 +22,8 @@ from services.market_data.records import DataIngestionFormat, ProviderTick, Reco
 from services.pipeline.supervisor import Supervisor
 from services.provider_registry import ProviderFactory, ProviderRegistry
 from services.provider_runtime import ProviderRuntime
-from services.routing.router import Forced, Router
+from services.routing.book import Forced
+from services.routing.router import Router
 from services.routing.rules import RoutingRules
 from services.silence.judge import SilenceJudge
 
@@ -97,7 +98,7 @@ class ProviderManager:
         by_provider: dict[str, list[InstrumentMapping]] = {entry.code: [] for entry in snapshot.providers}
         for mapping in snapshot.mappings:
             by_provider.setdefault(mapping.provider_code, []).append(mapping)
-        self.router.load(snapshot.mappings)
+        self.router.book.load(snapshot.mappings)
         for entry in snapshot.providers:
             runtime = self._runtimes.setdefault(entry.code, ProviderRuntime(entry, self._clock))
             if runtime.provider is None:
@@ -106,7 +107,7 @@ class ProviderManager:
                     _log.error("provider_unknown", provider=entry.code, remedy="install its package")
                 else:
                     runtime.provider = factory(self._context(runtime))
-            self.router.disarm_gone(runtime, by_provider[entry.code])
+            self.router.flows.disarm_gone(runtime, by_provider[entry.code])
             runtime.load(entry, by_provider[entry.code])
 
     async def apply(self, snapshot: MappingSnapshot) -> None:
@@ -116,9 +117,9 @@ class ProviderManager:
         """
         before = set(self._runtimes)
         codes = {entry.code for entry in snapshot.providers}
-        flowed = self.router.flowed()
+        flowed = self.router.flows.flowed()
         self.load(snapshot)
-        self.router.leave_gone(flowed, codes)
+        self.router.flows.leave_gone(flowed, codes)
         for code in codes - before:
             self._keep(code)
         await asyncio.sleep(0)
@@ -129,7 +130,7 @@ class ProviderManager:
 
     async def _release(self) -> None:
         """Let go of every symbol that no instrument is routed by, nor waits for."""
-        needed = self.router.needed()
+        needed = self.router.wishes.needed()
         for code, runtime in self._runtimes.items():
             if runtime.provider is not None:
                 for symbol in runtime.provider.wanted:
@@ -144,7 +145,7 @@ class ProviderManager:
             symbol = runtime.symbol_of.get(record.symbol) if runtime is not None else None
             if runtime is not None and symbol is not None:
                 runtime.normaliser.seed(symbol, record)
-            self.router.gaps.lost(record.symbol, record.received_ms, "daemon_down")
+            self.router.book.gaps.lost(record.symbol, record.received_ms, "daemon_down")
 
     async def start(self) -> None:
         """Start every provider and tell it what to subscribe."""
@@ -204,7 +205,7 @@ class ProviderManager:
         for code, runtime in self._runtimes.items():
             if runtime.provider is not None and code not in factories:
                 await self._end(code, runtime)
-                self.router.gone(runtime)
+                self.router.flows.gone(runtime)
                 runtime.provider = None
         before = {code for code, runtime in self._runtimes.items() if runtime.provider is not None}
         self.load(snapshot)
@@ -213,7 +214,7 @@ class ProviderManager:
                 if runtime.provider is not None and code not in before:
                     self._keep(code)
             await asyncio.sleep(0)
-        if self.router.active:
+        if self.router.book.active:
             await self.reroute()
 
     # ---- what the registry asks -----------------------------------------------------------------
@@ -224,12 +225,12 @@ class ProviderManager:
 
     def rows(self, instrument: str) -> tuple[InstrumentMapping, ...]:
         """Return the mappings of an instrument in the order of preference; none where it is unknown."""
-        return self.router.candidates.get(instrument, ())
+        return self.router.book.candidates.get(instrument, ())
 
     def places_of(self, code: str) -> dict[str, int]:
         """Return the exchanges a provider is mapped for, and its best place in the order there."""
         places: dict[str, int] = {}
-        for rows in self.router.candidates.values():
+        for rows in self.router.book.candidates.values():
             for place, row in enumerate(rows, start=1):
                 if row.provider_code == code:
                     places[row.exchange] = min(place, places.get(row.exchange, place))
@@ -242,7 +243,7 @@ class ProviderManager:
 
     def routed(self) -> dict[str, int]:
         """Return how many instruments each provider serves."""
-        return dict(Counter(self.router.active.values()))
+        return dict(Counter(self.router.book.active.values()))
 
     def force(self, instrument: str, to: str, for_s: float, by: str, why: str) -> None:
         """Prefer a source of an instrument for a while."""
@@ -260,12 +261,12 @@ class ProviderManager:
 
         What is new is subscribed before what is no longer wanted is let go, if there is room for both.
         """
-        router = self.router
-        before, router.interest = router.interest, instruments
+        book = self.router.book
+        before, book.interest = book.interest, instruments
         if instruments == before:
             return
-        gone = (router.candidates.keys() if before is None else before) - instruments
-        router.uninterested(gone)
+        gone = (book.candidates.keys() if before is None else before) - instruments
+        self.router.flows.uninterested(gone)
         new = instruments if before is None else instruments - before
         crowded = any(
             runtime.provider is not None
@@ -283,7 +284,7 @@ class ProviderManager:
     async def _let_go(self, instruments: Iterable[str]) -> None:
         """Unsubscribe `instruments` wherever they are subscribed."""
         for instrument in instruments:
-            for row in self.router.candidates.get(instrument, ()):
+            for row in self.router.book.candidates.get(instrument, ()):
                 self._orders.setdefault(row.provider_code, {})[row.provider_symbol] = False
         await self._send_orders()
 
@@ -296,12 +297,12 @@ class ProviderManager:
 
     def places(self) -> Callable[[str], list[str]]:
         """Return a function: at which providers (codes) an instrument would take a subscription just now."""
-        self.router.refresh_conditions()
-        return self.router.places
+        self.router.conditions.refresh()
+        return self.router.conditions.places
 
     def subscription_state(self, instrument: str) -> str:
         """Return how far the subscription is that serves `instrument`: requested, acked or proven."""
-        code = self.router.active.get(instrument)
+        code = self.router.book.active.get(instrument)
         runtime = self._runtimes.get(code) if code is not None else None
         if runtime is None or runtime.provider is None or instrument not in runtime.symbol_of:
             return "requested"
@@ -313,12 +314,12 @@ class ProviderManager:
         The first in the order stays subscribed, or waiting to be, whoever serves in its place.
         """
         router = self.router
-        router.refresh_conditions()
-        instruments = list(router.candidates if only is None else only)
+        router.conditions.refresh()
+        instruments = list(router.book.candidates if only is None else only)
         for _ in router.look_at(instruments):
             await asyncio.sleep(0)
         for count, instrument in enumerate(instruments, start=1):
-            router.subscribe(instrument)
+            router.wishes.subscribe(instrument)
             if count % 2_000 == 0:
                 await asyncio.sleep(0)
         router.say_switched()
@@ -329,7 +330,7 @@ class ProviderManager:
 
         A provider that takes its time does so by itself; nobody waits for it longer than a moment.
         """
-        for code, wishes in self.router.take_wishes().items():
+        for code, wishes in self.router.wishes.take().items():
             self._orders.setdefault(code, {}).update(wishes)
         for code in self._orders:
             courier = self._couriers.get(code)
@@ -349,7 +350,7 @@ class ProviderManager:
             if new:
                 await runtime.provider.want(new)
             if gone:
-                self.router.let_go(runtime, gone)
+                self.router.flows.let_go(runtime, gone)
                 await runtime.let_go(gone)
 
     def _deliverer(self, runtime: ProviderRuntime) -> Callable[[ProviderTick, int], None]:
@@ -384,10 +385,10 @@ class ProviderManager:
         return deliver
 
     def _lost(self, runtime: ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:
-        self.router.lost(runtime, symbols, since_ms, reason)
+        self.router.flows.lost(runtime, symbols, since_ms, reason)
 
     def _restored(self, runtime: ProviderRuntime, symbols: Iterable[str], at_ms: int) -> None:
-        self.router.restored(runtime, symbols, at_ms)
+        self.router.flows.restored(runtime, symbols, at_ms)
 
     # ---- status ---------------------------------------------------------------------------------
 
@@ -408,7 +409,7 @@ class ProviderManager:
 
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
-        return self.router.active.get(instrument)
+        return self.router.book.active.get(instrument)
 
     def conditions(self) -> list[tuple[str, str, str, int | None]]:
         """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
@@ -430,9 +431,9 @@ class ProviderManager:
             "candidates": [
                 {
                     **self._runtimes[row.provider_code].candidate(row),
-                    **router.standing(row, position),
+                    **router.standing(row),
                 }
-                for position, row in enumerate(router.candidates.get(instrument, ()))
+                for row in router.book.candidates.get(instrument, ())
             ],
             "decisions": [event.as_dict() for event in router.journal.newest(instrument)],
         }

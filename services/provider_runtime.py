@@ -87,7 +87,7 @@ class ProviderRuntime:
 
     @property
     def last_tick_ms(self) -> int:
-        """When its newest tick arrived, UTC epoch ms, whether it was let through or not; 0 before the first."""
+        """When its newest tick arrived, let through or not; UTC epoch ms, 0 before the first."""
         return max((pulse.received_ms for pulse in self.pulses.values()), default=0)
 
     def arm(self, symbol: str) -> Pulse:

@@ -42,6 +42,9 @@ _RIGHTS = """
 SELECT r.rolsuper, r.rolcreatedb, r.rolcreaterole,
     has_database_privilege(current_database(), 'CREATE') AS create_schemas,
     has_schema_privilege('public', 'CREATE') AS create_tables,
+    to_regclass('public.route_events') IS NULL
+        OR (has_table_privilege(to_regclass('public.route_events'), 'INSERT')
+            AND has_table_privilege(to_regclass('public.route_events'), 'DELETE')) AS keep_decisions,
     ARRAY(
         SELECT c.relname::text FROM pg_class c
         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ($1)
@@ -103,6 +106,9 @@ async def check_database_rights(url: str) -> list[Check]:
             await connection.close(timeout=CONNECT_TIMEOUT_S)
     except DATABASE_ERRORS as error:
         return [Check(_DATABASE, False, str(database_error(error, url)), "see the message")]
+    if not rights["keep_decisions"]:
+        detail = "the role may not write route_events: what routing decides is not kept"
+        return [Check(_DATABASE, True, detail, "run deploy/postgres/roles.sql again", warning=True)]
     too_much = [
         words
         for name, words in (
@@ -121,9 +127,9 @@ async def check_database_rights(url: str) -> list[Check]:
             Check(
                 _DATABASE,
                 True,
-                f"the role only has to read: it {', '.join(too_much)}",
+                f"the role only has to read the mappings: it {', '.join(too_much)}",
                 _DATABASE_REMEDY,
                 True,
             )
         ]
-    return [Check(_DATABASE, True, "the role may read and nothing else")]
+    return [Check(_DATABASE, True, "the role may read, and write what it keeps itself")]

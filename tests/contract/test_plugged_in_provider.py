@@ -1,4 +1,4 @@
-"""A provider in a package of its own, found through its entry point, serves an exchange; nothing here knows it."""
+"""A provider in a package of its own, found through its entry point, serves an exchange."""
 
 from __future__ import annotations
 

@@ -216,7 +216,8 @@ class RoutingRig:
                 assert source is None or record.fields["from_src"] == source
                 source = str(record.fields["to_src"])
                 assert record.provider_code == source
-                switched_ms.append(record.timestamp)
+                if record.fields["reason"] not in ("manual", "resubscribed"):
+                    switched_ms.append(record.timestamp)
             elif record.type in ("stale", "resumed"):
                 assert stale is (record.type == "resumed"), "each is said once, in turn"
                 assert record.fields["reason"]

@@ -1,7 +1,8 @@
-"""What routing does about single instruments, whole connections and thousands at once; with hand-driven providers."""
+"""What routing does about single instruments, whole connections and thousands at once."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import AsyncIterator
 
@@ -190,7 +191,7 @@ async def test_across_a_switch_and_back_only_the_quantity_of_the_gap_is_unknown(
     assert sum(tick.volume or 0 for tick in ticks) == whole - gap
     assert gap > 0
     switch = next(e for e in rig.router.journal.newest(ONE) if e.action == "fail_back")
-    assert switch.details["volume"] == "known"
+    assert switch.details["same_volume"] is True
 
 
 async def test_counters_that_differ_leave_the_quantity_unknown(rig: RoutingRig) -> None:
@@ -312,11 +313,15 @@ async def test_five_thousand_instruments_switch_without_holding_up_the_loop(
     await both(rig, 1, "AAA")
     rig.made["AAA"].state = ProviderState.PARKED
     worst_s = 0.0
-    rig.router.refresh_conditions()
+    # As the daemon does after its start; the collector's walk over the test run's own objects is not ours.
+    gc.collect()
+    gc.freeze()
+    rig.router.conditions.refresh()
     begun_s = time.thread_time()
     for _ in rig.router.look_at(keys):
         now_s = time.thread_time()
         worst_s, begun_s = max(worst_s, now_s - begun_s), now_s
+    gc.unfreeze()
     assert worst_s < 0.1, f"one stretch took {worst_s * 1000:.0f} ms"
     await both(rig, 2, "BBB")
     assert len(rig.controls("switched")) == 5_000

@@ -1,0 +1,122 @@
+"""What flows and what does not: connections that end and begin, and what the judge of silence is to watch.
+
+Stands between the providers' reports and the routes. Opens and closes gaps of what is served, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.market_data.instruments import InstrumentMapping
+from services.provider_runtime import ProviderRuntime
+from services.routing.announcer import Announcer
+from services.routing.book import RESUBSCRIBED, SILENT, RouteBook
+from services.silence.judge import Finding, SilenceJudge
+
+_GIVEN_UP_AS_SILENT = frozenset({"mute", "silent"})
+"""Why connections end that answered and brought nothing, or did not even answer."""
+
+
+class Flows:
+    """Follows what flows over the routes of one book."""
+
+    def __init__(self, book: RouteBook, announcer: Announcer, judge: SilenceJudge | None) -> None:
+        self._book = book
+        self._announcer = announcer
+        self._judge = judge
+
+    def lost(self, runtime: ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:
+        """Take note that a connection that carried `symbols` has ended."""
+        book, code = self._book, runtime.entry.code
+        for symbol in symbols:
+            runtime.flowing.discard(symbol)
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is None:
+                continue
+            instrument = mapping.instrument
+            self._disarm(runtime, symbol, instrument)
+            watch = book.watches.get(instrument)
+            if book.active.get(instrument) == code:
+                book.gaps.lost(instrument, since_ms, reason)
+                if reason in _GIVEN_UP_AS_SILENT:
+                    # A connection that was left because it brought nothing is not waited for half a minute.
+                    watch = book.watch(instrument)
+                    if not watch.trouble:
+                        watch.begin(Finding.MUTE.value, book.clock.monotonic_s())
+            if watch is not None and (book.active.get(instrument) == code or code in watch.trials):
+                for trial in watch.trials.values():
+                    trial.broken()
+
+    def restored(self, runtime: ProviderRuntime, symbols: Iterable[str], at_ms: int) -> None:
+        """Take note that the data of `symbols` begins, or begins again."""
+        book, symbols = self._book, list(symbols)
+        code, now_ms = runtime.entry.code, book.clock.now_ms()
+        runtime.normaliser.rebase(symbols)
+        runtime.flowing.update(symbols)
+        for symbol in symbols:
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is None:
+                continue
+            if self._judge is not None:
+                pulse = runtime.arm(symbol)
+                self._judge.arm(code, mapping.instrument, mapping.exchange, pulse, now_ms)
+            watch = book.watches.get(mapping.instrument)
+            silent = watch is not None and watch.trouble in SILENT
+            if book.active.get(mapping.instrument) == code and not silent:
+                self._announcer.close_gap(book.gaps, mapping, at_ms)
+
+    def gone(self, runtime: ProviderRuntime) -> None:
+        """Take note that a provider is no more: nothing flows from it, and nothing is expected of it."""
+        self.lost(runtime, list(runtime.flowing), self._book.clock.now_ms(), "provider_removed")
+        self.let_go(runtime, list(runtime.armed))
+
+    def let_go(self, runtime: ProviderRuntime, symbols: Iterable[str]) -> None:
+        """Take note that nothing more is expected of `symbols`."""
+        for symbol in symbols:
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is not None:
+                self._disarm(runtime, symbol, mapping.instrument)
+
+    def disarm_gone(self, runtime: ProviderRuntime, rows: Iterable[InstrumentMapping]) -> None:
+        """Expect nothing more of symbols that are not among `rows`, which the runtime is about to load."""
+        kept = {row.provider_symbol: row.instrument for row in rows}
+        for symbol, mapping in runtime.instrument_of.items():
+            if kept.get(symbol) != mapping.instrument:
+                self._disarm(runtime, symbol, mapping.instrument)
+
+    def _disarm(self, runtime: ProviderRuntime, symbol: str, instrument: str) -> None:
+        if self._judge is not None and runtime.disarm(symbol):
+            self._judge.disarm(runtime.entry.code, instrument)
+
+    # ---- routes that end ------------------------------------------------------------------------
+
+    def flowed(self) -> set[str]:
+        """Return the instruments whose present route brings data; for `leave_gone`."""
+        return {key for key, code in self._book.active.items() if self._book.flows(key, code)}
+
+    def leave_gone(self, flowed: set[str], codes: set[str]) -> None:
+        """Give up the routes whose mapping is gone, and open the gaps of what flowed over them."""
+        book, now_ms = self._book, self._book.clock.now_ms()
+        for instrument, code in list(book.active.items()):
+            if book.row(instrument, code) is None:
+                reason = "mapping_removed" if code in codes else "provider_deactivated"
+                book.leave(instrument)
+                if instrument in book.candidates:
+                    book.left[instrument] = (code, reason)
+                if instrument in flowed:
+                    book.gaps.lost(instrument, now_ms, reason)
+            elif instrument in flowed and not book.flows(instrument, code):
+                book.gaps.lost(instrument, now_ms, "remapped")
+
+    def uninterested(self, instruments: Iterable[str]) -> None:
+        """Give up the routes of what nobody wants any more."""
+        now_ms = self._book.clock.now_ms()
+        for instrument in instruments:
+            code = self._book.active.get(instrument, "")
+            flows = self._book.flows(instrument, code)
+            self._book.leave(instrument)
+            if code:
+                self._book.left[instrument] = (code, RESUBSCRIBED)
+            if flows:
+                # What is traded until somebody wants it again is not seen.
+                self._book.gaps.lost(instrument, now_ms, "not_subscribed")
