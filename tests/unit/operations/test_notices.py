@@ -257,3 +257,14 @@ def test_when_nothing_else_explains_it_the_daemon_that_is_not_ready_is_told() ->
     assert troubles(**quiet, not_ready=["the probe is late"]) == {
         "ready": "data does not flow: the probe is late"
     }
+
+
+def test_silence_and_disputed_prices_are_troubles() -> None:
+    quiet = {"now_ms": NOW_MS, "providers": [], "sinks": [], "spool": [], "not_ready": [], "degraded": []}
+    silence = {"silence:DHAN:NSE": "DHAN NSE is mute"}
+    disputes = {f"NSE:{name}": f"{name} differs" for name in "ABCDEFG"}
+    found = troubles(**quiet, silence=silence, disputes=disputes)
+    assert found["silence:DHAN:NSE"] == "DHAN NSE is mute"
+    assert found["mapping:disputed"].startswith("A differs; B differs")
+    assert found["mapping:disputed"].endswith("E differs (and 2 more instruments)")
+    assert silence == {"silence:DHAN:NSE": "DHAN NSE is mute"}, "what is handed in is not touched"
