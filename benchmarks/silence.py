@@ -146,10 +146,11 @@ class Stage:
                     ]
                     if change.provider != FIRST or not meant:
                         false_alarms.append(change.instrument)
+            found_any = judge.faulty(FIRST, EXCHANGE) > 0
             for one in list(waiting):
                 if step > one.end:
                     waiting.remove(one)
-                elif judge.judgement(FIRST, self.keys[one.row]).finding.is_fault:
+                elif found_any and judge.judgement(FIRST, self.keys[one.row]).finding.is_fault:
                     one.found = step
                     waiting.remove(one)
         end_ms = session.close_ms + 2_000

@@ -300,11 +300,7 @@ class GatewayDaemon:
         await self._book.look(client)
         await self._follow_new(self._exchanges, self._instruments)
         recall = BarRecall(client, self._bars.begin(), self._grid)
-        newest_ms = {
-            key: tick.timestamp
-            for key in self._instruments
-            if (tick := self.broadcast.latest(key)) is not None
-        }
+        newest = [tick for key in self._instruments if (tick := self.broadcast.latest(key)) is not None]
         newest_ms = {tick.symbol: tick.timestamp for tick in newest}
         here = {name: parse_position(text) for name, text in self.broadcast.positions().items()}
         await recall.run(here, {key: row.exchange for key, row in self._instruments.items()}, newest_ms)

@@ -45,9 +45,12 @@ class LearnedSilence:
 
     async def save(self) -> None:
         """Write what is known now; a full disk is said and tried again."""
-        # The judge is read on the loop, which it belongs to; the disk may take its time elsewhere.
-        text = msgspec.json.encode(self._judge.state()).decode()
+        # The judge is read on the loop, which it belongs to; text and disk may take their time elsewhere.
+        state = self._judge.state()
         try:
-            await asyncio.to_thread(write_private, self._file, text + "\n")
+            await asyncio.to_thread(self._write, state)
         except OSError as error:
             _log.warning("learned_silence_not_saved", error=error.strerror)
+
+    def _write(self, state: dict[str, object]) -> None:
+        write_private(self._file, msgspec.json.encode(state).decode() + "\n")

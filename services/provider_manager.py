@@ -373,6 +373,7 @@ class ProviderManager:
             pulse = pulses[tick.provider_symbol]
             pulse.ticks += 1
             pulse.received_ms = received_ms
+            pulse.price = record.price
             if event_ms is not None and event_ms > pulse.event_ms:
                 pulse.event_ms = event_ms
             if passing.get(record.symbol) != code and not beside(runtime, record):

@@ -47,6 +47,9 @@ SELECT r.rolsuper, r.rolcreatedb, r.rolcreaterole,
     to_regclass('public.route_events') IS NULL
         OR (has_table_privilege(to_regclass('public.route_events'), 'INSERT')
             AND has_table_privilege(to_regclass('public.route_events'), 'DELETE')) AS keep_decisions,
+    to_regclass('public.quality_scores') IS NULL
+        OR (has_table_privilege(to_regclass('public.quality_scores'), 'INSERT')
+            AND has_table_privilege(to_regclass('public.quality_scores'), 'UPDATE')) AS keep_scores,
     ARRAY(
         SELECT c.relname::text FROM pg_class c
         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ($1)
@@ -110,6 +113,9 @@ async def check_database_rights(url: str) -> list[Check]:
         return [Check(_DATABASE, False, str(database_error(error, url)), "see the message")]
     if not rights["keep_decisions"]:
         detail = "the role may not write route_events: what routing decides is not kept"
+        return [Check(_DATABASE, True, detail, "run deploy/postgres/roles.sql again", warning=True)]
+    if not rights["keep_scores"]:
+        detail = "the role may not write quality_scores: how good the data was is not kept"
         return [Check(_DATABASE, True, detail, "run deploy/postgres/roles.sql again", warning=True)]
     too_much = [
         words

@@ -82,8 +82,11 @@ class QualityCollector:
                 if not is_open or not _is_at_work(provider, runtime.normaliser):
                     continue
                 yield
+                asked = [mapping for mapping in mappings if mapping.provider_symbol in wanted]
+                if not asked:
+                    continue
                 figures = self._today(code, exchange, now_ms)
-                _observe(figures, runtime, wanted, mappings, self._faulty(code, exchange), now_ms)
+                _observe(figures, runtime, asked, self._faulty(code, exchange), now_ms)
                 figures.ticks += moved.ticks
                 figures.duplicates += moved.duplicates
                 figures.late += moved.late
@@ -179,29 +182,19 @@ def _is_at_work(provider: BaseMarketDataProvider, normaliser: Normaliser) -> boo
 
 
 def _observe(
-    figures: DayFigures,
-    runtime: ProviderRuntime,
-    wanted: frozenset[str],
-    mappings: list[InstrumentMapping],
-    faulty: int,
-    now_ms: int,
+    figures: DayFigures, runtime: ProviderRuntime, asked: list[InstrumentMapping], faulty: int, now_ms: int
 ) -> None:
-    expected = connected = 0
+    connected = 0
     latency = Histogram(figures.latency)
-    for mapping in mappings:
+    for mapping in asked:
         symbol = mapping.provider_symbol
-        if symbol not in wanted:
-            continue
-        expected += 1
         if symbol in runtime.flowing:
             connected += 1
         pulse = runtime.pulses.get(symbol)
         if pulse is not None and pulse.event_ms and 0 <= now_ms - pulse.received_ms < _MINUTE_MS:
             latency.add(pulse.received_ms - pulse.event_ms)
-    if not expected:
-        return
     figures.minutes += 1
-    figures.expected += expected
-    figures.missing += expected - connected
+    figures.expected += len(asked)
+    figures.missing += len(asked) - connected
     figures.faulty += min(faulty, connected)
     figures.latency = latency.as_list()

@@ -23,7 +23,9 @@ REFUSED = "refused"
 RESUBSCRIBED = "resubscribed"
 """Somebody wants an instrument again, and another source serves it by now."""
 SILENT = frozenset({Finding.MUTE.value, Finding.NEVER_STARTED.value})
-ENDS_WITH_A_TICK = SILENT | {HALF_MINUTE_AWAY, REFUSED}
+LASTS_UNTIL_DATA = SILENT | {HALF_MINUTE_AWAY, REFUSED}
+"""Troubles that a new connection does not end as long as it brings nothing."""
+ENDS_WITH_A_TICK = LASTS_UNTIL_DATA | {RESUBSCRIBED}
 """Troubles that are over with the first tick; of the others the judge must say that they are."""
 
 
@@ -82,6 +84,8 @@ class RouteBook:
         self.interest: frozenset[str] | None = None
         self.gaps = GapBook()
         self.left: dict[str, tuple[str, str]] = {}
+        self.left_stale: dict[str, int] = {}
+        """What was given up while it was stale, and since when; `resumed` comes before its next tick."""
         self.watches: dict[str, Watch] = {}
         self.away: dict[str, float] = {}
         """What is not served by its first provider, and when to look for the way back; monotonic s."""
@@ -158,7 +162,10 @@ class RouteBook:
 
     def leave(self, instrument: str) -> None:
         """Give up a route and all that is going on about it."""
-        for kept in (self.active, self.passing, self.watches, self.away, self.floors):
+        watch = self.watches.pop(instrument, None)
+        if watch is not None and watch.stale_since_ms is not None:
+            self.left_stale[instrument] = watch.stale_since_ms
+        for kept in (self.active, self.passing, self.away, self.floors):
             kept.pop(instrument, None)
 
     def flows(self, instrument: str, code: str) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from services.market_data.calendar import MarketCalendar
 from services.market_data.instruments import InstrumentMapping
-from services.routing.book import ENDS_WITH_A_TICK, REFUSED, SILENT, RouteBook, Watch
+from services.routing.book import LASTS_UNTIL_DATA, REFUSED, SILENT, RouteBook, Watch
 from services.routing.decision import Health, allowed
 from services.silence.judge import Finding, Judgement, SilenceJudge
 
@@ -80,7 +80,7 @@ class Conditions:
         runtime = self._book.runtimes[code]
         present = watch is not None and self._book.active.get(row.instrument) == code
         before = watch.trouble if watch is not None and present else ""
-        if before in ENDS_WITH_A_TICK and symbol not in runtime.flowing:
+        if before in LASTS_UNTIL_DATA and symbol not in runtime.flowing:
             # It tries again, but what it lost is not back.
             return before
         judgement = self.judgement(row)

@@ -89,6 +89,11 @@ class Switching:
         if row is None:
             return
         book.take(instrument, code)
+        stale_since_ms = book.left_stale.pop(instrument, None)
+        if stale_since_ms is not None:
+            watch = book.watch(instrument)
+            watch.begin(RESUBSCRIBED, book.clock.monotonic_s())
+            watch.stale_since_ms = stale_since_ms
         self._wishes.want(first)
         self._wishes.want(row)
         now_ms = book.clock.now_ms()

@@ -329,18 +329,18 @@ class Watch:
     # ---- memory ---------------------------------------------------------------------------------
 
     def state(self) -> list[float]:
-        """Return what was learned, fit for JSON."""
+        """Return what was learned, fit for JSON. Nothing is rounded: there may be many of these."""
         return [
-            round(self.seen, 2),
-            round(self.span_s, 1),
-            round(self.dispersion, 2),
-            round(self.longest_s, 1),
-            round(self.event_share, 3),
+            self.seen,
+            self.span_s,
+            self.dispersion,
+            self.longest_s,
+            self.event_share,
             self.arrivals,
-            round(self.usual_lag_ms),
-            round(self.patience, 2),
-            round(self.day_seen, 1),
-            round(self.day_span_s),
+            self.usual_lag_ms,
+            self.patience,
+            self.day_seen,
+            self.day_span_s,
         ]
 
     def restore(self, learned: Sequence[float]) -> None:

@@ -51,6 +51,10 @@ class Rig:
             "active": "DHAN",
             "pending": None,
             "open_gap": None,
+            "trouble": "",
+            "stale_since_ms": None,
+            "standbys": [],
+            "decisions": [],
             "candidates": [candidate()],
         }
         self.claim: str | None = "static"
@@ -58,6 +62,7 @@ class Rig:
             NOW_MS - 350, NOW_MS - 500, NOW_MS - 500
         )
         self.not_ready: list[str] = []
+        self.dispute: str | None = None
         self.sink = LatestValueWriter("redis://127.0.0.1:1/0", encoder=EntryEncoder())
         self.sink.state = SinkState.READY
         mapping = InstrumentMapping(
@@ -83,6 +88,7 @@ class Rig:
                 stored=self._stored,
                 not_ready=lambda: self.not_ready,
                 sinks=[self.sink],
+                dispute=lambda _: self.dispute,
             ),
         )
 
@@ -153,6 +159,22 @@ async def test_what_stands_in_the_way_at_the_provider(
     said = await rig.says()
     assert verdict in said[0]
     assert action in said[1]
+
+
+async def test_providers_that_do_not_agree_about_the_price_are_told() -> None:
+    rig = Rig()
+    rig.dispute = f"{KEY}: DHAN 2450 and YF 1200 are 6849 bps apart for 12 min"
+    verdict, action = await rig.says()
+    assert verdict.startswith(
+        "ticks arrive, but its providers do not agree about the price: NSE:RELIANCE: DHAN"
+    )
+    assert "provider_instrument_mappings" in action
+    answer = await rig.diagnosis.explain(KEY)
+    assert answer is not None
+    assert answer["dispute"] == rig.dispute
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(why_view(answer))
+    assert "6849 bps apart" in console.export_text()
 
 
 async def test_nobody_wants_it(rig: Rig) -> None:

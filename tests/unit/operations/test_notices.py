@@ -278,3 +278,14 @@ def test_a_gap_of_many_instruments_is_one_notice() -> None:
     assert [notice.text.partition("NOTE ")[2] for notice in rig.notifier._queue] == [
         "gap on NSE, over now: no data (silent) (300 instruments)"
     ]
+
+
+def test_silence_and_disputed_prices_are_troubles() -> None:
+    quiet = {"now_ms": NOW_MS, "providers": [], "sinks": [], "spool": [], "not_ready": [], "degraded": []}
+    silence = {"silence:DHAN:NSE": "DHAN NSE is mute"}
+    disputes = {f"NSE:{name}": f"{name} differs" for name in "ABCDEFG"}
+    found = troubles(**quiet, silence=silence, disputes=disputes)
+    assert found["silence:DHAN:NSE"] == "DHAN NSE is mute"
+    assert found["mapping:disputed"].startswith("A differs; B differs")
+    assert found["mapping:disputed"].endswith("E differs (and 2 more instruments)")
+    assert silence == {"silence:DHAN:NSE": "DHAN NSE is mute"}, "what is handed in is not touched"

@@ -135,6 +135,20 @@ async def test_nobody_delivers_is_said_once_and_so_is_its_end(rig: RoutingRig) -
     assert rig.made["BBB"].wanted == (), "what was warmed in vain is let go"
 
 
+async def test_what_was_given_up_while_it_was_stale_resumes_before_its_next_tick(rig: RoutingRig) -> None:
+    rig.judge.say("AAA", ONE, Finding.MUTE)
+    await rig.pass_s(10)
+    await rig.manager.set_interest(frozenset({TWO}))
+    await rig.pass_s(10)
+    await rig.manager.set_interest(frozenset({ONE, TWO}))
+    rig.flows("AAA", ONE)
+    await rig.pass_s(2)
+    assert said(rig, ONE)[:2] == ["AAA", "stale"]
+    await both(rig, 2, "AAA")
+    assert said(rig, ONE) == ["AAA", "stale", "gap", "resumed", "AAA"]
+    assert rig.router.passing[ONE] == "AAA"
+
+
 async def test_a_source_that_ticks_again_keeps_its_instrument(rig: RoutingRig) -> None:
     rig.judge.say("AAA", ONE, Finding.MUTE)
     await rig.pass_s(2)
