@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from marketd_client import Backoff, Client, Disconnected, Subscribed, Tick
+from marketd_client import Backoff, Client, Control, Disconnected, Skipped, Subscribed, Tick
 from tests.support.daemon import Daemon
 from tests.support.eventually import eventually
 from tests.support.stack import Stack
@@ -70,7 +70,8 @@ async def stored(redis_url: str, exchange: str, after: str, upto: str) -> list[t
 async def two_gateways(stack: Stack, tmp_path: Path) -> Any:
     """An ingest daemon and two gateways on one Redis."""
     async with (
-        stack.ingest(tmp_path / "ingest") as ingest,
+        # All of the run stays in the stream, however long a busy machine makes it.
+        stack.ingest(tmp_path / "ingest", STREAM_MAX_ENTRIES=3_000_000) as ingest,
         stack.gateway(tmp_path / "a") as one,
         stack.gateway(tmp_path / "b") as two,
     ):
@@ -114,7 +115,10 @@ async def test_a_client_of_gateways_that_are_killed_at_random_holds_the_sequence
         reading.cancel()
         await asyncio.wait([reading])
         assert [answer.recovered for answer in watcher.answers] == [None] + [True] * KILLS
-        assert [record for record in watcher.other if not hasattr(record, "where")] == []
+        # On a busy machine an exchange may seem silent for a moment; nothing may be skipped or missing here.
+        assert [record for record in watcher.other if isinstance(record, Skipped)] == []
+        notices = [record for record in watcher.other if isinstance(record, Control) and not record.position]
+        assert {notice.type for notice in notices} <= {"stale", "resumed"}
         begin = watcher.answers[0].position["NSE"]
         point = watcher.client.resume_point
         assert point is not None
