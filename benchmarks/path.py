@@ -108,7 +108,7 @@ class TickPath:
         self.clock = ManualClock(START_MS)
         self.loop = _Loop(self.clock)
         asyncio.set_event_loop(self.loop)
-        self.source = TickSource(instruments, mode=mode)
+        self.source = TickSource(range(1, instruments + 1), mode=mode)
         self.ticks = 0
         self._connector = _Connector()
         self._redis: list[tuple[_Answering, RedisConnection]] = []

@@ -1,18 +1,20 @@
 """Ticks of a made-up market as Dhan sends them, made many at a time so that the load is never the bottleneck.
 
 Each tick is one packet in one WebSocket message (`quote`, 50 bytes, or `full` with depth, 162 bytes), laid
-out by numpy. Every one is news: prices walk on a grid of five paise, the day's volume grows. With
-`stamped` the volume is the moment of sending, so that whoever sees the tick later knows how long it took.
+out by numpy. Every one is news: prices walk on a grid of five paise, the day's volume grows. A stamped
+volume or price is the moment of sending, so that whoever sees the tick later knows how long it took.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 Mode = Literal["quote", "full"]
+Stamp = Literal["", "volume", "price"]
 
 IST_OFFSET_S = 19_800
 STAMPS_PER_S = 100_000
@@ -41,48 +43,67 @@ _PACKETS: dict[str, list[tuple[str, Any]]] = {
     "full": [("ws", "V4"), *_HEAD, *((f"oi{n}", "<u4") for n in range(3)), *_DAY, ("depth", _LEVEL, (5,))],
 }
 _MOVES = np.array([-1, 0, 0, 0, 0, 1])
+_STAMPS_A_TICK = 5
+_PRICE_STAMPS = 4_000_000
+"""Prices from 200 000 to 400 000 on a grid of 0.05 are exact in the wire's float32, and few jumps are suspect."""
+
+
+def stamp_age_s(price: float, now_s: float, base_s: float) -> float:
+    """Return how long ago, at most 200 s, a price that is a stamp was sent; `now_s` on the monotonic clock."""
+    now = (now_s - base_s) * STAMPS_PER_S / _STAMPS_A_TICK
+    return (now - (round(price * 20) - _PRICE_STAMPS)) % _PRICE_STAMPS * _STAMPS_A_TICK / STAMPS_PER_S
+
+
 
 
 class TickSource:
-    """The ticks of instruments `first_id` and following, in turn."""
+    """The ticks of some instruments, given by their security ids, in turn.
+
+    `stamp` says what tells the moment of sending, in units of `STAMPS_PER_S` after `stamp_base_s` on the
+    monotonic clock: the day's `volume`, or the `price` (see `stamp_of_price`); by default nothing does.
+    """
 
     def __init__(
         self,
-        instruments: int,
+        ids: Sequence[int],
         *,
         mode: Mode = "quote",
-        first_id: int = 1,
         seed: int = 1,
-        stamp_base_s: float | None = None,
+        stamp: Stamp = "",
+        stamp_base_s: float = 0.0,
     ) -> None:
-        """Prepare a market; `stamp_base_s` (monotonic) makes volumes the moment of sending."""
         self._random = np.random.default_rng(seed)
-        self._stamp_base_s = stamp_base_s
+        self._stamp, self._stamp_base_s = stamp, stamp_base_s
         self._cursor = 0
+        count = len(ids)
         dtype = np.dtype(_PACKETS[mode])
-        table = self._table = np.zeros(instruments, dtype)
+        table = self._table = np.zeros(count, dtype)
         self.bytes_per_tick = dtype.itemsize
         size = dtype.itemsize - dtype["ws"].itemsize
         header = bytes([0x82, size]) if size < 126 else bytes([0x82, 126, 0, size])
         table["ws"] = np.void(header)
         table["code"], table["length"], table["segment"] = _CODES[mode], size, SEGMENT_NSE_EQ
-        table["security_id"] = np.arange(first_id, first_id + instruments)
-        self._ticks = self._random.integers(2_000, 80_000, instruments)
+        table["security_id"] = np.array(ids)
+        self._ticks = self._random.integers(2_000, 80_000, count)
         table["day_open"] = table["day_close"] = table["atp"] = self._ticks / 20
         table["day_high"], table["day_low"] = (self._ticks + 300) / 20, (self._ticks - 300) / 20
-        self._volumes = self._random.integers(10_000, 5_000_000, instruments)
-        if stamp_base_s is not None:
+        self._volumes = self._random.integers(10_000, 5_000_000, count)
+        if stamp == "volume":
             self._volumes[:] = 0
-        table["total_sell"] = self._random.integers(1_000, 900_000, instruments)
-        table["total_buy"] = self._random.integers(1_000, 900_000, instruments)
+        table["total_sell"] = self._random.integers(1_000, 900_000, count)
+        table["total_buy"] = self._random.integers(1_000, 900_000, count)
         if mode == "full":
             for name in ("bid_qty", "ask_qty"):
-                table["depth"][name] = self._random.integers(1, 5_000, (instruments, 5))
+                table["depth"][name] = self._random.integers(1, 5_000, (count, 5))
             table["depth"]["bid_orders"] = table["depth"]["ask_orders"] = 3
         self._has_depth = mode == "full"
 
+    def trade_on(self, volume: int) -> None:
+        """Let every instrument have traded `volume` more."""
+        self._volumes += volume
+
     def block(self, count: int, *, now_s: float) -> bytes:
-        """Return the next `count` messages, one behind the other; `now_s` is the wall clock in UTC seconds."""
+        """Return the next `count` messages, one behind the other; `now_s` is UTC epoch seconds."""
         parts = []
         while count:
             take = min(count, len(self._table) - self._cursor)
@@ -100,13 +121,16 @@ class TickSource:
     def _run(self, which: slice, count: int, now_s: float) -> bytes:
         table = self._table
         part = table[which]
-        self._ticks[which] += self._random.choice(_MOVES, count)
         quantities = self._random.integers(1, 400, count)
-        if self._stamp_base_s is None:
-            self._volumes[which] += quantities
+        stamp = int((time.monotonic() - self._stamp_base_s) * STAMPS_PER_S)
+        if self._stamp == "price":
+            self._ticks[which] = _PRICE_STAMPS + stamp // _STAMPS_A_TICK % _PRICE_STAMPS
         else:
-            stamp = int((time.monotonic() - self._stamp_base_s) * STAMPS_PER_S)
+            self._ticks[which] += self._random.choice(_MOVES, count)
+        if self._stamp == "volume":
             self._volumes[which] = np.maximum(self._volumes[which] + 1, stamp)
+        else:
+            self._volumes[which] += quantities
         part["ltp"] = self._ticks[which] / 20
         part["ltq"] = quantities
         part["volume"] = self._volumes[which]
