@@ -18,6 +18,7 @@ from rich.console import Console
 
 import benchmarks
 from benchmarks import machine, report
+from benchmarks.rig import SERVERS
 
 Measure = Callable[[bool], Awaitable[dict[str, Any]]]
 
@@ -76,6 +77,7 @@ async def _run(chosen: dict[str, Measure], quick: bool, folder: Path) -> int:
         described["took_s"] = round(time.monotonic() - started_s, 1)
         report.write(name, measured, described, folder)
         report.show(console, name, measured)
+    await SERVERS.stop()
     report.write_table(folder)
     console.print(f"{time.monotonic() - began_s:.0f} s; written to {folder}")
     if failed:

@@ -1,6 +1,6 @@
 """The load: a process that speaks Dhan's feed just enough, and sends ticks at a rate, or as fast as they are taken.
 
-    python -m benchmarks.load quote [volume|price]     prints {"port": …}, then takes one JSON command a line
+    python -m benchmarks.load quote [volume]     prints {"port": …}, then takes one JSON command a line
 
 Commands: `{"rate": 10000, "seconds": 5}` (rate 0: as fast as possible) answers when it is done with what was
 sent and how far behind the sending fell; `{}` answers the state. Ends with its standard input.
@@ -133,7 +133,11 @@ class Load:
     def make(self, ids: list[int], *, first: bool = True) -> TickSource:
         """Return the market of some instruments; `first` for the values at subscription."""
         source = TickSource(
-            ids, mode=self._mode, stamp=self._stamp, stamp_base_s=self.base_s, seed=len(ids)  # type: ignore[arg-type]
+            ids,
+            mode=self._mode,
+            stamp=self._stamp,
+            stamp_base_s=self.base_s,
+            seed=len(ids),  # type: ignore[arg-type]
         )
         if not first and not self._stamp:
             source.trade_on(5_000_000)

@@ -2,7 +2,7 @@
 
 Each tick is one packet in one WebSocket message (`quote`, 50 bytes, or `full` with depth, 162 bytes), laid
 out by numpy. Every one is news: prices walk on a grid of five paise, the day's volume grows. A stamped
-volume or price is the moment of sending, so that whoever sees the tick later knows how long it took.
+volume is the moment of sending, so that whoever sees the tick later knows how long it took.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 Mode = Literal["quote", "full"]
-Stamp = Literal["", "volume", "price"]
+Stamp = Literal["", "volume"]
 
 IST_OFFSET_S = 19_800
 STAMPS_PER_S = 100_000
@@ -43,24 +43,13 @@ _PACKETS: dict[str, list[tuple[str, Any]]] = {
     "full": [("ws", "V4"), *_HEAD, *((f"oi{n}", "<u4") for n in range(3)), *_DAY, ("depth", _LEVEL, (5,))],
 }
 _MOVES = np.array([-1, 0, 0, 0, 0, 1])
-_STAMPS_A_TICK = 5
-_PRICE_STAMPS = 4_000_000
-"""Prices from 200 000 to 400 000 on a grid of 0.05 are exact in the wire's float32, and few jumps are suspect."""
-
-
-def stamp_age_s(price: float, now_s: float, base_s: float) -> float:
-    """Return how long ago, at most 200 s, a price that is a stamp was sent; `now_s` on the monotonic clock."""
-    now = (now_s - base_s) * STAMPS_PER_S / _STAMPS_A_TICK
-    return (now - (round(price * 20) - _PRICE_STAMPS)) % _PRICE_STAMPS * _STAMPS_A_TICK / STAMPS_PER_S
-
-
 
 
 class TickSource:
     """The ticks of some instruments, given by their security ids, in turn.
 
-    `stamp` says what tells the moment of sending, in units of `STAMPS_PER_S` after `stamp_base_s` on the
-    monotonic clock: the day's `volume`, or the `price` (see `stamp_of_price`); by default nothing does.
+    With `stamp` "volume" the day's volume of a tick is the moment of its sending, in units of `STAMPS_PER_S`
+    after `stamp_base_s` on the monotonic clock.
     """
 
     def __init__(
@@ -123,10 +112,7 @@ class TickSource:
         part = table[which]
         quantities = self._random.integers(1, 400, count)
         stamp = int((time.monotonic() - self._stamp_base_s) * STAMPS_PER_S)
-        if self._stamp == "price":
-            self._ticks[which] = _PRICE_STAMPS + stamp // _STAMPS_A_TICK % _PRICE_STAMPS
-        else:
-            self._ticks[which] += self._random.choice(_MOVES, count)
+        self._ticks[which] += self._random.choice(_MOVES, count)
         if self._stamp == "volume":
             self._volumes[which] = np.maximum(self._volumes[which] + 1, stamp)
         else:
