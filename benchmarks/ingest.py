@@ -26,7 +26,7 @@ ORDER = 10
 INSTRUMENTS = 1_000
 CLIENTS, WATCHED = 10, 50
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-CRYPTOFEED = ("cryptofeed==2.4.1", "hiredis==3.5.0")
+CRYPTOFEED = ("cryptofeed==2.4.1", "redis==8.1.0", "hiredis==3.5.0")
 _KEEPS_UP_S = 0.5
 """What is still unstored at the end of a sustained run must be stored within this time."""
 
@@ -135,6 +135,7 @@ async def _run(rig: Rig, rate: float, seconds: float) -> dict[str, Any]:
         "seconds": told["seconds"],
         "queued": queued,
         "lost": lost,
+        "lost_why": {n: (s["dropped"], s["rejected"]) for n, s in after["sinks"].items()},
         "kept_up": kept_up,
         "rss_mb": now["daemon"].rss_bytes / 1e6,
         **cpu,

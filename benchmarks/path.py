@@ -55,7 +55,7 @@ class _Feed(Transport):
     def abort(self) -> None:
         return
 
-    async def close(self, within_s: float) -> None:  # noqa: ARG002
+    async def close(self, within_s: float) -> None:
         return
 
     async def wait_closed(self) -> CloseInfo:
@@ -68,7 +68,7 @@ class _Connector:
 
     async def open(
         self, endpoint: object, listener: TransportListener, limits: object, **_: object
-    ) -> Transport:  # noqa: ARG002
+    ) -> Transport:
         self.listener = listener
         return _Feed(listener)
 
@@ -150,7 +150,7 @@ class TickPath:
         await daemon.providers.start()
         return daemon
 
-    async def _connect(self, address: object, name: object) -> RedisConnection:  # noqa: ARG002
+    async def _connect(self, address: object, name: object) -> RedisConnection:
         transport, connection = _Answering(), RedisConnection()
         connection.connection_made(cast(Any, transport))
         self._redis.append((transport, connection))

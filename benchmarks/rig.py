@@ -133,16 +133,19 @@ class Servers:
         self._server_url = ""
         self._databases: dict[int, str] = {}
 
-    async def database(self, instruments: int) -> str:
-        """Return the URL of a database in which that many instruments are mapped to Dhan, and none to Yahoo."""
+    async def empty(self, name: str) -> str:
+        """Return the URL of a new database of that name, without any table."""
         if not self._server_url:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="marketd-bench-"))
             server = await self._stack.enter_async_context(EmbeddedPostgres(Path(folder)))
             self._server_url = await server.start()
+        await self._execute(self._server_url, f"CREATE DATABASE bench_{name}")
+        return f"{self._server_url.rpartition('/')[0]}/bench_{name}"
+
+    async def database(self, instruments: int) -> str:
+        """Return the URL of a database in which that many instruments are mapped to Dhan, and none to Yahoo."""
         if instruments not in self._databases:
-            name = f"bench_{instruments}"
-            await self._execute(self._server_url, f"CREATE DATABASE {name}")
-            url = f"{self._server_url.rpartition('/')[0]}/{name}"
+            url = await self.empty(str(instruments))
             await setup(url)
             with tempfile.TemporaryDirectory() as folder:
                 listing = Path(folder) / "instruments.csv"
