@@ -63,10 +63,9 @@ class EntryEncoder:
                 f"{_pair('type', 'tick')}{_pair('k', record.symbol)}{_pair('src', record.provider_code)}"
             )
         mask = 0
-        text = (
-            f"{encoded.head}$1\r\nt\r\n{INTEGER_BULKS[record.timestamp]}"
-            f"$1\r\nr\r\n{INTEGER_BULKS[record.received_ms]}$1\r\np\r\n{FLOAT_BULKS[record.price]}"
-        )
+        time = INTEGER_BULKS[record.timestamp]
+        received = time if record.received_ms == record.timestamp else INTEGER_BULKS[record.received_ms]
+        text = f"{encoded.head}$1\r\nt\r\n{time}$1\r\nr\r\n{received}$1\r\np\r\n{FLOAT_BULKS[record.price]}"
         if (volume := record.volume) is not None:
             mask = _V
             text += f"$1\r\nv\r\n{INTEGER_BULKS[volume]}"
