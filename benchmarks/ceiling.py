@@ -114,7 +114,20 @@ async def redis_benchmark(url: str, requests: int = 200_000) -> float | None:
     tool = program.server.with_name("redis-benchmark")
     if not tool.exists():
         return None
-    fields = ["k", "NSE:RELIANCE", "t", "1790000000000", "r", "1790000000000", "p", "2456.75", "v", "120", "src", "DHAN"]
+    fields = [
+        "k",
+        "NSE:RELIANCE",
+        "t",
+        "1790000000000",
+        "r",
+        "1790000000000",
+        "p",
+        "2456.75",
+        "v",
+        "120",
+        "src",
+        "DHAN",
+    ]
     code, text = await output(
         str(tool),
         *("-h", str(parts.hostname), "-p", str(parts.port), "-a", parts.password or "", "-n", str(requests)),

@@ -209,6 +209,10 @@ class TickPath:
 
     def check(self) -> None:
         """Raise AssertionError unless every tick went all the way."""
+        for _ in range(10):
+            self.clock.advance(0.05)
+            self.turn()
+            self.hear(self.replies())
         for sink in self.daemon._sinks:
             counters = sink.counters
             done = counters.written + counters.collapsed
