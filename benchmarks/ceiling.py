@@ -21,7 +21,8 @@ _TICKS_A_BATCH = 250
 _IN_FLIGHT = 4
 
 
-def _command(*arguments: object) -> bytes:
+def command(*arguments: object) -> bytes:
+    """Return one command as Redis reads it."""
     parts = [str(argument).encode() for argument in arguments]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
@@ -32,7 +33,7 @@ class _Blaster:
         self._sock = socket.create_connection((parts.hostname, parts.port))
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()
-        self._send([_command("AUTH", parts.password or "")], 1)
+        self._send([command("AUTH", parts.password or "")], 1)
 
     def _send(self, payloads: list[bytes], replies_each: int) -> None:
         reader, sock = self._reader, self._sock
@@ -54,10 +55,13 @@ class _Blaster:
     def prepare(self, instruments: int) -> None:
         """Make the series, as the daemon makes them."""
         create = [
-            _command("TS.CREATE", f"ceiling:{number}:{field}", "RETENTION", 172_800_000, "DUPLICATE_POLICY", "LAST",
-                     "LABELS", "instrument", f"NSE:SYM{number}", "field", field)
-            for number in range(instruments) for field in ("price", "volume")
-        ]  # fmt: skip
+            command(
+                *("TS.CREATE", f"ceiling:{number}:{field}", "RETENTION", 172_800_000),
+                *("DUPLICATE_POLICY", "LAST", "LABELS", "instrument", f"NSE:SYM{number}", "field", field),
+            )
+            for number in range(instruments)
+            for field in ("price", "volume")
+        ]
         self._send(create, 1)
 
     def run(self, instruments: int, ticks: int) -> float:
@@ -78,19 +82,29 @@ class _Blaster:
                     stamp,
                     number % 400,
                 ]
-                entries.append(
-                    _command("XADD", "ceiling:ticks", "MAXLEN", "~", 250_000, f"{now_ms}-{number}",
-                             "type", "tick", "k", f"NSE:SYM{which:05d}", "src", "DHAN", "t", stamp, "r", stamp,
-                             "p", price, "v", number % 400, "cv", number, "o", price, "h", price, "l", price, "pc", price)
-                )  # fmt: skip
-            payloads.append(_command(*samples) + b"".join(entries))
+                head = ("XADD", "ceiling:ticks", "MAXLEN", "~", 250_000, f"{now_ms}-{number}", "type", "tick")
+                names = ("k", f"NSE:SYM{which:05d}", "src", "DHAN", "t", stamp, "r", stamp, "p", price)
+                day = ("o", price, "h", price, "l", price, "pc", price)
+                entries.append(command(*head, *names, "v", number % 400, "cv", number, *day))
+            payloads.append(command(*samples) + b"".join(entries))
         began_s = time.perf_counter()
         self._send(payloads, 1 + _TICKS_A_BATCH)
         return ticks / (time.perf_counter() - began_s)
 
     def close(self) -> None:
-        self._send([_command("DEL", "ceiling:ticks")], 1)
+        self._send([command("DEL", "ceiling:ticks")], 1)
         self._sock.close()
+
+
+async def blast(url: str, payloads: list[bytes], replies_each: int) -> None:
+    """Send ready-made commands as fast as Redis takes them; each payload causes `replies_each` replies."""
+
+    def run() -> None:
+        blaster = _Blaster(url)
+        blaster._send(payloads, replies_each)
+        blaster._sock.close()
+
+    await asyncio.to_thread(run)
 
 
 async def raw_blaster(url: str, *, instruments: int = 1_000, ticks: int = 100_000) -> float:

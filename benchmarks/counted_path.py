@@ -1,8 +1,8 @@
 """The program whose instructions the guard counts: a number of ticks through `benchmarks.path`.
 
 Run under `valgrind --tool=callgrind` with `--toggle-collect=qsort_r`: the daemon's own work is called from
-within libc's `qsort` (which calls `qsort_r`), which nothing else on the way calls, so only that work is counted. Until it begins,
-valgrind need not look at instructions at all, which makes the start six times as fast.
+within libc's `qsort` (which calls `qsort_r`); nothing else on the way does, so only that work is counted.
+Until it begins, valgrind need not look at instructions at all, which makes the start six times as fast.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.guard [--record]`: instructions per tick on the daemon's own path, against the recorded ones.
+"""`python -m benchmarks.guard [--record]`: instructions a tick on the path, against those recorded.
 
 Counted by `valgrind --tool=callgrind`, which gives the same number on a busy machine as on a quiet one.
 What is counted is `benchmarks.path`: decode, normalise, route, sequence, all sinks, the bytes for Redis and
 its replies. A path that takes over 10 % more instructions than recorded fails; one that takes over 10 %
-less asks to be recorded anew. Counts depend on the Python and the libraries, so they are kept by Python version.
+less asks to be recorded anew. Counts depend on the Python and the libraries: they are kept by Python version,
+and compared on the machine and in the environment that recorded them.
 """
 
 from __future__ import annotations

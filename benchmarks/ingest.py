@@ -181,7 +181,7 @@ async def _peer(which: str, python: str | None, seconds: float) -> float | None:
             feed = f"ws://127.0.0.1:{load.port}"
             async with Helper("peer", which, feed, url, str(INSTRUMENTS), program=python) as peer:
                 await peer.hear()
-                while (await load.ask())["subscribed"] < INSTRUMENTS:
+                while (await load.ask())["subscribed"] < INSTRUMENTS:  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
                 await load.run(rate=500, seconds=1)
                 before, began_s = await _entries(client), loop.time()

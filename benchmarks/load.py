@@ -1,4 +1,4 @@
-"""The load: a process that speaks Dhan's feed just enough, and sends ticks at a rate, or as fast as they are taken.
+"""The load: a process that speaks Dhan's feed just enough, and sends ticks at a rate, or as fast as it can.
 
     python -m benchmarks.load quote [volume]     prints {"port": …}, then takes one JSON command a line
 

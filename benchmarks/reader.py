@@ -1,4 +1,4 @@
-"""A consumer of the daemon's Redis stream: `XREAD BLOCK` in a process of its own, how old each tick is on arrival.
+"""A consumer of the daemon's Redis stream: `XREAD BLOCK` in its own process, how old each tick is on arrival.
 
     python -m benchmarks.reader REDIS_URL STREAM BASE_S
 

@@ -143,7 +143,7 @@ class Servers:
         return f"{self._server_url.rpartition('/')[0]}/bench_{name}"
 
     async def database(self, instruments: int) -> str:
-        """Return the URL of a database in which that many instruments are mapped to Dhan, and none to Yahoo."""
+        """Return the URL of a database in which that many instruments are mapped to Dhan alone."""
         if instruments not in self._databases:
             url = await self.empty(str(instruments))
             await setup(url)

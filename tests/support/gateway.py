@@ -18,6 +18,7 @@ from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+from services.pipeline.hop_times import HopTimes
 from services.pipeline.sink import Sink
 from services.storage.stream_history import StreamHistory
 from services.storage.stream_writer import StreamWriter
@@ -35,6 +36,9 @@ class StubBackend:
         self.providers: list[dict[str, Any]] = [provider_status("DHAN"), provider_status("YF", "backing_off")]
         self.interest: set[str] = set()
         self.interest_changes = 0
+        self.hop = HopTimes()
+        for seconds in (0.0003, 0.0004, 0.001, 0.3):
+            self.hop.note(seconds)
 
     def provider_status(self) -> list[dict[str, Any]]:
         return self.providers
@@ -80,6 +84,7 @@ class StubBackend:
                 }
             ],
             "ledger": {"DHAN": {"frames": 12, "decoded": 11, "wire_errors": {"truncated": 1}, "passed": 10}},
+            "hops": {"accepted_to_stream": self.hop.figures()},
             "tasks": [{"name": "sink:stream", "restarts": 1, "alive": True, "last_error": ""}],
         }
 
