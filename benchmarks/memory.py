@@ -35,7 +35,8 @@ async def measure(quick: bool) -> dict[str, Any]:
         row(f"daemon RSS, {sizes[1]} instruments, each ticked", large["rss"] / _MB, "MB", at_most=250),
         row(f"daemon RSS, {sizes[0]} instruments", small["rss"] / _MB, "MB"),
         row("daemon RSS per instrument", (large["rss"] - small["rss"]) / apart / 1e3, "KB"),
-        row("Redis: an empty tick series", per_series, "bytes", note=f"chunks of {CHUNK_BYTES} bytes, labels included"),
+        row("Redis: an empty tick series", per_series, "bytes",
+            note=f"chunks of {CHUNK_BYTES} bytes, labels included"),
         row("Redis: a sample of price or volume", per_sample, "bytes",
             note="compressed, mean of both; bytes of whole chunks"),
         row("Redis: a stream entry", large["bytes_per_entry"], "bytes"),
@@ -43,8 +44,8 @@ async def measure(quick: bool) -> dict[str, Any]:
               note=f"an empty series {large['bars'][size][0]:.0f} bytes") for size in _BAR_CHUNKS),
         row("Redis for 5 000 instruments × 4 fields × 6.25 h at 1 tick/s, and a year of minute bars of 500",
             (day + bars) / _MB, "MB", at_most=600,
-            note=f"reckoned: {day / _MB:.0f} MB for 450 million ticks + {bars / _MB:.0f} MB for 234 million bars, "
-                 "in the chunks that take least"),
+            note=f"reckoned: {day / _MB:.0f} MB for 450 million ticks + {bars / _MB:.0f} MB for 234 million "
+                 "bars, in the chunks that take least"),
     ]  # fmt: skip
     return result(rows, found=found)
 

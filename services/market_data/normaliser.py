@@ -304,8 +304,26 @@ class Normaliser:
         if stale:
             counters.reject("stale")
             if flags & FLAG_SNAPSHOT:
-                self.reference_quote = self._record(
-                    state, tick, clean_price, None, event_ms, received_ms, flags, volume, bid, ask
+                self.reference_quote = DataIngestionFormat(
+                    symbol=state.mapping.instrument,
+                    price=clean_price,
+                    volume=None,
+                    timestamp=event_ms,
+                    provider_code=self.provider_code,
+                    provider_symbol=tick.provider_symbol,
+                    received_ms=received_ms,
+                    cumulative_volume=volume,
+                    bid=bid,
+                    ask=ask,
+                    bid_size=tick.bid_size,
+                    ask_size=tick.ask_size,
+                    oi=state.oi,
+                    day_open=state.day_open,
+                    day_high=state.day_high,
+                    day_low=state.day_low,
+                    previous_close=state.previous_close,
+                    flags=flags,
+                    exchange=state.mapping.exchange,
                 )
             return None
         if not on_grid:
@@ -345,8 +363,26 @@ class Normaliser:
             state.last_ask_size = tick.ask_size
         state.recent.append((raw_event_ms, clean_price, volume))
         counters.accepted += 1
-        return self._record(
-            state, tick, clean_price, quantity, event_ms, received_ms, flags, volume, bid, ask
+        return DataIngestionFormat(
+            state.mapping.instrument,
+            clean_price,
+            quantity,
+            event_ms,
+            self.provider_code,
+            tick.provider_symbol,
+            received_ms,
+            volume,
+            bid,
+            ask,
+            tick.bid_size,
+            tick.ask_size,
+            state.oi,
+            state.day_open,
+            state.day_high,
+            state.day_low,
+            state.previous_close,
+            flags,
+            state.mapping.exchange,
         )
 
     def _was_right_before(self, event_ms: int, received_ms: int) -> bool:
@@ -393,41 +429,6 @@ class Normaliser:
         """Tell whether the exchange's day is still that of the tick before."""
         exchange = state.mapping.exchange
         return trading_day(exchange, event_ms) == trading_day(exchange, state.last_event_ms)
-
-    def _record(
-        self,
-        state: _InstrumentState,
-        tick: ProviderTick,
-        price: float,
-        quantity: int | None,
-        event_ms: int,
-        received_ms: int,
-        flags: int,
-        cumulative_volume: int | None,
-        bid: float | None,
-        ask: float | None,
-    ) -> DataIngestionFormat:
-        return DataIngestionFormat(
-            state.mapping.instrument,
-            price,
-            quantity,
-            event_ms,
-            self.provider_code,
-            tick.provider_symbol,
-            received_ms,
-            cumulative_volume,
-            bid,
-            ask,
-            tick.bid_size,
-            tick.ask_size,
-            state.oi,
-            state.day_open,
-            state.day_high,
-            state.day_low,
-            state.previous_close,
-            flags,
-            state.mapping.exchange,
-        )
 
     @staticmethod
     def _is_repeat(
