@@ -4,7 +4,7 @@
 export PYTHON
 BIN := .venv/bin
 
-.PHONY: help setup demo run test test-faults test-chaos test-outage check
+.PHONY: help setup demo run test test-faults test-chaos test-outage check bench bench-guard
 
 help:
 	@echo "make setup   install everything into .venv"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-chaos    faults at random on a running stack, SEED=n repeats a run, MINUTES=10"
 	@echo "make test-outage   Redis away for MINUTES=10 at RATE=5000 ticks a second"
 	@echo "make check   formatter, linter, types, import rules"
+	@echo "make bench   benchmarks beside the machine's ceilings; ARGS=\"--quick\" or ARGS=\"latency memory\""
+	@echo "make bench-guard   instructions of the path of one tick against the recorded ones"
 
 setup:
 	@sh scripts/setup.sh
@@ -44,3 +46,9 @@ check: setup
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -c "import sys; from importlinter.cli import lint_imports_command as lint; sys.exit(lint())"
+
+bench: setup
+	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+bench-guard: setup
+	@exec $(BIN)/python -m benchmarks.guard $(ARGS)

@@ -57,6 +57,7 @@ from services.operations.vitals import Vitals
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
+from services.pipeline.hop_times import SAMPLE_EVERY_MS, HopTimes
 from services.pipeline.interest import LINGER_S
 from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, sink_account
 from services.pipeline.sequencer import Sequencer, parse_position
@@ -381,6 +382,8 @@ class LiveDataIngestion:
             },
             relieve=self._gateway.relieve,
         )
+        self._accepted_within = HopTimes()
+        self._time_from_ms = 0
         self._phase = "starting"
         self._obstacle = ""
         self._started_ms = self.clock.now_ms()
@@ -511,6 +514,14 @@ class LiveDataIngestion:
         """Give a record its position and hand it to every sink."""
         self.sequencer.stamp(record)
         self.bus.publish(record)
+        if record.position_ms >= self._time_from_ms:
+            self._time_hops(record)
+
+    def _time_hops(self, record: Record) -> None:
+        self._time_from_ms = record.position_ms + SAMPLE_EVERY_MS
+        self._accepted_within.note((record.position_ms - record.received_ms) / 1000)
+        for writer in self._writers:
+            writer.time_newest()
 
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
@@ -873,6 +884,10 @@ class LiveDataIngestion:
                 }
                 for sink in self._sinks
             ],
+            "hops": {
+                "received_to_accepted": self._accepted_within.figures(),
+                **{f"accepted_to_{sink.name}": sink.written_within.figures() for sink in self._writers},
+            },
             "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
             "notices": self._notifier.status() if self._notifier else None,
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -52,7 +52,9 @@ class _DaemonCollector(Collector):
         yield from _streams(pipeline.get("streams", {}))
         yield from _tasks(pipeline.get("tasks", []))
         yield from _process(pipeline.get("process", {}))
-        yield from _gateway(self._clients())
+        clients = self._clients()
+        yield _hops({**pipeline.get("hops", {}), "accepted_to_client": clients.get("delivered_within")})
+        yield from _gateway(clients)
 
 
 def _providers(statuses: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -218,6 +220,20 @@ def _process(figures: dict[str, Any]) -> Iterator[Metric]:
     dropped = CounterMetricFamily("marketd_log_lines_dropped", "Log lines not written for want of room.")
     dropped.add_metric([], figures.get("log_lines_dropped", 0))
     yield dropped
+
+
+def _hops(hops: Mapping[str, Any]) -> Metric:
+    family = HistogramMetricFamily(
+        "marketd_hop_seconds",
+        "How long sampled records took from one hop to the next; by sink until it was written, and until "
+        "the socket of a client with every tick took it.",
+        labels=["hop"],
+    )
+    for hop, times in hops.items():
+        if times is not None:
+            ends = [*map(str, times["le"]), "+Inf"]
+            family.add_metric([hop], list(zip(ends, times["counts"], strict=True)), times["sum_s"])
+    return family
 
 
 def _gateway(clients: dict[str, Any]) -> Iterator[Metric]:

@@ -180,6 +180,11 @@ class Outbox:
         """Whether something stands in the queue (pending ticks of a pace do not count)."""
         return bool(self._queue or self._backlog or self._skipped)
 
+    def oldest_ms(self) -> int:
+        """Return when the first tick of the queue was accepted, UTC epoch ms; 0 when no tick stands there."""
+        head = self._queue[0] if self._queue and not self._backlog else None
+        return head.record.position_ms if isinstance(head, Publication) else 0
+
     def pop_queue(self, budget_bytes: int) -> list[bytes]:
         """Take complete frames from the queue, in order, until about `budget_bytes` are reached."""
         queue = self._queue

@@ -13,6 +13,7 @@ from collections import deque
 
 from services.gateway.session import ClientSession
 from services.market_data.clock import Clock
+from services.pipeline.hop_times import SAMPLE_EVERY_MS, HopTimes
 
 SLOT_S = 0.002
 SLICE_S = 0.004
@@ -42,6 +43,9 @@ class Pacer:
         self._flush_planned_s = 0.0
         self._checked_s = 0.0
         self._wake = asyncio.Event()
+        self.delivered_within = HopTimes()
+        """From a tick's acceptance until the socket of a client with delivery `all` has taken it."""
+        self._time_from_s = 0.0
 
     def enter(self, session: ClientSession) -> None:
         """Begin to look after a session."""
@@ -155,7 +159,13 @@ class Pacer:
             self._flush_soon()
 
     def _flush(self, session: ClientSession, now_s: float) -> None:
-        if session.flush(now_s):
+        timed_ms = 0
+        if now_s >= self._time_from_s and (timed_ms := session.outbox.oldest_ms()):
+            self._time_from_s = now_s + SAMPLE_EVERY_MS / 1000
+        more = session.flush(now_s)
+        if timed_ms and not session.outbox.waiting:
+            self.delivered_within.note((self._clock.now_ms() - timed_ms) / 1000)
+        if more:
             self.ready(session)
         elif session.outbox.waiting and session in self._sessions:
             self._stalled.add(session)

@@ -101,6 +101,7 @@ class WebSocketEndpoint:
             "connected": len(self.sessions),
             "watched": sum(session.instruments for session in self.sessions),
             "lag_ms_max": max((session.lag_ms(now_s) for session in self.sessions), default=0),
+            "delivered_within": self._pacer.delivered_within.figures(),
             "accepted": self.accepted,
             "refused": self.refused,
             "closed_by_code": dict(self.closed_by_code),

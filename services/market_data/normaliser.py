@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import nan
 
 import msgspec
 import structlog
@@ -22,6 +23,7 @@ from services.market_data.quality import (
     EARLIEST_EVENT_MS,
     FAR_FUTURE_MS,
     FUTURE_TOLERANCE_MS,
+    LARGEST_PRICE,
     STALE_AFTER_MS,
     SUSPECTS_BEFORE_ACCEPTED,
     allows_negative,
@@ -91,6 +93,8 @@ class _InstrumentState:
         "base_flags",
         "baseline",
         "begins_ms",
+        "day_high",
+        "day_low",
         "day_open",
         "ends_ms",
         "grid",
@@ -107,6 +111,11 @@ class _InstrumentState:
         "negative_allowed",
         "oi",
         "previous_close",
+        "raw_close",
+        "raw_decimals",
+        "raw_high",
+        "raw_low",
+        "raw_open",
         "recent",
         "reference",
         "seeded_ms",
@@ -130,6 +139,9 @@ class _InstrumentState:
         self.last_ask_size: int | None = None
         self.oi: int | None = None
         self.previous_close: float | None = None
+        self.day_open: float | None = None
+        self.day_high: float | None = None
+        self.day_low: float | None = None
         self.reference = 0.0
         self.suspects = 0
         self.late_slots: dict[int, int] = {}
@@ -145,6 +157,21 @@ class _InstrumentState:
         self.volume_means_trades = has_volume(mapping)
         self.band = band_ratio(mapping.asset_class)
         self.begins_ms, self.ends_ms = certain_times(mapping)
+        # Not equal to anything: what comes next is put on this grid.
+        self.raw_open: float | None = nan
+        self.raw_high: float | None = nan
+        self.raw_low: float | None = nan
+        self.raw_close: float | None = nan
+        self.raw_decimals: int | None = None
+
+    def take_day(self, tick: ProviderTick) -> None:
+        """Clean the day's prices, which are the same in most ticks, and remember of which they were made."""
+        grid, decimals = self.grid, tick.price_decimals
+        self.raw_open, self.raw_high, self.raw_low = tick.day_open, tick.day_high, tick.day_low
+        self.raw_decimals = decimals
+        self.day_open = reference_price(grid, tick.day_open, decimals)
+        self.day_high = reference_price(grid, tick.day_high, decimals)
+        self.day_low = reference_price(grid, tick.day_low, decimals)
 
 
 class Normaliser:
@@ -220,16 +247,21 @@ class Normaliser:
             return None
         if tick.oi is not None:
             state.oi = tick.oi
-        if tick.previous_close is not None:
-            state.previous_close = reference_price(state.grid, tick.previous_close, tick.price_decimals)
+        decimals = tick.price_decimals
+        if (close := tick.previous_close) is not None and (
+            close != state.raw_close or decimals != state.raw_decimals
+        ):
+            state.previous_close = reference_price(state.grid, close, decimals)
+            state.raw_close = close
         price = tick.price
         if price is None:
             counters.merged += 1
             return None
-        refusal = refusal_of_price(price, negative_allowed=state.negative_allowed)
-        if refusal is not None:
-            counters.reject(refusal)
-            return None
+        if not 0.0 < price <= LARGEST_PRICE:
+            refusal = refusal_of_price(price, negative_allowed=state.negative_allowed)
+            if refusal is not None:
+                counters.reject(refusal)
+                return None
 
         event_ms = received_ms if tick.event_ms is None else tick.event_ms
         flags = tick.flags | state.base_flags
@@ -241,52 +273,90 @@ class Normaliser:
             return None
         resolution_ms = tick.event_resolution_ms
         raw_event_ms = event_ms
-        excused = False
-        if tick.event_ms is None:
-            if event_ms < state.last_event_ms:
-                # Only our own clock can have gone back, and nothing is late for that: a little is waited
-                # for, more is followed.
+        stale = False
+        if (
+            tick.event_ms is None
+            or self._zone_suspects
+            or not received_ms - STALE_AFTER_MS <= event_ms <= received_ms + FUTURE_TOLERANCE_MS
+        ):
+            excused = False
+            if tick.event_ms is None:
+                if event_ms < state.last_event_ms:
+                    # Only our own clock can have gone back, and nothing is late for that: a little is waited
+                    # for, more is followed.
+                    flags |= FLAG_SKEWED
+                    counters.note("skewed")
+                    if state.last_event_ms - event_ms <= _CLAMPED_MS:
+                        event_ms = raw_event_ms = state.last_event_ms + 1
+                    else:
+                        state.last_raw_event_ms = event_ms - 1
+            elif not received_ms - STALE_AFTER_MS <= event_ms <= received_ms + FUTURE_TOLERANCE_MS:
+                excused = self._was_right_before(event_ms, received_ms)
+            if excused:
+                counters.note("clock_stepped")
+            elif event_ms > received_ms + FUTURE_TOLERANCE_MS:
+                if event_ms > received_ms + FAR_FUTURE_MS:
+                    counters.reject("far_future")
+                    return None
                 flags |= FLAG_SKEWED
                 counters.note("skewed")
-                if state.last_event_ms - event_ms <= _CLAMPED_MS:
-                    event_ms = raw_event_ms = state.last_event_ms + 1
-                else:
-                    state.last_raw_event_ms = event_ms - 1
-        elif not received_ms - STALE_AFTER_MS <= event_ms <= received_ms + FUTURE_TOLERANCE_MS:
-            excused = self._was_right_before(event_ms, received_ms)
-        if excused:
-            counters.note("clock_stepped")
-        elif event_ms > received_ms + FUTURE_TOLERANCE_MS:
-            if event_ms > received_ms + FAR_FUTURE_MS:
-                counters.reject("far_future")
-                return None
-            flags |= FLAG_SKEWED
-            counters.note("skewed")
-            self._watch_zone(event_ms - received_ms)
-            event_ms, resolution_ms = received_ms, 1
-        elif event_ms < received_ms - STALE_AFTER_MS and not flags & FLAG_SNAPSHOT:
-            self._watch_zone(event_ms - received_ms)
-            if self._behind_utc:
-                flags |= FLAG_SKEWED
-                counters.note("skewed")
+                self._watch_zone(event_ms - received_ms)
                 event_ms, resolution_ms = received_ms, 1
-        elif self._zone_suspects and not flags & FLAG_SNAPSHOT:
-            self._zone_suspects, self._behind_utc = 0, False
+            elif event_ms < received_ms - STALE_AFTER_MS and not flags & FLAG_SNAPSHOT:
+                self._watch_zone(event_ms - received_ms)
+                if self._behind_utc:
+                    flags |= FLAG_SKEWED
+                    counters.note("skewed")
+                    event_ms, resolution_ms = received_ms, 1
+            elif self._zone_suspects and not flags & FLAG_SNAPSHOT:
+                self._zone_suspects, self._behind_utc = 0, False
+            stale = not excused and event_ms < received_ms - STALE_AFTER_MS
 
-        clean_price, on_grid = state.grid.clean(price, tick.price_decimals)
-        stale = not excused and event_ms < received_ms - STALE_AFTER_MS
+        grid = state.grid
+        clean_price, on_grid = grid.known.get(price) or grid.clean(price, decimals)
         volume = tick.cumulative_volume if state.volume_means_trades else None
-        bid = reference_price(state.grid, tick.bid, tick.price_decimals)
-        ask = reference_price(state.grid, tick.ask, tick.price_decimals)
-        if self._is_repeat(state, tick, raw_event_ms, clean_price, volume, bid, ask):
+        bid = ask = None
+        if tick.bid is not None:
+            bid = reference_price(grid, tick.bid, decimals)
+        if tick.ask is not None:
+            ask = reference_price(grid, tick.ask, decimals)
+        # Most ticks have another price than the last, or a later time; only the others are looked at closely.
+        if (clean_price == state.last_price or raw_event_ms < state.last_raw_event_ms) and self._is_repeat(
+            state, tick, raw_event_ms, clean_price, volume, bid, ask
+        ):
             counters.reject("duplicate")
             state.tally.duplicates += 1
             return None
+        if (
+            tick.day_high != state.raw_high
+            or tick.day_low != state.raw_low
+            or tick.day_open != state.raw_open
+            or decimals != state.raw_decimals
+        ):
+            state.take_day(tick)
         if stale:
             counters.reject("stale")
             if flags & FLAG_SNAPSHOT:
-                self.reference_quote = self._record(
-                    state, tick, clean_price, None, event_ms, received_ms, flags, volume, bid, ask
+                self.reference_quote = DataIngestionFormat(
+                    symbol=state.mapping.instrument,
+                    price=clean_price,
+                    volume=None,
+                    timestamp=event_ms,
+                    provider_code=self.provider_code,
+                    provider_symbol=tick.provider_symbol,
+                    received_ms=received_ms,
+                    cumulative_volume=volume,
+                    bid=bid,
+                    ask=ask,
+                    bid_size=tick.bid_size,
+                    ask_size=tick.ask_size,
+                    oi=state.oi,
+                    day_open=state.day_open,
+                    day_high=state.day_high,
+                    day_low=state.day_low,
+                    previous_close=state.previous_close,
+                    flags=flags,
+                    exchange=state.mapping.exchange,
                 )
             return None
         if not on_grid:
@@ -301,7 +371,11 @@ class Normaliser:
             quantity = None
         else:
             event_ms = _time_in_order(state.last_event_ms, event_ms, resolution_ms, received_ms, flags)
-            quantity = self._traded(state, volume)
+            quantity = None
+            if volume is not None:
+                baseline, state.baseline = state.baseline, volume
+                if baseline is not None:
+                    quantity = volume - baseline
             if quantity is not None and quantity < 0:
                 quantity = None
                 if self._same_day(state, event_ms):
@@ -323,8 +397,26 @@ class Normaliser:
             state.last_ask_size = tick.ask_size
         state.recent.append((raw_event_ms, clean_price, volume))
         counters.accepted += 1
-        return self._record(
-            state, tick, clean_price, quantity, event_ms, received_ms, flags, volume, bid, ask
+        return DataIngestionFormat(
+            state.mapping.instrument,
+            clean_price,
+            quantity,
+            event_ms,
+            self.provider_code,
+            tick.provider_symbol,
+            received_ms,
+            volume,
+            bid,
+            ask,
+            tick.bid_size,
+            tick.ask_size,
+            state.oi,
+            state.day_open,
+            state.day_high,
+            state.day_low,
+            state.previous_close,
+            flags,
+            state.mapping.exchange,
         )
 
     def _was_right_before(self, event_ms: int, received_ms: int) -> bool:
@@ -372,42 +464,6 @@ class Normaliser:
         exchange = state.mapping.exchange
         return trading_day(exchange, event_ms) == trading_day(exchange, state.last_event_ms)
 
-    def _record(
-        self,
-        state: _InstrumentState,
-        tick: ProviderTick,
-        price: float,
-        quantity: int | None,
-        event_ms: int,
-        received_ms: int,
-        flags: int,
-        cumulative_volume: int | None,
-        bid: float | None,
-        ask: float | None,
-    ) -> DataIngestionFormat:
-        grid, decimals = state.grid, tick.price_decimals
-        return DataIngestionFormat(
-            state.mapping.instrument,
-            price,
-            quantity,
-            event_ms,
-            self.provider_code,
-            tick.provider_symbol,
-            received_ms,
-            cumulative_volume,
-            bid,
-            ask,
-            tick.bid_size,
-            tick.ask_size,
-            state.oi,
-            reference_price(grid, tick.day_open, decimals),
-            reference_price(grid, tick.day_high, decimals),
-            reference_price(grid, tick.day_low, decimals),
-            state.previous_close,
-            flags,
-            state.mapping.exchange,
-        )
-
     @staticmethod
     def _is_repeat(
         state: _InstrumentState,
@@ -429,14 +485,6 @@ class Normaliser:
                 and (tick.ask_size is None or tick.ask_size == state.last_ask_size)
             )
         return raw_event_ms < state.last_raw_event_ms and (raw_event_ms, price, volume) in state.recent
-
-    @staticmethod
-    def _traded(state: _InstrumentState, volume: int | None) -> int | None:
-        """Return the quantity since the previous tick, None where unknown, negative where it fell back."""
-        if volume is None:
-            return None
-        baseline, state.baseline = state.baseline, volume
-        return None if baseline is None else volume - baseline
 
     @staticmethod
     def _outside_band(state: _InstrumentState, price: float) -> bool:
@@ -489,7 +537,8 @@ def _time_in_order(last_ms: int, event_ms: int, resolution_ms: int, received_ms:
     if resolution_ms < _SECOND_MS:
         return event_ms
     second = event_ms - event_ms % _SECOND_MS
-    stored = received_ms if second <= received_ms < second + _SECOND_MS else second
+    last_of_second = second + _SECOND_MS - 1
+    stored = received_ms if second <= received_ms <= last_of_second else second
     if last_ms >= stored:
         stored = last_ms + 1
-    return min(stored, second + _SECOND_MS - 1)
+    return stored if stored <= last_of_second else last_of_second

@@ -11,15 +11,22 @@ from math import floor, isfinite
 
 _TOLERANCE = 1.001 * 2.0**-24
 """Largest relative distance between a decimal and its nearest float32."""
+_REMEMBERED = 32_768
+_KNOWN: dict[float, dict[float, tuple[float, bool]]] = {}
+"""By tick size: what was found out of prices. They repeat, and a look-up costs a sixth of the reckoning."""
 
 
 class PriceGrid:
-    """Rounds prices of one instrument. `tick_size` in price units, None where there is no grid."""
+    """Rounds prices of one instrument. `tick_size` in price units, None where there is no grid.
 
-    __slots__ = ("_per_unit", "_tick")
+    `known` is what `clean` has answered before and would answer again; empty where there is no tick size.
+    """
+
+    __slots__ = ("_per_unit", "_tick", "known")
 
     def __init__(self, tick_size: float | None) -> None:
         self._tick = tick_size if tick_size and tick_size > 0 else None
+        self.known = _KNOWN.setdefault(self._tick, {}) if self._tick else {}
         per_unit = 1.0 / self._tick if self._tick else 0.0
         # Dividing by a whole number gives the double nearest to the decimal; multiplying by 0.05 does not.
         self._per_unit = (
@@ -32,18 +39,28 @@ class PriceGrid:
         `decimals` is the precision the source states, used where there is no tick size.
         `price` must be finite.
         """
+        if self._tick is None:
+            return self._without_grid(price, decimals)
+        known = self.known.get(price)
+        if known is None:
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()
+            known = self.known[price] = self._on_grid(price, self._tick)
+        return known
+
+    def _on_grid(self, price: float, tick: float) -> tuple[float, bool]:
         tolerance = abs(price) * _TOLERANCE
         if self._per_unit:
             candidate = floor(price * self._per_unit + 0.5) / self._per_unit
-            if abs(candidate - price) <= tolerance:
-                return candidate, True
-            return shortest_decimal(price, tolerance), False
-        if self._tick:
-            candidate = floor(price / self._tick + 0.5) * self._tick
-            candidate = round(candidate, 9)
-            if abs(candidate - price) <= tolerance:
-                return candidate, True
-            return shortest_decimal(price, tolerance), False
+        else:
+            candidate = round(floor(price / tick + 0.5) * tick, 9)
+        if abs(candidate - price) <= tolerance:
+            return candidate, True
+        return shortest_decimal(price, tolerance), False
+
+    @staticmethod
+    def _without_grid(price: float, decimals: int | None) -> tuple[float, bool]:
+        tolerance = abs(price) * _TOLERANCE
         if decimals is not None:
             candidate = round(price, decimals)
             if abs(candidate - price) <= tolerance:

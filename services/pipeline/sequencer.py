@@ -30,7 +30,7 @@ class Sequencer:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._now_ms = clock.now_ms
         self._last: dict[str, Position] = {}
 
     def resume_after(self, exchange: str, position: Position) -> None:
@@ -39,11 +39,16 @@ class Sequencer:
 
     def stamp(self, record: Record) -> None:
         """Write the next position of the record's exchange into the record."""
-        last_ms, last_seq = self._last.get(record.exchange, START)
-        now_ms = self._clock.now_ms()
-        position = (now_ms, 0) if now_ms > last_ms else (last_ms, last_seq + 1)
-        self._last[record.exchange] = position
-        record.position_ms, record.position_seq = position
+        exchange = record.exchange
+        last_ms, last_seq = self._last.get(exchange, START)
+        now_ms = self._now_ms()
+        if now_ms > last_ms:
+            record.position_ms, record.position_seq = now_ms, 0
+            self._last[exchange] = (now_ms, 0)
+            return
+        seq = last_seq + 1
+        record.position_ms, record.position_seq = last_ms, seq
+        self._last[exchange] = (last_ms, seq)
 
     def position(self, exchange: str) -> str:
         """Return the newest position given out for `exchange`, `0-0` before the first."""

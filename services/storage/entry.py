@@ -31,13 +31,12 @@ _FLOAT_FIELDS = ("bid", "ask", "day_open", "day_high", "day_low", "previous_clos
 class EncodedTick:
     """The newest tick of one instrument in words: `text` are its fields, `mask` says which optional ones."""
 
-    __slots__ = ("day", "day_mask", "day_text", "head", "mask", "provider", "record", "text")
+    __slots__ = ("day_mask", "day_text", "head", "mask", "provider", "record", "text")
 
     def __init__(self) -> None:
         self.record: DataIngestionFormat | None = None
         self.provider: str | None = None
         self.head = ""
-        self.day: tuple[float | None, ...] | None = None
         self.day_mask = 0
         self.day_text = ""
         self.mask = 0
@@ -63,10 +62,9 @@ class EntryEncoder:
                 f"{_pair('type', 'tick')}{_pair('k', record.symbol)}{_pair('src', record.provider_code)}"
             )
         mask = 0
-        text = (
-            f"{encoded.head}$1\r\nt\r\n{INTEGER_BULKS[record.timestamp]}"
-            f"$1\r\nr\r\n{INTEGER_BULKS[record.received_ms]}$1\r\np\r\n{FLOAT_BULKS[record.price]}"
-        )
+        time = INTEGER_BULKS[record.timestamp]
+        received = time if record.received_ms == record.timestamp else INTEGER_BULKS[record.received_ms]
+        text = f"{encoded.head}$1\r\nt\r\n{time}$1\r\nr\r\n{received}$1\r\np\r\n{FLOAT_BULKS[record.price]}"
         if (volume := record.volume) is not None:
             mask = _V
             text += f"$1\r\nv\r\n{INTEGER_BULKS[volume]}"
@@ -89,10 +87,18 @@ class EntryEncoder:
         if (oi := record.oi) is not None:
             mask |= _OI
             text += f"$2\r\noi\r\n{INTEGER_BULKS[oi]}"
-        day = (record.day_open, record.day_high, record.day_low, record.previous_close)
-        if encoded.day != day:
-            encoded.day_mask, encoded.day_text = _day_fields(day)
-            encoded.day = day
+        last = encoded.record
+        if (
+            last is None
+            or record.day_high is not last.day_high
+            or record.day_low is not last.day_low
+            or record.day_open is not last.day_open
+            or record.previous_close is not last.previous_close
+        ):
+            # The normaliser hands on the same objects until one of them changes.
+            encoded.day_mask, encoded.day_text = _day_fields(
+                (record.day_open, record.day_high, record.day_low, record.previous_close)
+            )
         if record.flags:
             encoded.mask = mask | encoded.day_mask | _F
             encoded.text = f"{text}{encoded.day_text}{_FLAGS[record.flags]}"

@@ -2,12 +2,15 @@
 
 Stands behind the bus; `md:last:{instrument}` has the fields of a stream entry. Only the newest tick of
 an instrument waits here, so a busy instrument costs no more than a quiet one; the others are counted
-as collapsed, as are late ticks. A field that is no longer known is deleted just before the new values
-are set, in the same breath: a reader may miss a field for a moment, but never sees an outdated one.
+as collapsed, as are late ticks. While many instruments tick, there is a pause of `PACE_S` once all of
+them are written, so that more ticks collapse: a hash costs Redis as much as a stream entry. A field that
+is no longer known is deleted just before the new values are set, in the same breath: a reader may miss a
+field for a moment, but never sees an outdated one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -34,6 +37,9 @@ from services.storage.resp import bulk, command
 
 _BATCH_RECORDS = 500
 _BUSY_BATCH_RECORDS = 2_000
+PACE_S = 0.02
+_PACED_FROM = 50
+"""A batch of so many records that leaves nobody waiting is followed by a pause."""
 
 
 class _Hash:
@@ -58,6 +64,7 @@ class LatestValueWriter(RedisSink):
         self._encoder = encoder or EntryEncoder()
         self._pending: dict[str, DataIngestionFormat] = {}
         self._hashes: dict[str, _Hash] = {}
+        self._pausing = False
 
     def offer(self, record: Record) -> None:
         """Queue one tick in place of an older one of its instrument. Control records are not counted."""
@@ -109,6 +116,14 @@ class LatestValueWriter(RedisSink):
     def _discard_oldest(self) -> Record:
         return self._pending.pop(next(iter(self._pending)))
 
+    def _fill(self) -> None:
+        if not self._pausing:
+            super()._fill()
+
+    def _end_pause(self) -> None:
+        self._pausing = False
+        self._fill()
+
     def _encode(self) -> Batch | None:
         pending = self._pending
         encode_tick = self._encoder.tick
@@ -143,6 +158,9 @@ class LatestValueWriter(RedisSink):
                 probe_ms = record.position_ms
         if not records:
             return None
+        if len(records) >= _PACED_FROM and not pending:
+            self._pausing = True
+            asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
         return Batch(records, pieces, body_replies=len(records), prelude=prelude, probe_ms=probe_ms)
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:

@@ -19,12 +19,14 @@ import asyncio
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import structlog
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
 from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.backoff import Backoff
+from services.pipeline.hop_times import HopTimes
 from services.pipeline.sink import Sink, SinkState
 from services.storage.address import RedisAddress, parse_address
 from services.storage.batch import Batch
@@ -80,6 +82,10 @@ class RedisSink(Sink):
         self._lost_s: float | None = None
         self._closing = False
         self._rejection_logged_s: dict[str, float] = {}
+        self.written_within = HopTimes()
+        """From a record's acceptance until Redis has said that it is stored."""
+        self._timed_offer = 0
+        self._timed_since_s = 0.0
 
     # ---- what a writer adds ---------------------------------------------------------------------
 
@@ -163,6 +169,21 @@ class RedisSink(Sink):
         """Try to connect at once instead of at the end of the wait, as after a changed password."""
         self._retry.set()
 
+    def time_newest(self) -> None:
+        """Time the record offered last until it is written, unless another one is being timed."""
+        if not self._timed_offer and not self.counters.spooled:
+            self._timed_offer = self.counters.offered
+            self._timed_since_s = monotonic()
+
+    def _note_time(self) -> None:
+        """Take the time when all that was offered up to the timed record has been settled."""
+        if self.counters.spooled:
+            # Records go round by the disk now, and no longer in the order they were offered.
+            self._timed_offer = 0
+        elif self.counters.offered - self.queued >= self._timed_offer:
+            self._timed_offer = 0
+            self.written_within.note(monotonic() - self._timed_since_s)
+
     # ---- one connection's life ------------------------------------------------------------------
 
     async def _serve(self, connection: RedisConnection) -> StorageError:
@@ -238,6 +259,8 @@ class RedisSink(Sink):
                 return
             if settled:
                 self.counters.batches += 1
+                if self._timed_offer:
+                    self._note_time()
                 if self._accepted_s is None:
                     self._accepted()
                 self._note_settled()

@@ -176,8 +176,12 @@ def decode_frame(frame: bytes) -> tuple[list[DhanRecord], WireFormatError | None
 
     Source: DhanHQ v2 live market feed documentation, response header.
     """
-    records: list[DhanRecord] = []
     size = len(frame)
+    layout = _EXACT.get(frame[:3])
+    if layout is not None and layout[0] == size:
+        # One packet of the known size: nearly every message.
+        return [layout[2](*layout[1](frame, 0))], None
+    records: list[DhanRecord] = []
     if not size:
         return records, WireFormatError("empty", "a message without bytes")
     offset = 0

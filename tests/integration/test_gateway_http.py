@@ -215,6 +215,9 @@ async def test_the_metrics_page_shows_what_the_status_shows() -> None:
             'marketd_provider_remarks_total{provider="DHAN",reason="truncated",step="wire_errors"} 1.0',
             'marketd_sink_lost_total{outcome="dropped",reason="queue_full",sink="stream"} 1.0',
             'marketd_task_restarts_total{task="sink:stream"} 1.0',
+            'marketd_hop_seconds_bucket{hop="accepted_to_stream",le="0.001"} 3.0',
+            'marketd_hop_seconds_bucket{hop="accepted_to_stream",le="+Inf"} 4.0',
+            'marketd_hop_seconds_count{hop="accepted_to_client"} 0.0',
             "marketd_clients 1.0",
             "marketd_ready 1.0",
         ):

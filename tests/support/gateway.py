@@ -21,6 +21,7 @@ from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryReq
 from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.bar_sink import BarSink
+from services.pipeline.hop_times import HopTimes
 from services.pipeline.sink import Sink
 from services.storage.stream_history import StreamHistory
 from services.storage.stream_writer import StreamWriter
@@ -43,6 +44,9 @@ class StubBackend:
         self.past: HistoryAnswer | Exception = HistoryAnswer(
             candles=[(1_700_000_040, 10.0, 11.0, 9.5, 10.5, 100)], complete=True
         )
+        self.hop = HopTimes()
+        for seconds in (0.0003, 0.0004, 0.001, 0.3):
+            self.hop.note(seconds)
 
     def provider_status(self) -> list[dict[str, Any]]:
         return self.providers
@@ -88,6 +92,7 @@ class StubBackend:
                 }
             ],
             "ledger": {"DHAN": {"frames": 12, "decoded": 11, "wire_errors": {"truncated": 1}, "passed": 10}},
+            "hops": {"accepted_to_stream": self.hop.figures()},
             "tasks": [{"name": "sink:stream", "restarts": 1, "alive": True, "last_error": ""}],
         }
 

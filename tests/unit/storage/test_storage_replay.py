@@ -18,6 +18,7 @@ from services.storage.latest_value_writer import LatestValueWriter
 from services.storage.redis_sink import RedisSink
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
+from tests.support.eventually import eventually
 from tests.support.redis_model import ModelConnection, RedisModel
 
 LOST = StorageUnavailable("lost")
@@ -127,6 +128,32 @@ async def test_the_other_writers_have_one_batch_on_its_way(kind: type[RedisSink]
         while stage.connection.sent:
             stage.connection.answer_next()
         assert sink.counters.written == 5_000
+
+
+async def test_newest_values_of_many_instruments_leave_at_a_pace_so_that_ticks_collapse() -> None:
+    async with staged(LatestValueWriter) as (stage, sink):
+        for number in range(60):
+            sink.offer(stage.tick(f"NSE:{number}"))
+        await turns()
+        stage.connection.answer_next()
+        for _ in range(3):
+            for number in range(60):
+                sink.offer(stage.tick(f"NSE:{number}"))
+            await turns()
+        assert len(stage.connection.sent) == 0
+        await eventually(lambda: len(stage.connection.sent) == 1)
+        stage.connection.answer_next()
+        assert (sink.counters.written, sink.counters.collapsed, sink.queued) == (120, 120, 0)
+
+
+async def test_a_quiet_market_s_newest_value_leaves_at_once() -> None:
+    async with staged(LatestValueWriter) as (stage, sink):
+        for number in range(10):
+            sink.offer(stage.tick(f"NSE:{number}"))
+            await turns()
+            assert len(stage.connection.sent) == 1
+            stage.connection.answer_next()
+        assert sink.counters.written == 10
 
 
 async def test_no_batch_leaves_while_the_socket_takes_nothing() -> None:
@@ -284,3 +311,23 @@ async def test_offering_to_a_writer_that_does_not_run_only_queues() -> None:
         assert sink.queued == 1
         assert sink.state is SinkState.STARTING
         assert await sink.drain(0.01) == 1
+
+
+@pytest.mark.parametrize("kind", [TimeSeriesWriter, StreamWriter, LatestValueWriter])
+async def test_a_timed_record_is_noted_once_when_redis_has_said_that_it_is_stored(
+    kind: type[RedisSink],
+) -> None:
+    async with staged(kind) as (stage, sink):
+        sink.offer(stage.tick())
+        sink.time_newest()
+        sink.offer(stage.tick())
+        sink.time_newest()
+        await turns()
+        assert sum(sink.written_within.counts) == 0
+        while stage.connection.sent:
+            stage.connection.answer_next()
+        assert sum(sink.written_within.counts) == 1
+        sink.offer(stage.tick())
+        await turns()
+        stage.connection.answer_next()
+        assert sum(sink.written_within.counts) == 1
