@@ -46,7 +46,7 @@ from services.pipeline.supervisor import end_together
 
 _log = structlog.get_logger(__name__)
 
-WEB_ROOT = Path(__file__).resolve().parents[2] / "web"
+WEB_ROOT = Path(__file__).resolve().parents[2] / "web" / "dist"
 IDLE_CONNECTION_S = 15.0
 """A connection that has sent no (or half a) request for so long is closed."""
 RESERVED_DESCRIPTORS = 256

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from typing import Any
 
 import structlog
@@ -22,6 +23,10 @@ from services.gateway.protocol import MAX_MESSAGE_BYTES, ClientMessageError
 from services.gateway.session import CLOSE_RESTARTING, ClientSession, SessionContext
 
 _log = structlog.get_logger(__name__)
+
+
+SHOWN_SESSIONS = 20
+"""So many clients are shown one by one, those furthest behind first."""
 
 
 class WebSocketEndpoint:
@@ -106,7 +111,25 @@ class WebSocketEndpoint:
             "refused": self.refused,
             "closed_by_code": dict(self.closed_by_code),
             **sums,
+            "sessions": self._slowest(now_s),
         }
+
+    def _slowest(self, now_s: float) -> list[dict[str, Any]]:
+        """Return the clients that are furthest behind, at most `SHOWN_SESSIONS`."""
+        furthest = heapq.nlargest(SHOWN_SESSIONS, self.sessions, key=lambda session: session.lag_ms(now_s))
+        return [
+            {
+                "id": session.id,
+                "name": session.principal.name if session.principal is not None else "",
+                "address": session.address,
+                "protocol": session.protocol,
+                "instruments": session.instruments,
+                "lag_ms": session.lag_ms(now_s),
+                "skipped": session.outbox.skipped_total,
+                "frames_out": session.counters.frames_out,
+            }
+            for session in furthest
+        ]
 
     def relieve(self, on: bool) -> None:
         """While `on`, take no new clients and give those there are less."""
