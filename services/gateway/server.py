@@ -30,6 +30,7 @@ from services.gateway.guard import Guard, JsonRequestHandler
 from services.gateway.http_api import HttpApi
 from services.gateway.limits import ClientLimits, is_loopback
 from services.gateway.metrics import MetricsPage
+from services.gateway.options_api import OptionDesk, OptionsApi
 from services.gateway.origin import OriginPolicy
 from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
@@ -82,11 +83,13 @@ class Gateway:
         broadcast: DataBroadcast,
         config: GatewayConfig,
         history: History | None = None,
+        options: OptionDesk | None = None,
     ) -> None:
         self.config = config
         self._backend = backend
         self._broadcast = broadcast
         self._limits = config.limits
+        self._options = OptionsApi(broadcast.clock, options)
         try:
             authenticator = Authenticator(config.tokens)
         except ValueError as error:
@@ -138,6 +141,7 @@ class Gateway:
             MetricsPage(self._backend, self.client_figures),
             config.web_root,
         ).add_routes(app.router)
+        self._options.add_routes(app.router)
         app.router.add_get("/ws", self._sockets.handle)
         app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

@@ -10,7 +10,7 @@ never an empty success. A refusal is kept for a moment too, so that many who ask
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import date
 from typing import Any
 
@@ -259,24 +259,3 @@ def _check(answer: OptionChain, expiry: int, underlying: Underlying) -> None:
     found = {expiry_day(row.f[8], underlying.zone) for row in answer.symbols}
     if found != {wanted}:
         raise ProviderUnavailable(f"the answer is of {min(found)}, not of {wanted}", reason="wrong_expiry")
-
-
-def underlyings_by_name(underlyings: Mapping[str, Underlying]) -> Callable[[str], Underlying | None]:
-    """Return a function that finds an underlying by its key or, where that is one only, by its symbol.
-
-    An Indian index and a US share may share a symbol: then the key is needed, unless one is an index.
-    """
-    by_symbol: dict[str, list[Underlying]] = {}
-    for item in underlyings.values():
-        by_symbol.setdefault(item.symbol, []).append(item)
-
-    def find(text: str) -> Underlying | None:
-        name = text.strip().upper()
-        if ":" in name:
-            return underlyings.get(name)
-        same = by_symbol.get(name, [])
-        # The exchange whose contracts most people mean: NSE's before BSE's.
-        ranked = sorted(same, key=lambda item: (item.exchange == "BSE", item.exchange not in DERIVATIVES_OF))
-        return ranked[0] if ranked else None
-
-    return find

@@ -16,7 +16,6 @@ from services.options.manager import (
     OptionsManager,
     UnknownExpiry,
     UnknownUnderlying,
-    underlyings_by_name,
 )
 from services.options.source import OptionSource, Underlying
 from services.pipeline.failover import NobodyAnswered
@@ -76,7 +75,7 @@ class Bench:
         self.clock = ManualClock(1_798_000_000_000)
         self.dhan, self.nse = Source(), Source()
         self.seen: list[str] = []
-        known = {item.key: item for item in (NIFTY, AAPL)}
+        known = {name: item for item in (NIFTY, AAPL) for name in (item.key, item.symbol)}
 
         def indian(underlying: Underlying) -> str | None:
             return underlying.symbol if underlying.exchange == "NSE" else None
@@ -84,7 +83,7 @@ class Bench:
         self.manager = OptionsManager(
             self.clock,
             [OptionSource("DHAN", self.dhan, indian, 3.0), OptionSource("NSE", self.nse, indian, 30.0)],
-            resolve=underlyings_by_name(known),
+            resolve=lambda text: known.get(text.strip().upper()),
             on_chain=lambda chain: self.seen.append(chain.source),
         )
 
@@ -187,12 +186,3 @@ async def test_an_expiry_that_has_passed_is_offered_no_more(bench: Bench) -> Non
     assert (await bench.manager.expiries("NIFTY")).expiries == (FIRST_S, SECOND_S)
     bench.clock.advance(FIRST_S - bench.clock.now_ms() / 1000 + 1)
     assert (await bench.manager.expiries("NIFTY")).expiries == (SECOND_S,)
-
-
-def test_a_symbol_of_two_exchanges_means_the_one_most_people_mean() -> None:
-    bse = Underlying("BSE:RELIANCE", "BSE", "RELIANCE", AssetClass.EQUITY, "INR", {})
-    nse = Underlying("NSE:RELIANCE", "NSE", "RELIANCE", AssetClass.EQUITY, "INR", {})
-    find = underlyings_by_name({item.key: item for item in (bse, nse)})
-    assert find(" reliance ") is nse
-    assert find("BSE:RELIANCE") is bse
-    assert find("TCS") is None
