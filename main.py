@@ -253,6 +253,8 @@ def _ingestion_config(
 ) -> IngestionConfig:
     from services.live_data_ingestion import IngestionConfig
 
+    tick_retention_ms, ticks_by_exchange = settings.tick_retention_ms()
+    bar_retention_ms, bars_by_exchange = settings.bar_retention_ms()
     return IngestionConfig(
         database_url=database_url,
         redis_url=redis_url,
@@ -269,7 +271,10 @@ def _ingestion_config(
         notices=_notices(settings),
         market_day_files=market_day_files(settings),
         always_open=settings.market_calendar == "always_open",
-        tick_retention_ms=settings.tick_retention_hours * 3_600_000,
+        tick_retention_ms=tick_retention_ms,
+        tick_retention_by_exchange=ticks_by_exchange,
+        bar_retention_ms=bar_retention_ms,
+        bar_retention_by_exchange=bars_by_exchange,
         stream_max_entries=settings.stream_max_entries,
         stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,
@@ -317,6 +322,8 @@ async def _demo_providers(
         "DHAN_CLIENT_ID": urls.dhan_client_id,
         "DHAN_ACCESS_TOKEN": urls.dhan_access_token,
         "YAHOO_STREAM_URL": urls.yahoo_stream_url,
+        "YAHOO_REST_URL": urls.yahoo_rest_url,
+        "NSE_REST_URL": urls.nse_rest_url,
     }
     return lambda: {**base(), **pointed}
 

@@ -8,6 +8,7 @@ Stands beside `services.errors` at the bottom of everything; imports nothing of 
 from __future__ import annotations
 
 from models.base import Base
+from models.coverage import Coverage
 from models.exchange import Exchange
 from models.exchange_provider_mapping import ExchangeProviderMapping
 from models.instrument import Instrument
@@ -19,6 +20,7 @@ __all__ = [
     "SCHEMA_REVISION",
     "SCHEMA_REVISIONS",
     "Base",
+    "Coverage",
     "Exchange",
     "ExchangeProviderMapping",
     "Instrument",

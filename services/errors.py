@@ -15,6 +15,7 @@ Stands beneath every other module of `services`; imports nothing of ours.
     |  |- CredentialsMissing         no key configured                              PARK
     |  |- CredentialsRejected        the vendor refused the key                     PARK
     |  |- SettingsUnusable           a setting cannot be used                       PARK
+    |  |- RequestRefused             this one request gets no answer, however often DROP
     |  `- SubscriptionRefused        the plan of this connection is wrong           FATAL
     |     `- TooManySymbols          fewer fit on a connection than documented      FATAL
     `- StorageError
@@ -131,6 +132,12 @@ class SettingsUnusable(ProviderError):
     """A setting of this provider cannot be used; it waits parked until the setting changes."""
 
     verdict = Verdict.PARK
+
+
+class RequestRefused(ProviderError):
+    """The provider refuses this one request (no such symbol, no data so far back); others go on."""
+
+    verdict = Verdict.DROP
 
 
 class SubscriptionRefused(ProviderError):

@@ -22,6 +22,7 @@ from simulators.control import ControlServer
 from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
 from simulators.market import Market
+from simulators.nse import NseSimulator
 from simulators.yahoo import YahooSimulator
 
 
@@ -36,6 +37,8 @@ class Addresses(msgspec.Struct, frozen=True):
     dhan_client_id: str
     dhan_access_token: str
     yahoo_stream_url: str
+    yahoo_rest_url: str
+    nse_rest_url: str
     control_url: str
     pid: int
 
@@ -58,6 +61,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--journal", type=Path, help="append every sent tick to this file as JSON lines")
     parser.add_argument("--any-symbol", action="store_true", help="make up unknown but well-formed symbols")
+    parser.add_argument(
+        "--always-open", action="store_true", help="past bars around the clock, as the live market trades"
+    )
+    parser.add_argument(
+        "--history-rate", type=float, help="chart requests per second each vendor allows (default: its limit)"
+    )
     parser.add_argument("--compression", action="store_true", help="accept permessage-deflate")
     parser.add_argument(
         "--exit-with-parent", action="store_true", help="exit when standard input reaches its end"
@@ -103,9 +112,15 @@ async def _run(arguments: argparse.Namespace) -> int:
         any_symbol=arguments.any_symbol,
         compression=arguments.compression,
     )
+    for charts in (dhan.charts, yahoo.charts):
+        charts.always_open = arguments.always_open
+        if arguments.history_rate is not None:
+            charts.limit.per_second = arguments.history_rate
+            charts.limit.per_day = 0
+    nse = NseSimulator(market, host=arguments.host)
     control = ControlServer(dhan, yahoo, journal, port=arguments.control_port)
     with journal:
-        async with dhan, yahoo, control:
+        async with dhan, yahoo, nse, control:
             addresses = Addresses(
                 dhan_feed_url=dhan.url,
                 dhan_rest_url=dhan.rest_url,
@@ -115,6 +130,8 @@ async def _run(arguments: argparse.Namespace) -> int:
                 dhan_client_id=dhan.client_id,
                 dhan_access_token=dhan.access_token,
                 yahoo_stream_url=yahoo.url,
+                yahoo_rest_url=yahoo.rest_url,
+                nse_rest_url=nse.url,
                 control_url=control.url,
                 pid=os.getpid(),
             )

@@ -24,6 +24,8 @@ _MASK = (1 << 64) - 1
 _TYPICAL_STEP = 4e-5
 """Half the largest step of the walk, as a part of the price; at least one tick."""
 DEPTH_LEVELS = 5
+_KEPT_MINUTES = 3_000
+"""Minutes of live trading an instrument remembers for the vendors' charts: two days."""
 _MINIMUM_PRICE_TICKS = DEPTH_LEVELS + 1
 
 
@@ -103,10 +105,12 @@ class Instrument:
         "last_quantity",
         "lot",
         "low_units",
+        "minutes",
         "oi",
         "oi_high",
         "oi_low",
         "open_units",
+        "past",
         "previous_close_units",
         "previous_oi",
         "price_units",
@@ -144,6 +148,10 @@ class Instrument:
         self.oi = self.oi_high = self.oi_low = self.previous_oi = spec.oi
         self.last_event_ms = 0
         self.last_quantity = 0
+        self.past: object = None
+        """Kept here for `simulators.past`."""
+        self.minutes: dict[int, list[int]] = {}
+        """What was traded in each minute of late: open, high, low, close in units, and the volume."""
 
     def _draw(self, below: int) -> int:
         self._random = (self._random * _MULTIPLIER + _INCREMENT) & _MASK
@@ -162,6 +170,11 @@ class Instrument:
     def tick_size(self) -> float:
         """The smallest price step."""
         return self.tick_units / self._scale
+
+    @property
+    def stride(self) -> int:
+        """How many ticks a usual step is."""
+        return self._stride
 
     @property
     def average_price(self) -> float:
@@ -228,7 +241,22 @@ class Instrument:
             self._roll_volume()
         self.last_event_ms = event_ms
         self.last_quantity = quantity
+        self._note_minute(units, quantity, event_ms // 60_000)
         return Tick(self.seq, price, self.decimals, quantity, self.volume, event_ms)
+
+    def _note_minute(self, units: int, quantity: int, minute: int) -> None:
+        bar = self.minutes.get(minute)
+        if bar is None:
+            self.minutes[minute] = [units, units, units, units, quantity]
+            if len(self.minutes) > _KEPT_MINUTES:
+                del self.minutes[next(iter(self.minutes))]
+            return
+        if units > bar[1]:
+            bar[1] = units
+        elif units < bar[2]:
+            bar[2] = units
+        bar[3] = units
+        bar[4] += quantity
 
     def last_tick(self, event_ms: int) -> Tick:
         """Return what is known now, as a snapshot: nothing new is traded."""

@@ -25,6 +25,8 @@ from simulators.inject import for_each
 from simulators.market import Kind, Tick
 from simulators.stream import Encoded, Listing, StreamSimulator
 from simulators.universe import PriceRow, made_up_spec, yahoo_rows
+from simulators.yahoo_option_chains import YahooOptionChains
+from simulators.yahoo_rest import YahooCharts
 
 SLOTS = 100
 _WELL_FORMED = re.compile(r"^\^?[A-Za-z0-9][A-Za-z0-9.&=_-]{0,29}$")
@@ -65,6 +67,8 @@ class YahooSimulator(StreamSimulator):
         self.market_hours = market_hours
         self.slots = slots
         self.canonical_ids = canonical_ids
+        self.charts = YahooCharts(self)
+        self.option_chains = YahooOptionChains(self)
         self._rows = {**yahoo_rows(), **(instruments or {})}
         self._version_of: dict[int, str] = {}
         self._slots_of: dict[int, dict[str, None]] = {}
@@ -75,12 +79,19 @@ class YahooSimulator(StreamSimulator):
         return f"ws://{self.host}:{self.port}/?version=2"
 
     @property
+    def rest_url(self) -> str:
+        """The REST base."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
     def v1_url(self) -> str:
         """The stream, version 1: bare base64."""
         return f"ws://{self.host}:{self.port}/"
 
     def _add_routes(self, app: web.Application) -> None:
         app.router.add_get("/", self._stream)
+        self.charts.add_routes(app)
+        self.option_chains.add_routes(app)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         version = "2" if request.query.get("version") == "2" else "1"
@@ -185,7 +196,12 @@ class YahooSimulator(StreamSimulator):
 
     def state(self) -> dict[str, object]:
         """Return what is going on, ready for JSON."""
-        return {**super().state(), "market_hours": self.market_hours}
+        return {
+            **super().state(),
+            "rest_url": self.rest_url,
+            "market_hours": self.market_hours,
+            "charts": {"answered": self.charts.answered, "refused": dict(self.charts.refused)},
+        }
 
 
 def _made_up_row(symbol: str) -> PriceRow:

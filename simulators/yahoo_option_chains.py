@@ -16,11 +16,11 @@ from simulators import option_market
 from simulators.market import Instrument, Kind
 from simulators.option_market import NEW_YORK, OptionLeg
 from simulators.rest_limits import RequestLimit
+from simulators.yahoo_rest import CRUMB
 
 if TYPE_CHECKING:
     from simulators.yahoo import YahooSimulator
 
-CRUMB = "simulatedCrumb"
 _KINDS = frozenset({Kind.EQUITY, Kind.ETF, Kind.INDEX})
 _INDIAN = frozenset({"NSI", "BSE"})
 

@@ -6,7 +6,8 @@
 --
 -- marketd_loader   DATABASE_URL of data_migration/setup_providers.py and populate_instrument_mappings.py:
 --                  owns the tables, so it can migrate and fill them.
--- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes.
+-- marketd_daemon   DATABASE_URL of main.py run: reads the tables and listens to their changes; writes the
+--                  coverage ledger, and nothing else.
 
 \set ON_ERROR_STOP on
 
@@ -48,6 +49,12 @@ BEGIN
             EXECUTE format('GRANT SELECT ON public.%I TO marketd_daemon', item);
         END IF;
     END LOOP;
+    -- What the daemon keeps itself: which spans of the past are stored, missing or not to be had.
+    IF to_regclass('public.coverage') IS NOT NULL THEN
+        ALTER TABLE public.coverage OWNER TO marketd_loader;
+        REVOKE ALL ON public.coverage FROM PUBLIC;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON public.coverage TO marketd_daemon;
+    END IF;
     FOREACH item IN ARRAY ARRAY['announce_mapping_change', 'set_updated_at'] LOOP
         IF to_regprocedure('public.' || item || '()') IS NOT NULL THEN
             EXECUTE format('ALTER FUNCTION public.%I() OWNER TO marketd_loader', item);

@@ -23,6 +23,8 @@ class SimulatorUrls(msgspec.Struct, frozen=True):
     dhan_feed_url: str
     dhan_rest_url: str
     yahoo_stream_url: str
+    yahoo_rest_url: str
+    nse_rest_url: str
     control_url: str
     dhan_client_id: str
     dhan_access_token: str
@@ -41,7 +43,7 @@ class DemoSimulators:
 
     async def __aenter__(self) -> SimulatorUrls:
         """Start the process and wait for its addresses. Raises `ConfigurationError` when it fails."""
-        arguments = ["-m", "simulators", "--exit-with-parent"]
+        arguments = ["-m", "simulators", "--exit-with-parent", "--always-open"]
         if self._rate is not None:
             arguments += ["--rate", str(self._rate)]
         self._process = await asyncio.create_subprocess_exec(

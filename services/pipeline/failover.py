@@ -12,18 +12,23 @@ from typing import TypeVar
 
 import msgspec
 
-from services.errors import ProviderError, ProviderUnavailable, WireFormatError
+from services.errors import ProviderError, ProviderUnavailable, Verdict, WireFormatError
 
 _Candidate = TypeVar("_Candidate")
 _Result = TypeVar("_Result")
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why one provider did not answer: its code, a short stable reason, and the same in words."""
+    """Why one provider did not answer: its code, a short stable reason, and the same in words.
+
+    `final`: asking it the same again will not help. `retry_after_s` is the wait it asked for, if it did.
+    """
 
     provider_code: str
     reason: str
     message: str
+    final: bool = False
+    retry_after_s: float | None = None
 
 
 class NobodyAnswered(ProviderUnavailable):
@@ -50,11 +55,15 @@ async def first_that_answers(
     for code, candidate in candidates:
         try:
             return await call(candidate), code, tuple(refusals)
-        except (ProviderError, WireFormatError) as error:
+        except ProviderError as error:
+            final = error.verdict is Verdict.DROP
+            refusals.append(Refusal(code, error.reason, str(error), final, error.retry_after_s))
+        except WireFormatError as error:
             refusals.append(Refusal(code, error.reason, str(error)))
         except TimeoutError:
             refusals.append(Refusal(code, "timeout", "it did not answer in time"))
         except (ValueError, OSError) as error:
             kind = "not_offered" if isinstance(error, ValueError) else "unreachable"
-            refusals.append(Refusal(code, kind, str(error) or type(error).__name__))
+            words = str(error) or type(error).__name__
+            refusals.append(Refusal(code, kind, words, final=isinstance(error, ValueError)))
     raise NobodyAnswered(tuple(refusals))

@@ -48,7 +48,9 @@ async def test_keys_entries_and_quotes_read_as_documented(stack: Stack, tmp_path
         await stack.quiet()
         last = await client.hgetall("md:last:{NSE:RELIANCE}")
         (_, entry), *_ = [
-            row for row in await client.xrevrange("md:ticks:NSE") if row[1]["k"] == "NSE:RELIANCE"
+            row
+            for row in await client.xrevrange("md:ticks:NSE")
+            if row[1]["k"] == "NSE:RELIANCE" and row[1]["type"] == "tick"
         ]
         assert last == entry
         assert entry["type"] == "tick"

@@ -1,0 +1,333 @@
+"""The backfill: works off what the ledger says is missing, newest first, and what somebody asked for before it.
+
+The ledger is the queue, so a kill at any moment costs at most the requests under way. What the streams
+missed comes into it as gap records, what was never there by `plan_depth`, what is asked for by `ask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from services.errors import MarketdError, StorageError, TemporaryError
+from services.history.coverage_ledger import CoverageLedger
+from services.history.filler import SETTLE_MS, Filler, FillOutcome
+from services.history.planner import Window, plan, windows_of
+from services.market_data.bars import Interval
+from services.market_data.clock import Clock
+from services.market_data.coverage import HAVE, MISSING, Note, spans_of
+from services.market_data.spans import without
+from services.pipeline.supervisor import end_together
+
+_log = structlog.get_logger(__name__)
+
+WORKERS = 4
+LOOK_EVERY_S = 5.0
+PLAN_EVERY_S = 3_600.0
+_MOST_SPANS = 2_000
+_MOST_TRIES = 6
+_KEPT_JOBS = 20
+MOST_WINDOWS = 200_000
+DAY_MS = 86_400_000
+
+
+class BackfillDepth(msgspec.Struct, frozen=True):
+    """How many days back bars are fetched without being asked for; 0: none."""
+
+    minute_days: int = 0
+    daily_days: int = 0
+
+
+class BackfillJob(msgspec.Struct, kw_only=True):
+    """Something that was asked for, and how far it is. Times are UTC epoch ms.
+
+    `windows` counts requests to be made, `done` those settled, `bars` what was stored. `refused` counts by
+    `PROVIDER reason`; `failed` windows are left to the backfill, which tries them again later.
+    """
+
+    id: int
+    interval: Interval
+    instruments: int
+    from_ms: int
+    to_ms: int
+    started_ms: int
+    windows: int = 0
+    done: int = 0
+    failed: int = 0
+    bars: int = 0
+    finished_ms: int | None = None
+    refused: dict[str, int] = {}
+    waiting: str = ""
+
+
+class _Task(msgspec.Struct):
+    window: Window
+    job: BackfillJob | None = None
+    tries: int = 0
+    not_before_s: float = 0.0
+
+
+class Backfill:
+    """The running backfill. `planned()` are the instruments whose past is kept without being asked for."""
+
+    def __init__(
+        self,
+        filler: Filler,
+        ledger: CoverageLedger,
+        clock: Clock,
+        *,
+        planned: Callable[[], Sequence[str]],
+        depth: BackfillDepth,
+        workers: int = WORKERS,
+    ) -> None:
+        self.filler = filler
+        self.depth = depth
+        self._ledger = ledger
+        self._clock = clock
+        self._planned = planned
+        self._workers = workers
+        self._ids = itertools.count(1)
+        self._asked: deque[_Task] = deque()
+        self._found: OrderedDict[Window, _Task] = OrderedDict()
+        self._busy: set[Window] = set()
+        self._later: dict[tuple[str, Interval], float] = {}
+        self._news = asyncio.Event()
+        self.jobs: OrderedDict[int, BackfillJob] = OrderedDict()
+        self.reason = ""
+        """Why nothing is planned just now; empty while it is."""
+
+    # ---- being asked ----------------------------------------------------------------------------
+
+    async def ask(
+        self, instruments: Iterable[str], interval: Interval, from_ms: int, to_ms: int
+    ) -> BackfillJob:
+        """Fetch what is not stored of a span before anything else; what is stored is not fetched again.
+
+        Raises what the ledger raises while PostgreSQL is away, ValueError when it is too much at once.
+        """
+        keys = list(instruments)
+        now_ms = self._clock.now_ms()
+        job = BackfillJob(
+            id=next(self._ids),
+            interval=interval,
+            instruments=len(keys),
+            from_ms=from_ms,
+            to_ms=min(to_ms, now_ms - SETTLE_MS[interval]),
+            started_ms=now_ms,
+        )
+        windows: list[Window] = []
+        for instrument in keys:
+            known = [row for row in await self._ledger.of(instrument, fresh=True) if row.type == interval]
+            spans = without([(from_ms, job.to_ms)], spans_of(known, HAVE))
+            self._ledger.note(
+                *(
+                    Note(
+                        instrument=instrument,
+                        type=interval,
+                        state=MISSING,
+                        from_ms=begin,
+                        to_ms=end,
+                        reason="asked for",
+                        again=True,
+                    )
+                    for begin, end in spans
+                )
+            )
+            offers = self.filler.offers(instrument, interval).values()
+            windows += windows_of(
+                instrument,
+                interval,
+                spans,
+                max((offer.window_ms for offer in offers), default=now_ms),
+                [now_ms - offer.depth_ms for offer in offers if offer.depth_ms],
+            )
+            if len(windows) > MOST_WINDOWS:
+                raise ValueError(f"more than {MOST_WINDOWS} requests at once: ask for less")
+        windows.sort(key=lambda window: -window.to_ms)
+        job.windows = len(windows)
+        if not windows:
+            job.finished_ms = now_ms
+        self._asked.extend(_Task(window, job) for window in windows)
+        self.jobs[job.id] = job
+        while len(self.jobs) > _KEPT_JOBS:
+            self.jobs.popitem(last=False)
+        self._news.set()
+        return job
+
+    def plan_depth(self) -> None:
+        """Note as missing what is not known of the days that are kept without being asked for."""
+        now_ms = self._clock.now_ms()
+        kinds: tuple[tuple[Interval, int], ...] = (
+            ("1m", self.depth.minute_days),
+            ("1d", self.depth.daily_days),
+        )
+        for interval, days in kinds:
+            if days <= 0:
+                continue
+            for instrument in self._planned():
+                if self.filler.offers(instrument, interval):
+                    self._ledger.note(
+                        Note(
+                            instrument=instrument,
+                            type=interval,
+                            state=MISSING,
+                            from_ms=now_ms - days * DAY_MS,
+                            to_ms=now_ms - SETTLE_MS[interval],
+                            reason="not stored",
+                        )
+                    )
+
+    # ---- working --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fill until cancelled."""
+        await end_together(
+            ("backfill:plan", self._plan()),
+            *((f"backfill:worker-{number}", self._work()) for number in range(self._workers)),
+        )
+
+    async def work_off(self) -> None:
+        """Fill until nothing that was asked for is left; for a command without a daemon."""
+        workers = [(f"worker-{number}", self._work_off()) for number in range(self._workers)]
+        await asyncio.gather(*(work for _, work in workers))
+
+    def status(self) -> dict[str, Any]:
+        """Return what is being done, for the status page and the command."""
+        return {
+            "depth": msgspec.to_builtins(self.depth),
+            "reason": self.reason,
+            "asked": len(self._asked),
+            "found": len(self._found),
+            "busy": len(self._busy),
+            "counters": msgspec.to_builtins(self.filler.counters),
+            "sources": {
+                code: {
+                    "requests": source.requests,
+                    "used_today": source.quota.used_today,
+                    "left_today": source.quota.left_today,
+                    "paused_s": round(source.quota.paused_s, 1),
+                    "refused_here": dict(source.quota.refused),
+                }
+                for code, source in self.filler.sources.items()
+            },
+            "jobs": [msgspec.to_builtins(job) for job in self.jobs.values()],
+        }
+
+    async def _plan(self) -> None:
+        planned_s = self._clock.monotonic_s() - PLAN_EVERY_S
+        while True:
+            now_s = self._clock.monotonic_s()
+            if now_s - planned_s >= PLAN_EVERY_S:
+                planned_s = now_s
+                self.plan_depth()
+            try:
+                await self._look()
+                if self.reason:
+                    _log.info("backfill_goes_on")
+                self.reason = ""
+            except MarketdError as error:
+                if not self.reason:
+                    _log.warning("backfill_waits", reason=str(error))
+                self.reason = str(error)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(self) -> None:
+        """Read what is missing, if nothing that was found before is left to do."""
+        if self._found or self._busy or self._ledger.pending:
+            return
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
+        self._later = {key: until for key, until in self._later.items() if until > now_s}
+        rows = await self._ledger.store.missing(self._planned(), _MOST_SPANS)
+        # What ended a moment ago is not asked for yet: the vendors are some minutes late.
+        due = [row for row in rows if row.from_ms < now_ms - 2 * SETTLE_MS[row.type]]
+        for window in plan(due, self.filler.offers, now_ms):
+            if (window.instrument, window.interval) not in self._later:
+                self._found[window] = _Task(window)
+        self._news.set()
+
+    async def _work(self) -> None:
+        while True:
+            if not await self._step():
+                self._news.clear()
+                try:
+                    await asyncio.wait_for(self._news.wait(), 0.5)
+                except TimeoutError:
+                    continue
+
+    async def _work_off(self) -> None:
+        while self._asked or self._busy:
+            if not await self._step():
+                await asyncio.sleep(0.1)
+
+    async def _step(self) -> bool:
+        """Do one window; tell whether there was one to do now."""
+        task = self._next()
+        if task is None:
+            return False
+        window = task.window
+        self._busy.add(window)
+        try:
+            outcome = await self.filler.fill(window)
+        except (StorageError, TemporaryError) as error:
+            self._again(task, 5.0, str(error))
+        else:
+            if outcome.later_s is not None:
+                self._again(task, outcome.later_s, "; ".join(r.message for r in outcome.refusals), outcome)
+            else:
+                self._settled(task, outcome)
+        finally:
+            self._busy.discard(window)
+        return True
+
+    def _next(self) -> _Task | None:
+        now_s = self._clock.monotonic_s()
+        for _ in range(len(self._asked)):
+            task = self._asked.popleft()
+            if task.not_before_s <= now_s:
+                return task
+            self._asked.append(task)
+        if self._asked:
+            # Those wait for a provider; the others would have to wait for the same one.
+            return None
+        if self._found:
+            _, task = self._found.popitem(last=False)
+            return task
+        return None
+
+    def _again(self, task: _Task, wait_s: float, why: str, outcome: FillOutcome | None = None) -> None:
+        task.tries += 1
+        if task.job is None:
+            key = (task.window.instrument, task.window.interval)
+            self._later[key] = self._clock.monotonic_s() + max(wait_s, 30.0)
+            return
+        self._tell(task.job, outcome)
+        if task.tries >= _MOST_TRIES:
+            task.job.failed += 1
+            self._finish_one(task.job)
+            return
+        task.job.waiting = why
+        task.not_before_s = self._clock.monotonic_s() + min(wait_s, 60.0)
+        self._asked.append(task)
+
+    def _settled(self, task: _Task, outcome: FillOutcome) -> None:
+        if task.job is not None:
+            self._tell(task.job, outcome)
+            task.job.bars += outcome.written
+            task.job.waiting = ""
+            self._finish_one(task.job)
+
+    def _tell(self, job: BackfillJob, outcome: FillOutcome | None) -> None:
+        for refusal in outcome.refusals if outcome is not None else ():
+            name = f"{refusal.provider_code} {refusal.reason}"
+            job.refused[name] = job.refused.get(name, 0) + 1
+
+    def _finish_one(self, job: BackfillJob) -> None:
+        job.done += 1
+        if job.done >= job.windows:
+            job.finished_ms = self._clock.now_ms()

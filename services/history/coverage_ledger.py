@@ -1,0 +1,291 @@
+"""The coverage ledger of the running daemon: takes notes at once, writes them to PostgreSQL in batches.
+
+Fed by the control records (gaps, finished bars) and by the backfill; read by the history service. While
+PostgreSQL is away the notes wait in memory, up to a bound, and in a file under `STATE_DIR`, so that neither
+an outage nor a kill loses a gap. Never slows down what it listens to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from services.errors import MarketdError
+from services.history.coverage_store import CoverageStore
+from services.market_data.bars import MINUTE_MS
+from services.market_data.candles import CoverageSpan
+from services.market_data.clock import Clock
+from services.market_data.coverage import HAVE, LIVE, MINUTES, MISSING, TICKS, Note, apply
+from services.market_data.records import ControlRecord
+from services.market_data.spans import Span, widened
+
+_log = structlog.get_logger(__name__)
+
+FILE = "coverage-pending.jsonl"
+MOST_PENDING = 100_000
+FLUSH_EVERY_S = 2.0
+LIVE_EVERY_S = 60.0
+KNOWN_FOR_S = 30.0
+"""How long what was read of an instrument is believed: another process may write the table, too."""
+_MOST_KNOWN = 2_000
+_WAIT_S = (1.0, 2.0, 5.0, 10.0)
+
+
+class CoverageLedger:
+    """What is known of the past. `open` once, keep `run` running, `close`."""
+
+    def __init__(self, store: CoverageStore, clock: Clock, file: Path | None = None) -> None:
+        self.store = store
+        self.reason = ""
+        """Why notes are not written just now; empty while they are."""
+        self.dropped = 0
+        self.written = 0
+        self._clock = clock
+        self._file = file
+        self._pending: deque[Note] = deque()
+        self._in_file = 0
+        self._news = asyncio.Event()
+        self.flowing: Callable[[str], bool] = lambda _: False
+        """Whether data of an instrument flows now: a quiet minute is then no missing one."""
+        self.instruments_of: Callable[[str], Iterable[str]] = lambda _: ()
+        """The instruments of an exchange, for what concerns all of them."""
+        self._forget = False
+        self._live: dict[str, list[int]] = {}
+        self._live_noted: dict[str, int] = {}
+        self._known: OrderedDict[str, tuple[float, list[CoverageSpan]]] = OrderedDict()
+
+    @property
+    def pending(self) -> int:
+        """How many notes are not in PostgreSQL yet."""
+        return len(self._pending)
+
+    async def open(self) -> None:
+        """Take up the notes that a former run could not write."""
+        if self._file is None:
+            return
+        for line in await asyncio.to_thread(_lines, self._file):
+            try:
+                self._pending.append(msgspec.json.decode(line, type=Note))
+            except msgspec.DecodeError:
+                # A torn last line, of a process that was killed.
+                _log.warning("coverage_note_unreadable", bytes=len(line))
+        self._in_file = len(self._pending)
+
+    # ---- being told -----------------------------------------------------------------------------
+
+    def note(self, *notes: Note) -> None:
+        """Take notes; they count for readers at once."""
+        for note in notes:
+            if note.from_ms >= note.to_ms:
+                continue
+            if len(self._pending) >= MOST_PENDING:
+                self.dropped += 1
+                continue
+            self._pending.append(note)
+        self._news.set()
+
+    def note_record(self, record: ControlRecord) -> None:
+        """Learn from a control record: a gap breaks what was had, a finished bar says that data flowed."""
+        symbol = record.symbol
+        if record.type == "gap":
+            if "epoch" in record.fields:
+                return
+            wide = symbol.partition(":")[2] in ("", "*")
+            for instrument in self.instruments_of(record.exchange) if wide else (symbol,):
+                self._note_gap(instrument, record)
+        elif record.type == "bar" and symbol and record.fields.get("i") == MINUTES:
+            start_ms = int(record.fields["s"])
+            span = self._live.setdefault(record.symbol, [start_ms, start_ms])
+            if start_ms >= span[0]:
+                span[1] = max(span[1], start_ms + MINUTE_MS)
+
+    def _note_gap(self, instrument: str, record: ControlRecord) -> None:
+        begin, end = int(record.fields["from"]), int(record.fields["to"])
+        if begin >= end:
+            return
+        reason, source = str(record.fields.get("reason", "")), record.provider_code
+        store = record.fields.get("store")
+        if store is not None:
+            # The data flowed; one of the stores lost it. The stream's loss is none of the bars.
+            kinds = {"time_series": TICKS, "bar_series": MINUTES}
+            if store in kinds:
+                step_ms = MINUTE_MS if store == "bar_series" else 1
+                begin, end = widened((begin, end), step_ms)
+                self._missing(instrument, kinds[str(store)], (begin, end), source, reason)
+            return
+        self._note_live(instrument, until_ms=begin)
+        # What flows again begins with the first whole minute behind the gap.
+        first_minute, last_minute = widened((begin, end), MINUTE_MS)
+        self._live[instrument] = [last_minute, last_minute]
+        self._missing(instrument, TICKS, (begin, end), source, reason)
+        self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason)
+
+    def _missing(self, instrument: str, kind: str, span: Span, source: str, reason: str) -> None:
+        self.note(
+            Note(
+                instrument=instrument,
+                type=kind,
+                state=MISSING,
+                from_ms=span[0],
+                to_ms=span[1],
+                source=source,
+                reason=reason,
+                broken=True,
+            )
+        )
+
+    def forget(self) -> None:
+        """Believe nothing of what was had: the store that held it is empty."""
+        self._forget = True
+        self._live.clear()
+        self._known.clear()
+        self._news.set()
+
+    def _note_flow(self, instrument: str) -> None:
+        span = self._live.get(instrument)
+        if span is not None and self.flowing(instrument):
+            now_ms = self._clock.now_ms()
+            span[1] = max(span[1], now_ms - now_ms % MINUTE_MS)
+        self._note_live(instrument)
+
+    def _note_live(self, instrument: str, until_ms: int | None = None) -> None:
+        span = self._live.get(instrument)
+        if span is None:
+            return
+        begin, end = span
+        if until_ms is not None:
+            end = min(end, until_ms - until_ms % MINUTE_MS)
+        if end <= begin or self._live_noted.get(instrument) == end:
+            return
+        self._live_noted[instrument] = end
+        for kind in (TICKS, MINUTES):
+            self.note(
+                Note(instrument=instrument, type=kind, state=HAVE, source=LIVE, from_ms=begin, to_ms=end)
+            )
+
+    # ---- being asked ----------------------------------------------------------------------------
+
+    async def of(self, instrument: str, *, fresh: bool = False) -> list[CoverageSpan]:
+        """Return everything that is known of an instrument, with the notes that are not written yet.
+
+        Raises what `CoverageStore.of` raises. `fresh` reads anew.
+        """
+        now_s = self._clock.monotonic_s()
+        kept = self._known.get(instrument)
+        if kept is None or fresh or now_s - kept[0] > KNOWN_FOR_S:
+            rows = await self.store.of(instrument)
+            self._known[instrument] = (now_s, rows)
+            self._known.move_to_end(instrument)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        else:
+            rows = kept[1]
+        self._note_flow(instrument)
+        notes = [note for note in self._pending if note.instrument == instrument]
+        if not notes:
+            return rows
+        kinds = dict.fromkeys([row.type for row in rows] + [note.type for note in notes])
+        return [
+            row
+            for kind in kinds
+            for row in apply(
+                [row for row in rows if row.type == kind], [note for note in notes if note.type == kind]
+            )
+        ]
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write what is noted, until cancelled."""
+        live_s, failures = self._clock.monotonic_s(), 0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), FLUSH_EVERY_S)
+            self._news.clear()
+            now_s = self._clock.monotonic_s()
+            if now_s - live_s >= LIVE_EVERY_S:
+                live_s = now_s
+                for instrument in list(self._live):
+                    self._note_flow(instrument)
+            try:
+                await self.flush()
+                failures = 0
+            except MarketdError as error:
+                if not failures:
+                    _log.warning("coverage_not_written", reason=str(error), pending=len(self._pending))
+                self.reason = str(error)
+                await self._keep_on_disk()
+                await asyncio.sleep(_WAIT_S[min(failures, len(_WAIT_S) - 1)])
+                failures += 1
+                self._news.set()
+            else:
+                await asyncio.sleep(0.2)
+
+    async def flush(self) -> None:
+        """Write all notes to PostgreSQL. Raises what `CoverageStore.note` raises; the notes stay then."""
+        if self._forget:
+            await self.store.forget()
+            self._forget = False
+            self._known.clear()
+        while self._pending:
+            batch = list(self._pending)[:10_000]
+            await self.store.note(batch)
+            for _ in batch:
+                note = self._pending.popleft()
+                self._known.pop(note.instrument, None)
+            self.written += len(batch)
+        if self.reason:
+            _log.info("coverage_written_again", notes=self.written)
+        self.reason = ""
+        if self._in_file and self._file is not None:
+            self._in_file = 0
+            await asyncio.to_thread(self._file.unlink, missing_ok=True)
+
+    async def close(self) -> None:
+        """Note how far the streams came, write what can be written, keep the rest on disk."""
+        for instrument in list(self._live):
+            self._note_live(instrument)
+        try:
+            async with asyncio.timeout(2.0):
+                await self.flush()
+        except (MarketdError, TimeoutError):
+            await self._keep_on_disk()
+        await self.store.close()
+
+    def status(self) -> dict[str, object]:
+        """Return how the ledger is, for the status page."""
+        return {
+            "pending": len(self._pending),
+            "written": self.written,
+            "dropped": self.dropped,
+            "reason": self.reason,
+        }
+
+    async def _keep_on_disk(self) -> None:
+        if self._file is None or len(self._pending) == self._in_file:
+            return
+        notes = list(self._pending)
+        try:
+            await asyncio.to_thread(_write_lines, self._file, notes)
+            self._in_file = len(notes)
+        except OSError as error:
+            _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return [line for line in file.read_bytes().split(b"\n") if line]
+    except FileNotFoundError:
+        return []
+
+
+def _write_lines(file: Path, notes: Iterable[Note]) -> None:
+    part = file.with_suffix(".part")
+    part.write_bytes(b"".join(msgspec.json.encode(note) + b"\n" for note in notes))
+    part.replace(file)

@@ -1,0 +1,171 @@
+"""The coverage ledger in PostgreSQL: read by instrument, changed by notes, in transactions that may repeat.
+
+Stands under the ledger, which decides when. Several processes may note at once: a lock per instrument and
+type, held for one transaction, keeps them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine
+from services.market_data.candles import CoverageSpan
+from services.market_data.coverage import Note, apply
+
+COMMAND_TIMEOUT_S = 5.0
+KEYS_PER_TRANSACTION = 500
+_FIELDS = ("instrument", "type", "state", "source", "reason", "from_ms", "to_ms")
+_COLUMNS = ", ".join(_FIELDS)
+_OF_KEYS = (
+    "(instrument, type) IN (SELECT * FROM unnest(CAST(:instruments AS text[]), CAST(:types AS text[])))"
+)
+_LOCK = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended(k, 7340)) FROM "
+    "(SELECT k FROM unnest(CAST(:keys AS text[])) AS k ORDER BY k) AS ordered"
+)
+_READ_KEYS = text(f"SELECT {_COLUMNS} FROM coverage WHERE {_OF_KEYS}")  # noqa: S608 - constants
+_DELETE = text(f"DELETE FROM coverage WHERE {_OF_KEYS}")  # noqa: S608 - constants
+_INSERT = text(
+    f"INSERT INTO coverage ({_COLUMNS}) SELECT * FROM unnest(CAST(:instrument AS text[]), "  # noqa: S608
+    "CAST(:type AS text[]), CAST(:state AS text[]), CAST(:source AS text[]), CAST(:reason AS text[]), "
+    "CAST(:from_ms AS bigint[]), CAST(:to_ms AS bigint[]))"
+)
+_READ_ONE = text(
+    f"SELECT {_COLUMNS} FROM coverage WHERE instrument = :instrument "  # noqa: S608 - constants
+    "ORDER BY type, from_ms, to_ms, state, source"
+)
+_MISSING = text(
+    f"SELECT {_COLUMNS} FROM coverage WHERE state = 'missing' AND type IN ('1m', '1d') "  # noqa: S608
+    "AND instrument = ANY(CAST(:instruments AS text[])) ORDER BY to_ms DESC, instrument, type LIMIT :most"
+)
+_COUNT_MISSING = text(
+    "SELECT type, count(*) AS spans, coalesce(sum(to_ms - from_ms), 0)::bigint AS ms FROM coverage "
+    "WHERE state = 'missing' AND type IN ('1m', '1d') GROUP BY type"
+)
+
+
+class CoverageStore:
+    """The table `coverage` of one database. `close` it when done; it connects at the first call.
+
+    Every method raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the
+    table or the right to it is missing.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._engine: AsyncEngine | None = None
+
+    async def use_url(self, database_url: str) -> None:
+        """Connect by another URL from now on."""
+        self._database_url = database_url
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; harmless when there is none."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def note(self, notes: Sequence[Note]) -> None:
+        """Take notes into the table, all or (after an error) the first of them."""
+        by_key: dict[tuple[str, str], list[Note]] = {}
+        for note in notes:
+            by_key.setdefault(note.key, []).append(note)
+        keys = list(by_key)
+        for at in range(0, len(keys), KEYS_PER_TRANSACTION):
+            chunk = keys[at : at + KEYS_PER_TRANSACTION]
+            try:
+                async with self._connect().begin() as connection:
+                    await connection.execute(text("SET TRANSACTION READ WRITE"))
+                    await self._replace(connection, {key: by_key[key] for key in chunk})
+            except DATABASE_ERRORS as error:
+                raise database_error(error, self._database_url) from error
+
+    async def forget(self) -> None:
+        """Drop everything that is had; what is missing or not to be had stays so."""
+        try:
+            async with self._connect().begin() as connection:
+                await connection.execute(text("SET TRANSACTION READ WRITE"))
+                await connection.execute(text("DELETE FROM coverage WHERE state = 'have'"))
+        except DATABASE_ERRORS as error:
+            raise database_error(error, self._database_url) from error
+
+    async def of(self, instrument: str) -> list[CoverageSpan]:
+        """Return everything that is known of an instrument, by type and time."""
+        return await self._read(_READ_ONE, {"instrument": instrument})
+
+    async def missing(self, instruments: Iterable[str], most: int) -> list[CoverageSpan]:
+        """Return the newest `most` missing spans of bars of these instruments."""
+        return await self._read(_MISSING, {"instruments": list(instruments), "most": most})
+
+    async def missing_by_type(self) -> dict[str, tuple[int, int]]:
+        """Return how many spans, and how many ms of them, are missing, by type."""
+        try:
+            async with self._connect().connect() as connection:
+                rows = (await connection.execute(_COUNT_MISSING)).all()
+        except DATABASE_ERRORS as error:
+            raise database_error(error, self._database_url) from error
+        return {row.type: (row.spans, row.ms) for row in rows}
+
+    # ---- inner ----------------------------------------------------------------------------------
+
+    async def _replace(self, connection: AsyncConnection, by_key: dict[tuple[str, str], list[Note]]) -> None:
+        await connection.execute(_LOCK, {"keys": [f"{instrument} {kind}" for instrument, kind in by_key]})
+        keys = {
+            "instruments": [instrument for instrument, _ in by_key],
+            "types": [kind for _, kind in by_key],
+        }
+        known: dict[tuple[str, str], list[CoverageSpan]] = {}
+        for row in (await connection.execute(_READ_KEYS, keys)).all():
+            known.setdefault((row.instrument, row.type), []).append(_span(row))
+        changed: list[CoverageSpan] = []
+        touched: list[tuple[str, str]] = []
+        for key, notes in by_key.items():
+            before = sorted(known.get(key, []), key=msgspec.structs.astuple)
+            after = apply(before, notes)
+            if sorted(after, key=msgspec.structs.astuple) != before:
+                touched.append(key)
+                changed += after
+        if not touched:
+            return
+        await connection.execute(
+            _DELETE,
+            {"instruments": [key[0] for key in touched], "types": [key[1] for key in touched]},
+        )
+        if changed:
+            columns = {name: [getattr(row, name) for row in changed] for name in _FIELDS}
+            await connection.execute(_INSERT, columns)
+
+    async def _read(self, statement: Any, values: dict[str, Any]) -> list[CoverageSpan]:
+        try:
+            async with self._connect().connect() as connection:
+                return [_span(row) for row in (await connection.execute(statement, values)).all()]
+        except DATABASE_ERRORS as error:
+            raise database_error(error, self._database_url) from error
+
+    def _connect(self) -> AsyncEngine:
+        if self._engine is None:
+            self._engine = make_engine(
+                self._database_url,
+                application_name="marketd:coverage",
+                command_timeout_s=COMMAND_TIMEOUT_S,
+                pooled=True,
+            )
+        return self._engine
+
+
+def _span(row: Any) -> CoverageSpan:
+    return CoverageSpan(
+        instrument=row.instrument,
+        type=row.type,
+        state=row.state,
+        source=row.source,
+        reason=row.reason,
+        from_ms=row.from_ms,
+        to_ms=row.to_ms,
+    )

@@ -1,0 +1,385 @@
+"""Fills one window of one instrument: asks, checks, stores, notes, announces. In that order, and repeatable.
+
+Used by the backfill and by a reader who needs what is missing now. Killed between any two steps it has
+harmed nothing: the ledger still says missing, and storing the same bars again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+
+from services.history.coverage_ledger import CoverageLedger
+from services.history.planner import Window, runs_of
+from services.history.source import PATIENCE_S, HistorySource, Offer
+from services.market_data.bars import MINUTE_MS, Interval
+from services.market_data.candles import Candle
+from services.market_data.clock import Clock
+from services.market_data.coverage import HAVE, UNAVAILABLE, Note
+from services.market_data.instruments import InstrumentMapping
+from services.market_data.spans import Span, without
+from services.market_data.trading_time import TradingTime, minutes_of
+from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
+from services.storage.bar_store import write_bars
+
+_log = structlog.get_logger(__name__)
+
+CLOSED = "CALENDAR"
+"""The source of what is had because the exchange was closed: nothing."""
+SETTLE_MS = {"1m": 120_000, "1d": 30 * MINUTE_MS}
+"""How long after its end a bar is asked for; vendors have been seen to be two minutes late."""
+QUIET_RUN_MS = 30 * MINUTE_MS
+"""Minutes without a bar in a source's answer were without a trade, unless there are more in a row."""
+_SECOND_OPINION_SHARE = 0.02
+"""Where more than this part of the expected bars is absent, a second source is asked, if there is one."""
+_COMPARED_EVERY = 20
+_DISAGREES_BY = 0.005
+
+Announce = Callable[[str, str, str, Interval, int, int], None]
+"""`(instrument, exchange, provider code, interval, from_ms, to_ms)`: bars were stored that were not there."""
+
+
+class FillOutcome(msgspec.Struct, kw_only=True):
+    """What became of a window. `later_s` is the wait after which it is worth another try, None when done."""
+
+    window: Window
+    written: int = 0
+    expected: int = 0
+    outside: int = 0
+    sources: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    later_s: float | None = None
+
+
+class FillCounters(msgspec.Struct):
+    """What was done since the start. `refused` counts by `PROVIDER reason`."""
+
+    windows: int = 0
+    bars: int = 0
+    outside: int = 0
+    unavailable: int = 0
+    compared: int = 0
+    disagreed: int = 0
+    refused: dict[str, int] = {}
+
+
+class Filler:
+    """Fetches what is missing. `candidates(instrument)` are its mappings, the best provider's first."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        ledger: CoverageLedger,
+        sources: Mapping[str, HistorySource],
+        trading: TradingTime,
+        clock: Clock,
+        candidates: Callable[[str], Sequence[InstrumentMapping]],
+        announce: Announce,
+        retention_ms: Callable[[str], int],
+    ) -> None:
+        self.sources = sources
+        self.counters = FillCounters()
+        self._redis = redis
+        self._ledger = ledger
+        self._trading = trading
+        self._clock = clock
+        self._candidates = candidates
+        self._announce = announce
+        self._retention_ms = retention_ms
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    def offers(self, instrument: str, interval: str) -> dict[str, Offer]:
+        """Return what the sources of an instrument have of an interval, the best first."""
+        found = {}
+        for mapping in self._candidates(instrument):
+            source = self.sources.get(mapping.provider_code)
+            offer = source.offer(mapping, interval) if source is not None else None
+            if offer is not None:
+                found[mapping.provider_code] = offer
+        return found
+
+    def adjusted_candidates(
+        self, instrument: str
+    ) -> list[tuple[str, tuple[HistorySource, InstrumentMapping]]]:
+        """Return the sources of an instrument that have prices adjusted for dividends, the best first."""
+        return [
+            (mapping.provider_code, (source, mapping))
+            for mapping in self._candidates(instrument)
+            if (source := self.sources.get(mapping.provider_code)) is not None and source.has_adjusted
+        ]
+
+    async def fill(self, window: Window, *, patience_s: float = PATIENCE_S) -> FillOutcome:
+        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it."""
+        key = (window.instrument, window.interval)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                outcome = await self._fill(window, patience_s)
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
+        self._count(outcome)
+        return outcome
+
+    # ---- inner ----------------------------------------------------------------------------------
+
+    async def _fill(self, window: Window, patience_s: float) -> FillOutcome:
+        now_ms = self._clock.now_ms()
+        exchange = window.instrument.partition(":")[0]
+        expected = self.expected(window, now_ms)
+        outcome = FillOutcome(window=window, expected=len(expected))
+        if not expected:
+            self._nothing_expected(window, now_ms)
+            return outcome
+        span = (expected[0], self._end_of(window, expected[-1]))
+        candidates = self._reaching(window, span[0], now_ms)
+        if not candidates:
+            self._unavailable(window, list(window.spans), "", "no source has it")
+            return outcome
+        try:
+            rows, code, refusals = await first_that_answers(
+                candidates, lambda one: self._ask(one, window, span, patience_s)
+            )
+        except NobodyAnswered as error:
+            outcome.refusals = error.refusals
+            if all(refusal.final for refusal in error.refusals):
+                reasons = ", ".join(f"{r.provider_code} {r.reason}" for r in error.refusals)
+                self._unavailable(window, list(window.spans), "", reasons)
+            else:
+                waits = [r.retry_after_s or 5.0 for r in error.refusals if not r.final]
+                outcome.later_s = min(waits)
+            return outcome
+        bars, outside = self._placed(exchange, window, rows, expected)
+        outcome.sources, outcome.refusals, outcome.outside = (code,), refusals, outside
+        absent = [start for start in expected if start not in bars]
+        others = [candidate for candidate in candidates if candidate[0] != code]
+        if others and len(absent) > _SECOND_OPINION_SHARE * len(expected):
+            await self._second_opinion(others, window, span, expected, bars, outcome)
+        elif others and self.counters.windows % _COMPARED_EVERY == 0:
+            await self._compare(others[0], window, span, bars)
+        retention_ms = self._retention_ms(exchange)
+        oldest_ms = now_ms - retention_ms
+        kept = [bars[start] for start in sorted(bars) if start >= oldest_ms]
+        outcome.written = await write_bars(
+            self._redis,
+            window.instrument,
+            window.interval,
+            kept,
+            retention_ms=retention_ms,
+        )
+        self._note(window, expected, bars, outcome.sources)
+        if kept:
+            last_ms = self._end_of(window, kept[-1][0] * 1000)
+            self._announce(window.instrument, exchange, code, window.interval, kept[0][0] * 1000, last_ms)
+        return outcome
+
+    def expected(self, window: Window, now_ms: int) -> list[int]:
+        """Return the starts of the bars there should be in the missing parts of a window, ascending."""
+        exchange = window.instrument.partition(":")[0]
+        settled_ms = now_ms - SETTLE_MS[window.interval]
+        if window.interval == "1d":
+            return [
+                opens
+                for begin, end in window.spans
+                for _, (opens, closes) in self._trading.days_between(exchange, begin, end)
+                if closes <= settled_ms
+            ]
+        return [
+            start
+            for begin, end in window.spans
+            for start in minutes_of(self._trading.between(exchange, begin, min(end, settled_ms)))
+            if start + MINUTE_MS <= settled_ms
+        ]
+
+    def _end_of(self, window: Window, start_ms: int) -> int:
+        if window.interval == "1m":
+            return start_ms + MINUTE_MS
+        exchange = window.instrument.partition(":")[0]
+        return self._trading.on(exchange, self._trading.day_of(exchange, start_ms))[-1][1]
+
+    def _reaching(
+        self, window: Window, from_ms: int, now_ms: int
+    ) -> list[tuple[str, tuple[HistorySource, InstrumentMapping]]]:
+        found = []
+        for mapping in self._candidates(window.instrument):
+            source = self.sources.get(mapping.provider_code)
+            offer = source.offer(mapping, window.interval) if source is not None else None
+            if source is None or offer is None:
+                continue
+            # A minute of grace: the window was cut a moment ago.
+            if not offer.depth_ms or from_ms >= now_ms - offer.depth_ms - MINUTE_MS:
+                found.append((mapping.provider_code, (source, mapping)))
+        return found
+
+    async def _ask(
+        self, one: tuple[HistorySource, InstrumentMapping], window: Window, span: Span, patience_s: float
+    ) -> list[Candle]:
+        source, mapping = one
+        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s)
+
+    def _placed(
+        self, exchange: str, window: Window, rows: Sequence[Candle], expected: Sequence[int]
+    ) -> tuple[dict[int, Candle], int]:
+        """Return the bars that belong to the window by their start, and how many belong to no session."""
+        wanted = set(expected)
+        bars: dict[int, Candle] = {}
+        outside = 0
+        for row in rows:
+            start = row[0] * 1000
+            if window.interval == "1d":
+                opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, start))
+                if opens is None:
+                    outside += 1
+                    continue
+                start = opens
+            elif start % MINUTE_MS or not self._trading.between(exchange, start, start + MINUTE_MS):
+                outside += 1
+                continue
+            if start in wanted:
+                bars[start] = (start // 1000, *row[1:])
+        return bars, outside
+
+    async def _second_opinion(
+        self,
+        others: Sequence[tuple[str, tuple[HistorySource, InstrumentMapping]]],
+        window: Window,
+        span: Span,
+        expected: Sequence[int],
+        bars: dict[int, Candle],
+        outcome: FillOutcome,
+    ) -> None:
+        """Let the next source fill in what the first one lacks."""
+        try:
+            rows, code, refusals = await first_that_answers(
+                others, lambda one: self._ask(one, window, span, 5.0)
+            )
+        except NobodyAnswered as error:
+            outcome.refusals += error.refusals
+            return
+        more, _ = self._placed(window.instrument.partition(":")[0], window, rows, expected)
+        outcome.refusals += refusals
+        self._judge(window, bars, more, code)
+        fresh = {start: row for start, row in more.items() if start not in bars}
+        if fresh:
+            outcome.sources += (code,)
+            bars.update(fresh)
+
+    async def _compare(
+        self,
+        other: tuple[str, tuple[HistorySource, InstrumentMapping]],
+        window: Window,
+        span: Span,
+        bars: dict[int, Candle],
+    ) -> None:
+        """Hold a sample of the bars against another source; what differs is counted and said."""
+        try:
+            rows, code, _ = await first_that_answers([other], lambda one: self._ask(one, window, span, 5.0))
+        except NobodyAnswered:
+            return
+        more, _ = self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
+        self._judge(window, bars, more, code)
+
+    def _judge(
+        self, window: Window, bars: Mapping[int, Candle], others: Mapping[int, Candle], code: str
+    ) -> None:
+        both = bars.keys() & others.keys()
+        apart = [
+            start for start in both if abs(bars[start][4] - others[start][4]) > _DISAGREES_BY * bars[start][4]
+        ]
+        self.counters.compared += len(both)
+        self.counters.disagreed += len(apart)
+        if apart:
+            first = min(apart)
+            _log.warning(
+                "history_sources_disagree",
+                instrument=window.instrument,
+                interval=window.interval,
+                other=code,
+                bars=len(apart),
+                of=len(both),
+                first_ms=first,
+                closes=(bars[first][4], others[first][4]),
+            )
+
+    def _note(
+        self,
+        window: Window,
+        expected: Sequence[int],
+        bars: Mapping[int, Candle],
+        sources: tuple[str, ...],
+    ) -> None:
+        """Note what is had now; a long run without bars is had from nobody."""
+        step_ms = MINUTE_MS if window.interval == "1m" else 1
+        absent = runs_of([start for start in expected if start not in bars], step_ms)
+        lacking: list[Span] = []
+        for begin, end in absent:
+            if window.interval == "1d":
+                lacking.append((begin, self._end_of(window, begin)))
+            elif end - begin > QUIET_RUN_MS:
+                lacking.append((begin, end))
+        end_ms = self._end_of(window, expected[-1])
+        known = [(begin, min(end, end_ms)) for begin, end in window.spans]
+        had = without(known, lacking)
+        code = sources[0]
+        self._ledger.note(
+            *(
+                Note(
+                    instrument=window.instrument,
+                    type=window.interval,
+                    state=HAVE,
+                    source=code,
+                    from_ms=begin,
+                    to_ms=end,
+                )
+                for begin, end in had
+            )
+        )
+        if lacking:
+            self._unavailable(window, lacking, code, f"not in the answer of {', '.join(sources)}")
+
+    def _unavailable(self, window: Window, spans: Sequence[Span], source: str, reason: str) -> None:
+        self.counters.unavailable += len(spans)
+        self._ledger.note(
+            *(
+                Note(
+                    instrument=window.instrument,
+                    type=window.interval,
+                    state=UNAVAILABLE,
+                    source=source,
+                    reason=reason,
+                    from_ms=begin,
+                    to_ms=end,
+                )
+                for begin, end in spans
+            )
+        )
+
+    def _nothing_expected(self, window: Window, now_ms: int) -> None:
+        settled_ms = now_ms - SETTLE_MS[window.interval]
+        self._ledger.note(
+            *(
+                Note(
+                    instrument=window.instrument,
+                    type=window.interval,
+                    state=HAVE,
+                    source=CLOSED,
+                    from_ms=begin,
+                    to_ms=min(end, settled_ms),
+                )
+                for begin, end in window.spans
+            )
+        )
+
+    def _count(self, outcome: FillOutcome) -> None:
+        counters = self.counters
+        counters.windows += 1
+        counters.bars += outcome.written
+        counters.outside += outcome.outside
+        for refusal in outcome.refusals:
+            name = f"{refusal.provider_code} {refusal.reason}"
+            counters.refused[name] = counters.refused.get(name, 0) + 1
