@@ -34,8 +34,7 @@ class _Wanted(msgspec.Struct):
 class DhanOptionChains:
     """The handlers. `answered` and `refused` count requests by what was asked.
 
-    `empty` answers chains without legs, `wrong_expiry` those of the next expiry instead, `missing_legs`
-    leaves out every n-th leg.
+    `empty` answers chains without legs, `missing_legs` leaves out every n-th leg.
     """
 
     def __init__(self, simulator: DhanSimulator) -> None:
@@ -45,7 +44,6 @@ class DhanOptionChains:
         self.refused: Counter[str] = Counter()
         self.seconds_per_request = SECONDS_PER_UNIQUE_REQUEST
         self.empty = False
-        self.wrong_expiry = False
         self.missing_legs = 0
 
     def add_routes(self, app: web.Application) -> None:
@@ -77,8 +75,6 @@ class DhanOptionChains:
             return self._refuse("812", "Invalid Date Format")
         if day not in days:
             return self._refuse("811", "Invalid Expiry Date")
-        if self.wrong_expiry:
-            day = days[(days.index(day) + 1) % len(days)]
         self.answered["chain"] += 1
         return web.json_response(
             {
