@@ -379,6 +379,9 @@ def _ingestion_config(
         stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,
         lease_policy=settings.lease_policy,
+        option_order=settings.option_order(),
+        option_rates=settings.rates(),
+        option_year_days=settings.option_year_days,
         api_max_clients=settings.api_max_clients,
         memory_limit_bytes=settings.memory_limit_mib << 20,
     )
@@ -439,6 +442,7 @@ async def _demo_providers(
         "DHAN_ACCESS_TOKEN": urls.dhan_access_token,
         "YAHOO_STREAM_URL": urls.yahoo_stream_url,
         "YAHOO_REST_URL": urls.yahoo_rest_url,
+        "NSE_REST_URL": urls.nse_rest_url,
     }
     return lambda: {**base(), **pointed}
 

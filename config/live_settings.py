@@ -113,7 +113,7 @@ class LiveSettings:
         return {
             name.upper(): plain(getattr(self.settings, name))
             for name in Settings.model_fields
-            if name.startswith(("dhan_", "yahoo_"))
+            if name.startswith(("dhan_", "yahoo_", "nse_"))
         }
 
     def _note(self, problem: str) -> None:

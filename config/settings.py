@@ -31,6 +31,7 @@ from services.redaction import make_known
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@:]*:([^/@]+)@")
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:[^\s:]{8,}(:\S+)?$")
+_RATE = re.compile(r"^[A-Z]{3}:-?\d{1,2}(\.\d+)?$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
 _BY_EXCHANGE = re.compile(r"^[A-Z][A-Z0-9_]{0,15}=[1-9][0-9]{0,5}$")
@@ -70,6 +71,20 @@ class Settings(BaseSettings):
         "wss://streamer.finance.yahoo.com/?version=2", description="Yahoo Finance stream (WebSocket)."
     )
     yahoo_rest_url: str = Field("https://query2.finance.yahoo.com", description="Yahoo Finance REST API.")
+    nse_rest_url: str = Field(
+        "https://www.nseindia.com", description="NSE's website, a source of option chains."
+    )
+    option_providers: str = Field(
+        "DHAN,NSE,YF",
+        description="Who is asked for option chains, first choice first: DHAN, NSE (its website), YF.",
+    )
+    option_rates: str = Field(
+        "INR:6.5,USD:4.25",
+        description="Interest for greeks, in percent a year (continuous), by currency; others count as 0.",
+    )
+    option_year_days: float = Field(
+        365, ge=200, le=366, description="Days that make a year for greeks: 365 calendar days by default."
+    )
     api_host: str = Field("127.0.0.1", description="Address the HTTP and WebSocket server listens on.")
     api_port: int = Field(
         8080, ge=0, le=65535, description="Its port; 0 takes any free port and writes it to runtime.json."
@@ -209,7 +224,7 @@ class Settings(BaseSettings):
             raise ValueError("must start with ws:// or wss://")
         return value
 
-    @field_validator("dhan_rest_url", "yahoo_rest_url")
+    @field_validator("dhan_rest_url", "yahoo_rest_url", "nse_rest_url")
     @classmethod
     def _check_http_url(cls, value: str) -> str:
         if not re.match(r"^https?://[^/\s]+", value):
@@ -225,6 +240,14 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_path(cls, value: Path | None) -> Path | None:
         return value if value is None or value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("option_rates")
+    @classmethod
+    def _check_rates(cls, value: str) -> str:
+        for entry in _split(value):
+            if not _RATE.match(entry):
+                raise ValueError(f"{entry} is no rate in percent such as INR:6.5")
+        return value
 
     @field_validator("notice_webhook_url")
     @classmethod
@@ -304,6 +327,15 @@ class Settings(BaseSettings):
     def pinned(self) -> tuple[str, ...]:
         """Return the instrument keys and `EXCHANGE:*` patterns that are always subscribed."""
         return tuple(_split(self.pinned_instruments))
+
+    def rates(self) -> dict[str, float]:
+        """Return the interest for greeks, percent a year by currency."""
+        pairs = (entry.partition(":") for entry in _split(self.option_rates))
+        return {currency: float(rate) for currency, _, rate in pairs}
+
+    def option_order(self) -> tuple[str, ...]:
+        """Return who is asked for option chains, first choice first."""
+        return tuple(code.upper() for code in _split(self.option_providers))
 
     def allowed_origins(self) -> tuple[str, ...]:
         """Return the configured browser origins."""

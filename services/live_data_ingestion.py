@@ -32,6 +32,7 @@ from services.diagnosis import Diagnosis, Sources
 from services.errors import ConfigurationError, MarketdError, StorageError, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
+from services.gateway.options_api import OptionDesk, interest_of
 from services.gateway.server import Gateway, GatewayConfig
 from services.history.backfill import BackfillDepth
 from services.history.past import FOLDER as HISTORY_FOLDER
@@ -45,7 +46,7 @@ from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.market_data.calendar import MarketCalendar
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import Clock, SystemClock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot
+from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
 from services.operations.first_connects import FILE as FIRST_CONNECTS
 from services.operations.first_connects import FirstConnects
@@ -54,6 +55,11 @@ from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
 from services.operations.troubles import ProviderCondition, nobody_delivers, told_gap, troubles
 from services.operations.vitals import Vitals
+from services.options.chain import Chain, Conventions, Style
+from services.options.manager import OptionsManager
+from services.options.source import DERIVATIVES_OF, Underlying
+from services.options.sources import DEFAULT_ORDER, option_sources
+from services.options.underlyings import Underlyings
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
@@ -83,6 +89,7 @@ from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Rol
 from services.storage.led_times import LED_TIMES_NAME, LedTimes
 from services.storage.lookup import stored_newest
 from services.storage.losses import LossDeclaration
+from services.storage.option_interest import OptionInterestStore
 from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import QUEUE_LIMIT, RedisSink
 from services.storage.shard import Shard
@@ -135,6 +142,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `lease_policy` says what to do while another daemon writes the same Redis. `memory_limit_bytes` 0: what
     the machine has. `exchanges` (codes) makes the daemon a shard that ingests these only, beside others on
     the same Redis; without `serves_clients` it answers health and status, and sends clients to gateways.
+    `option_order` are the sources of option chains, `option_rates` interest in percent a
+    year by currency, `option_year_days` the day count of greeks.
     """
 
     database_url: str
@@ -162,6 +171,9 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     spool_limit_bytes: int = LIMIT_BYTES
     lease_policy: LeasePolicy = "standby"
     lease_times: LeaseTimes = LeaseTimes()
+    option_order: tuple[str, ...] = DEFAULT_ORDER
+    option_rates: Mapping[str, float] = {}
+    option_year_days: float = 365.0
     api_max_clients: int = 2_000
     memory_limit_bytes: int = 0
     exchanges: tuple[str, ...] = ()
@@ -315,6 +327,15 @@ class LiveDataIngestion:
             if save_credentials is not None
             else None
         )
+        self._underlyings = Underlyings()
+        self._option_interest = OptionInterestStore(config.redis_url, retention_ms=config.tick_retention_ms)
+        self._options = OptionsManager(
+            self.clock,
+            option_sources(provider_settings, self.clock, config.option_order),
+            resolve=self._underlyings.find,
+            conventions=self._option_conventions,
+            on_chain=self._note_chain,
+        )
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -331,6 +352,7 @@ class LiveDataIngestion:
             StreamHistory(config.redis_url),
             self.bars,
             routes=self,
+            options=OptionDesk(self._options, self._option_interest, self._underlyings.find),
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -408,6 +430,7 @@ class LiveDataIngestion:
         self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("first_connects", self._first_connects.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
+        self.supervisor.keep("option_interest", self._option_interest.run, core=False)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
         if self._notifier is not None:
             self.supervisor.keep("notices", self._notifier.run, core=False)
@@ -453,6 +476,8 @@ class LiveDataIngestion:
             await self.supervisor.end("reports")
             await until_hurried(self._reports.say_stopped(), self._hurry)
         await until_hurried(self._gateway.stop(), self._hurry)
+        await until_hurried(self._options.close(), self._hurry)
+        await until_hurried(self._option_interest.close(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
         await self.supervisor.end("past")
@@ -795,6 +820,21 @@ class LiveDataIngestion:
             if known is None or _rank(mapping) < _rank(known):
                 self._instruments[mapping.instrument] = mapping
         self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
+        self._underlyings.load(snapshot.mappings)
+
+    # ---- options --------------------------------------------------------------------------------
+
+    def _option_conventions(self, underlying: Underlying) -> Conventions:
+        rate_percent = self.config.option_rates.get(underlying.currency, 0.0)
+        # Contracts on indices, and all Indian ones, can be exercised at expiry only.
+        at_expiry = underlying.exchange in DERIVATIVES_OF or underlying.asset_class is AssetClass.INDEX
+        style: Style = "european" if at_expiry else "american"
+        return Conventions(rate_percent, self.config.option_year_days, style)
+
+    def _note_chain(self, chain: Chain) -> None:
+        underlying = self._underlyings.find(chain.underlying)
+        if underlying is not None and self._leadership.may_write():
+            self._option_interest.offer(interest_of(chain, underlying))
 
     # ---- what the gateway shows -----------------------------------------------------------------
 
@@ -896,6 +936,7 @@ class LiveDataIngestion:
             "routing": self.providers.router.summary() | {"problem": self._route_events.problem},
             "silence": self._judge.alarms(),
             "quality": self._quality_status(),
+            "options": self._options.status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "backfill": self._past.status(),

@@ -7,11 +7,23 @@ whichever it has. Everything is asynchronous; a blocking library runs in a threa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import msgspec
 
-OptionSide = Literal["call", "put"]
+from services.wire.option_records import ChainAnswer, OptionQuote, OptionSide
+
+__all__ = [
+    "Candle",
+    "HistoricalDataProvider",
+    "OpenInterest",
+    "OptionChain",
+    "OptionQuote",
+    "OptionRow",
+    "OptionSide",
+    "OptionsDataProvider",
+    "chain_of",
+]
+
 Candle = tuple[int, float, float, float, float, int | None]
 """`(start, open, high, low, close, volume)`; start in UTC epoch **seconds**, volume None where unknown."""
 
@@ -20,7 +32,8 @@ class OptionRow(msgspec.Struct, frozen=True):
     """One leg of an option chain, as the fields of `f` in this order.
 
     Symbol, strike (text), side, spot, last price, volume, open interest, its change, expiry (UTC epoch
-    **seconds**), delta, gamma, theta, vega, implied volatility. None where unknown.
+    **seconds**), delta, gamma, theta, vega, implied volatility, in the units of `OptionQuote`.
+    None where unknown.
     """
 
     f: tuple[
@@ -42,11 +55,43 @@ class OptionRow(msgspec.Struct, frozen=True):
 
 
 class OptionChain(msgspec.Struct, frozen=True):
-    """All legs of one underlying and expiry. `timestamp` is in UTC epoch ms."""
+    """All legs of one underlying and expiry. `timestamp` is in UTC epoch ms.
+
+    `quotes` are the same legs with everything the provider said (bid, ask, ...), in the order of
+    `symbols`; empty where it said nothing beyond the rows.
+    """
 
     timestamp: int
     underlying_price: float | None
     symbols: tuple[OptionRow, ...]
+    quotes: tuple[OptionQuote, ...] = ()
+
+
+def chain_of(answer: ChainAnswer) -> OptionChain:
+    """Return a vendor's answer as a chain, ordered by strike, calls before puts."""
+    ordered = tuple(sorted(answer.quotes, key=lambda quote: (float(quote.strike), quote.side)))
+    rows = tuple(
+        OptionRow(
+            (
+                quote.contract or "",
+                quote.strike,
+                quote.side,
+                answer.underlying_price,
+                quote.last_price,
+                quote.volume,
+                quote.oi,
+                quote.oi_change,
+                answer.expiry,
+                quote.delta,
+                quote.gamma,
+                quote.theta,
+                quote.vega,
+                quote.iv,
+            )
+        )
+        for quote in ordered
+    )
+    return OptionChain(answer.timestamp, answer.underlying_price, rows, ordered)
 
 
 class OpenInterest(msgspec.Struct, frozen=True):

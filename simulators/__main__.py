@@ -22,6 +22,7 @@ from simulators.control import ControlServer
 from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
 from simulators.market import Market
+from simulators.nse import NseSimulator
 from simulators.yahoo import YahooSimulator
 
 
@@ -37,6 +38,7 @@ class Addresses(msgspec.Struct, frozen=True):
     dhan_access_token: str
     yahoo_stream_url: str
     yahoo_rest_url: str
+    nse_rest_url: str
     control_url: str
     pid: int
 
@@ -115,9 +117,10 @@ async def _run(arguments: argparse.Namespace) -> int:
         if arguments.history_rate is not None:
             charts.limit.per_second = arguments.history_rate
             charts.limit.per_day = 0
+    nse = NseSimulator(market, host=arguments.host)
     control = ControlServer(dhan, yahoo, journal, port=arguments.control_port)
     with journal:
-        async with dhan, yahoo, control:
+        async with dhan, yahoo, nse, control:
             addresses = Addresses(
                 dhan_feed_url=dhan.url,
                 dhan_rest_url=dhan.rest_url,
@@ -128,6 +131,7 @@ async def _run(arguments: argparse.Namespace) -> int:
                 dhan_access_token=dhan.access_token,
                 yahoo_stream_url=yahoo.url,
                 yahoo_rest_url=yahoo.rest_url,
+                nse_rest_url=nse.url,
                 control_url=control.url,
                 pid=os.getpid(),
             )

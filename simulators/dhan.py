@@ -17,7 +17,7 @@ from aiohttp import web
 from services.errors import WireFormatError
 from services.wire.dhan import Heartbeat, MarketStatus, Segment, encode, parse_request
 from services.wire.dhan_v1 import parse_v1_request
-from simulators import dhan_charts, dhan_depth, dhan_packets, dhan_rest
+from simulators import dhan_charts, dhan_depth, dhan_option_chains, dhan_packets, dhan_rest
 from simulators import faults as f
 from simulators.connection import BINARY, Connection
 from simulators.dhan_access import LIVE, LIVE_V1, DhanAccess
@@ -60,6 +60,7 @@ class DhanSimulator(DhanAccess):
         self.downgrade_index = downgrade_index
         self._specs = {**dhan_specs(), **(instruments or {})}
         self._rest = dhan_rest.RestApi(self)
+        self.option_chains = dhan_option_chains.DhanOptionChains(self)
         self.charts = dhan_charts.DhanCharts(self)
 
     @property
@@ -92,6 +93,7 @@ class DhanSimulator(DhanAccess):
         app.router.add_get("/twentydepth", self._depth_20)
         app.router.add_get("/twohundreddepth", self._depth_200)
         self._rest.add_routes(app)
+        self.option_chains.add_routes(app)
         self.charts.add_routes(app)
 
     async def _live(self, request: web.Request) -> web.StreamResponse:

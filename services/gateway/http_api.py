@@ -19,6 +19,7 @@ from services.gateway.errors import HttpError
 from services.gateway.guard import PRINCIPAL
 from services.gateway.metrics import MetricsPage
 from services.gateway.openapi import openapi_document
+from services.gateway.parameters import known_parameters, whole_number
 from services.gateway.protocol import is_well_formed
 
 DEFAULT_INSTRUMENTS = 100
@@ -84,8 +85,8 @@ class HttpApi:
 
     async def instruments(self, request: web.Request) -> web.Response:
         """Return the instruments of an exchange, or those whose key or name holds the words asked for."""
-        _known_parameters(request, "exchange", "q", "limit")
-        limit = _whole_number(request, "limit", DEFAULT_INSTRUMENTS, 1, MAX_INSTRUMENTS)
+        known_parameters(request, "exchange", "q", "limit")
+        limit = whole_number(request, "limit", DEFAULT_INSTRUMENTS, 1, MAX_INSTRUMENTS)
         found, total = self._directory.search(
             request.query.get("exchange", "").strip().upper(),
             request.query.get("q", ""),
@@ -96,7 +97,7 @@ class HttpApi:
 
     async def quotes(self, request: web.Request) -> web.Response:
         """Return the newest values of the instruments asked for; 404 when none of them is known."""
-        _known_parameters(request, "instruments")
+        known_parameters(request, "instruments")
         asked = ",".join(request.query.getall("instruments", [])).split(",")
         keys = [key for key in dict.fromkeys(part.strip() for part in asked) if key]
         if not keys:
@@ -137,7 +138,7 @@ class HttpApi:
 
     async def why(self, request: web.Request) -> web.Response:
         """Explain where one instrument's ticks are and what to do; 404 when it is not known."""
-        _known_parameters(request)
+        known_parameters(request)
         instrument = request.match_info["instrument"].strip()
         answer = await self._backend.why(instrument) if is_well_formed(instrument) else None
         if answer is None:
@@ -170,19 +171,3 @@ class HttpApi:
 
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=to_json(value), content_type="application/json")
-
-
-def _known_parameters(request: web.Request, *names: str) -> None:
-    for name in request.query:
-        if name not in names:
-            allowed = f"; there are {', '.join(names)}" if names else ""
-            raise HttpError(400, "unknown_parameter", f"{name[:40]!r} is no parameter here{allowed}")
-
-
-def _whole_number(request: web.Request, name: str, default: int, smallest: int, largest: int) -> int:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and smallest <= int(text) <= largest):
-        raise HttpError(400, "bad_parameter", f"{name} must be a whole number from {smallest} to {largest}")
-    return int(text)

@@ -33,6 +33,7 @@ from services.gateway.history_api import PastApi
 from services.gateway.http_api import HttpApi
 from services.gateway.limits import ClientLimits, is_loopback
 from services.gateway.metrics import MetricsPage
+from services.gateway.options_api import OptionDesk, OptionsApi
 from services.gateway.origin import OriginPolicy
 from services.gateway.outbox import SharedFrames
 from services.gateway.pacer import Pacer
@@ -91,12 +92,14 @@ class Gateway:
         history: History | None = None,
         bars: BarSource | None = None,
         routes: RoutesBackend | None = None,
+        options: OptionDesk | None = None,
     ) -> None:
         self.config = config
         self._routes = routes
         self._backend = backend
         self._broadcast = broadcast
         self._limits = config.limits
+        self._options = OptionsApi(broadcast.clock, options)
         try:
             authenticator = Authenticator(config.tokens)
         except ValueError as error:
@@ -150,6 +153,7 @@ class Gateway:
         ).add_routes(app.router)
         PastApi(self._backend, self._directory).add_routes(app.router)
         RoutesApi(self._routes).add_routes(app.router)
+        self._options.add_routes(app.router)
         if config.serves_clients:
             app.router.add_get("/ws", self._sockets.handle)
             app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)

@@ -24,6 +24,7 @@ class SimulatorUrls(msgspec.Struct, frozen=True):
     dhan_rest_url: str
     yahoo_stream_url: str
     yahoo_rest_url: str
+    nse_rest_url: str
     control_url: str
     dhan_client_id: str
     dhan_access_token: str
