@@ -39,7 +39,7 @@ from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
 from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
-from services.operations.troubles import ProviderCondition, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
 from services.operations.vitals import Vitals
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
@@ -136,6 +136,8 @@ class LiveDataIngestion:
         self.demo = config.demo
         self.epoch = ""
         self.api_url = ""
+        self.urls = {"database_url": config.database_url, "redis_url": config.redis_url}
+        """Where the servers are reached, with the passwords of now."""
         self.calendar = MarketCalendar(config.market_day_files, always_open=config.always_open)
         self.supervisor = Supervisor()
         self._hurry = asyncio.Event()
@@ -236,7 +238,7 @@ class LiveDataIngestion:
         self._streams = StreamKeeper(
             config.redis_url,
             clock=self.clock,
-            exchanges=lambda: {mapping.exchange for mapping in self._instruments.values()},
+            exchanges=lambda: set(self._exchanges),
             max_age_ms=config.stream_max_age_ms,
         )
         self._reader = make_client(config.redis_url, name="marketd:reader")
@@ -254,6 +256,7 @@ class LiveDataIngestion:
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
+        self._exchanges: frozenset[str] = frozenset()
         self.broadcast.on_control = self._note_control
         self._notifier = (
             Notifier(self.clock, self._troubles, config.notices, demo=config.demo) if config.notices else None
@@ -349,12 +352,14 @@ class LiveDataIngestion:
         config = self.config
         self.providers.credentials_changed()
         if replace_credentials(config.redis_url, redis_url):
+            self.urls["redis_url"] = redis_url
             self._leadership.poke()
             for writer in self._writers:
                 writer.retry_now()
         else:
             _log.warning("restart_needed", setting="REDIS_URL", reason="it names another server")
         if shown_url(database_url) == shown_url(config.database_url):
+            self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
@@ -395,15 +400,18 @@ class LiveDataIngestion:
         readiness = self.readiness()
         return troubles(
             now_ms=self.clock.now_ms(),
-            providers=[
-                ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
-                for code, state, reason, expires_ms in self.providers.conditions()
-            ],
+            providers=self._conditions(),
             sinks=self._writers,
             spool=self._spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
         )
+
+    def _conditions(self) -> list[ProviderCondition]:
+        return [
+            ProviderCondition(code=code, state=state, reason=reason, credential_expires_ms=expires_ms)
+            for code, state, reason, expires_ms in self.providers.conditions()
+        ]
 
     # ---- leading and standing by ----------------------------------------------------------------
 
@@ -557,6 +565,7 @@ class LiveDataIngestion:
             known = self._instruments.get(mapping.instrument)
             if known is None or _rank(mapping) < _rank(known):
                 self._instruments[mapping.instrument] = mapping
+        self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
 
     # ---- what the gateway shows -----------------------------------------------------------------
 
@@ -601,6 +610,10 @@ class LiveDataIngestion:
         mappings = self._mappings.status
         degraded = [f"mappings are not refreshed: {mappings.reason}"] if mappings.reason else []
         degraded += self._ledger.problems()
+        if self._phase == "running":
+            open_markets = self.calendar.open_among(self._exchanges, self.clock.now_ms())
+            silence = nobody_delivers(self._conditions(), open_markets)
+            degraded += [silence] if silence else []
         return Readiness(ready=not reasons, reasons=reasons, degraded=degraded)
 
     def _accounts(self) -> list[Account]:

@@ -15,6 +15,7 @@ from services.storage.spool import ChannelStatus
 _SPOOL_LEVELS = (100, 80, 50)
 _EXPIRY_WARNING_MS = 2 * 3_600_000
 _AWAY = ("backing_off", "stale", "closed")
+_DELIVERS_NOTHING = (*_AWAY, "parked")
 
 
 class ProviderCondition(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,3 +67,21 @@ def troubles(
     if not_ready and not any(key.startswith("sink:") for key in found):
         found["ready"] = f"data does not flow: {'; '.join(not_ready)}"
     return found
+
+
+def nobody_delivers(providers: Iterable[ProviderCondition], open_markets: Iterable[str]) -> str | None:
+    """Return in words that no provider brings anything although markets are open; None when that is not so.
+
+    A provider that nothing is wanted from (`idle`), or that is on its way, speaks against it.
+    """
+    providers, markets = list(providers), sorted(open_markets)
+    if not markets or not providers:
+        return None
+    if any(provider.state not in _DELIVERS_NOTHING for provider in providers):
+        return None
+    each = "; ".join(
+        f"{provider.code} is {provider.state.replace('_', ' ')}"
+        + (f" ({provider.reason})" if provider.reason else "")
+        for provider in providers
+    )
+    return f"no provider delivers although markets are open ({', '.join(markets)}): {each}"

@@ -151,6 +151,7 @@ async def test_a_changed_redis_password_is_taken_up_at_once_and_nothing_is_lost(
         write(secret, url("second-redis-pw"))
         # Without this a parked sink tries once a minute.
         await eventually(ready, within_s=20)
+        await eventually(lambda: daemon.runtime_file()["redis_url"] == url("second-redis-pw"))
         await stack.quiet()
         assert await daemon.stop() == 0
         for password in ("first-redis-pw", "second-redis-pw"):

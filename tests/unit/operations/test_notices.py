@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from services.market_data.clock import ManualClock
 from services.operations.notices import CommandHook, DeliveryFailed, Notice, Notifier, Webhook
-from services.operations.troubles import ProviderCondition, troubles
+from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
 from services.pipeline.backoff import Backoff
 from services.pipeline.sink import SinkState
 from services.storage.entry import EntryEncoder
@@ -233,6 +233,22 @@ def test_troubles_are_named_by_what_they_concern() -> None:
         "disk:time_series": "the disk spool of time_series: disk full",
         "degraded:mappings": "mappings: PostgreSQL is away",
     }
+
+
+def condition(code: str, state: str, reason: str = "") -> ProviderCondition:
+    return ProviderCondition(code=code, state=state, reason=reason)
+
+
+def test_that_nobody_delivers_is_said_only_while_markets_are_open_and_no_provider_works() -> None:
+    parked, away = condition("DHAN", "parked", "no credentials"), condition("YF", "backing_off", "refused")
+    assert nobody_delivers([parked, away], {"NSE", "NASDAQ"}) == (
+        "no provider delivers although markets are open (NASDAQ, NSE): "
+        "DHAN is parked (no credentials); YF is backing off (refused)"
+    )
+    assert nobody_delivers([parked, away], ()) is None
+    assert nobody_delivers([], {"NSE"}) is None
+    for working in ("streaming", "idle", "connecting", "subscribing"):
+        assert nobody_delivers([parked, condition("YF", working)], {"NSE"}) is None
 
 
 def test_when_nothing_else_explains_it_the_daemon_that_is_not_ready_is_told() -> None:
