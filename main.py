@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, observe, spool
+from commands import doctor, observe, recording, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -68,7 +68,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (observe.status, observe.why, observe.tap, doctor.doctor):
+for command in (
+    observe.status,
+    observe.why,
+    observe.tap,
+    doctor.doctor,
+    recording.record,
+    recording.replay,
+):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from services.base_provider import BaseMarketDataProvider
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
@@ -49,6 +51,7 @@ from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
+from services.recording.frame_tap import FrameTap
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
@@ -269,6 +272,9 @@ class LiveDataIngestion:
             },
             relieve=self._gateway.relieve,
         )
+        self._frame_tap = FrameTap(
+            config.state_dir, self.clock, self, daemon=uuid.uuid4().hex[:12], demo=config.demo
+        )
         self._phase = "starting"
         self._obstacle = ""
         self._started_ms = self.clock.now_ms()
@@ -290,6 +296,7 @@ class LiveDataIngestion:
         self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("first_connects", self._first_connects.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
+        self.supervisor.keep("frame_tap", self._frame_tap.run, core=False)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
         if self._notifier is not None:
             self.supervisor.keep("notices", self._notifier.run, core=False)
@@ -389,6 +396,7 @@ class LiveDataIngestion:
 
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
+        self._frame_tap.note_control(record)
         if record.type == "switched" and self._notifier is not None:
             fields = record.fields
             self._notifier.happened(f"{fields['from_src']} -> {fields['to_src']}: {fields['reason']}")
@@ -566,6 +574,20 @@ class LiveDataIngestion:
             if known is None or _rank(mapping) < _rank(known):
                 self._instruments[mapping.instrument] = mapping
         self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
+
+    # ---- what a recording needs -----------------------------------------------------------------
+
+    def streaming_providers(self) -> Mapping[str, BaseMarketDataProvider]:
+        """Return the providers that are installed, by code."""
+        return self.providers.streaming_providers()
+
+    def mapping_snapshot(self) -> MappingSnapshot | None:
+        """Return the mappings in force, None before there are any."""
+        return self._mappings.current
+
+    def routes(self) -> dict[str, str]:
+        """Return which provider (code) serves each instrument."""
+        return self.providers.routes()
 
     # ---- what the gateway shows -----------------------------------------------------------------
 

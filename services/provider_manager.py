@@ -420,6 +420,14 @@ class ProviderManager:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self._active.get(instrument)
 
+    def streaming_providers(self) -> dict[str, BaseMarketDataProvider]:
+        """Return the providers that are installed, by code."""
+        return {code: it.provider for code, it in self._runtimes.items() if it.provider is not None}
+
+    def routes(self) -> dict[str, str]:
+        """Return the code of the provider that serves each instrument."""
+        return dict(self._active)
+
     def conditions(self) -> list[tuple[str, str, str, int | None]]:
         """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
         return [

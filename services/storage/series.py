@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from services.market_data.records import PROBE_EXCHANGE, DataIngestionFormat
-from services.storage.keys import TICK_FIELDS, TickField, tick_labels, tick_series
+from services.storage.keys import LIVE, TICK_FIELDS, KeySpace, TickField
 from services.storage.resp import bulk, command
 
 CHUNK_BYTES = 1024
@@ -33,6 +33,7 @@ class InstrumentSeries:
         "bid",
         "exchange",
         "instrument",
+        "keys",
         "late",
         "late_slot",
         "made",
@@ -43,11 +44,12 @@ class InstrumentSeries:
         "volume",
     )
 
-    def __init__(self, instrument: str, exchange: str) -> None:
+    def __init__(self, instrument: str, exchange: str, keys: KeySpace = LIVE) -> None:
         self.instrument = instrument
+        self.keys = keys
         self.exchange = exchange
         self.price, self.volume, self.bid, self.ask, self.oi = (
-            bulk(tick_series(instrument, field)) for field in TICK_FIELDS
+            bulk(keys.tick_series(instrument, field)) for field in TICK_FIELDS
         )
         self.made = 0
         self.newest: DataIngestionFormat | None = None
@@ -100,9 +102,9 @@ class InstrumentSeries:
 
     def _definition(self, field: TickField, retention_ms: int) -> tuple[str, ...]:
         is_probe = self.exchange == PROBE_EXCHANGE
-        labels = tick_labels(self.instrument, self.exchange, field, "probe" if is_probe else "tick")
+        labels = self.keys.tick_labels(self.instrument, self.exchange, field, "probe" if is_probe else "tick")
         return (
-            tick_series(self.instrument, field),
+            self.keys.tick_series(self.instrument, field),
             "RETENTION",
             str(self.retention_ms(retention_ms)),
             "CHUNK_SIZE",

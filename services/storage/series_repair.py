@@ -12,7 +12,7 @@ import structlog
 from services.market_data.clock import Clock
 from services.market_data.records import DataIngestionFormat
 from services.storage.failures import Reason
-from services.storage.keys import TickField, tick_series
+from services.storage.keys import TickField
 from services.storage.resp import command
 from services.storage.series import InstrumentSeries
 
@@ -39,7 +39,9 @@ class SeriesRepair:
         """Return the commands that make a series take our samples again."""
         if reason is Reason.OLDER_THAN_RETENTION:
             future_ms = str(self._clock.now_ms() + _FUTURE_MS)
-            return (command("TS.DEL", tick_series(series.instrument, field), future_ms, _LATEST_MS),)
+            return (
+                command("TS.DEL", series.keys.tick_series(series.instrument, field), future_ms, _LATEST_MS),
+            )
         return (series.create(field, self._retention_ms), series.correct(field, self._retention_ms))
 
     def is_poisoned(self, series: InstrumentSeries, field: TickField, record: DataIngestionFormat) -> bool:
@@ -58,7 +60,7 @@ class SeriesRepair:
         self._cleansed_s[series.instrument, field] = now_s
         _log.error(
             "series_poisoned",
-            series=tick_series(series.instrument, field),
+            series=series.keys.tick_series(series.instrument, field),
             action="samples dated in the future are deleted",
         )
         return True

@@ -24,7 +24,7 @@ from services.storage.batch import Batch
 from services.storage.connection import Reply, ReplyError
 from services.storage.entry import without_bad_numbers
 from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.keys import TICK_FIELDS, TickField
+from services.storage.keys import LIVE, TICK_FIELDS, KeySpace, TickField
 from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk
 from services.storage.series import ASK, BID, OI, PRICE, VOLUME, InstrumentSeries, fields_of, mask_of
 from services.storage.series_repair import MENDABLE, SeriesRepair
@@ -63,12 +63,14 @@ class TimeSeriesWriter(SpooledSink):
         *,
         clock: Clock,
         retention_ms: int = TICK_RETENTION_MS,
+        keys: KeySpace = LIVE,
         **options: Any,
     ) -> None:
         """Prepare a writer whose series keep `retention_ms`; `options` as for `SpooledSink`."""
         super().__init__("time_series", redis_url, busy_in_flight=_BUSY_IN_FLIGHT, **options)
         self._clock = clock
         self._retention_ms = retention_ms
+        self._keys = keys
         self._pending: deque[DataIngestionFormat] = deque()
         self._series: dict[str, InstrumentSeries] = {}
         self._slots_used = 0
@@ -113,7 +115,7 @@ class TimeSeriesWriter(SpooledSink):
             record = pending.popleft()
             series = known.get(record.symbol)
             if series is None:
-                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange)
+                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange, self._keys)
             try:
                 mask, text = _samples(series, record)
             except ValueError:
@@ -209,7 +211,9 @@ class TimeSeriesWriter(SpooledSink):
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
         if series is None:
-            series = self._series[record.symbol] = InstrumentSeries(record.symbol, record.exchange)
+            series = self._series[record.symbol] = InstrumentSeries(
+                record.symbol, record.exchange, self._keys
+            )
         return series
 
     def _batch(
