@@ -127,6 +127,7 @@ class FrameTap:
         self._tapped: dict[str, TappedProvider] = {}
         self._codes: list[str] = []
         self._chosen: list[str] = []
+        self._serving = False
         self._routes: dict[str, str] = {}
         self._version = -1
         self._callers: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue(1)
@@ -161,13 +162,16 @@ class FrameTap:
     # ---- one recorder -------------------------------------------------------------------------------
 
     def _called(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.recording or self._callers.full():
+        # Said before the other side has sent anything: closing with something unread would take it away.
+        if self._serving or self._callers.full():
             _answer(writer, "another recording of this daemon is running: end that one first")
             writer.close()
         else:
+            _answer(writer, "")
             self._callers.put_nowait((reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving = True
         try:
             if await self._greet(reader, writer):
                 _log.info("recording_started", providers=self._chosen or "all")
@@ -179,6 +183,7 @@ class FrameTap:
                 _log.info("recording_ended", dropped=self.dropped)
             self._let_go()
             writer.close()
+            self._serving = False
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         try:

@@ -147,9 +147,11 @@ class Recorder:
         except OSError as error:
             raise TemporaryError(f"no daemon to record is running on {self._state_dir}") from error
         try:
-            connection.write(json.dumps({"providers": self._providers}).encode() + b"\n")
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 answer = json.loads(await reader.readline())
+                if not answer.get("error"):
+                    connection.write(json.dumps({"providers": self._providers}).encode() + b"\n")
+                    answer = json.loads(await reader.readline())
         except (OSError, TimeoutError, ValueError) as error:
             connection.close()
             raise TemporaryError(f"the daemon on {self._state_dir} does not answer") from error

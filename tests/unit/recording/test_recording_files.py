@@ -45,9 +45,7 @@ def record(folder: Path, blocks: int = 3) -> Path:
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 9), st.integers(0, 255), st.integers(0, 1 << 52), st.binary(max_size=300)
-        )
+        st.tuples(st.integers(1, 9), st.integers(0, 255), st.integers(0, 1 << 52), st.binary(max_size=300))
     )
 )
 def test_what_is_packed_is_unpacked_again(entries: list[tuple[int, int, int, bytes]]) -> None:
