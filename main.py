@@ -23,7 +23,7 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, observe, recording, spool
+from commands import doctor, drill, observe, recording, spool
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -75,6 +75,7 @@ for command in (
     doctor.doctor,
     recording.record,
     recording.replay,
+    drill.drill,
 ):
     app.command()(command)
 app.add_typer(spool.app, name="spool")
