@@ -82,15 +82,12 @@ def _list(*, as_json: bool) -> None:
 
 
 def _show(report: DrillReport, folder: Path) -> None:
-    declared = ", ".join(f"{reason} {count}" for reason, count in sorted(report.declared.items()))
+    gaps = ", ".join(f"{reason} {count}" for reason, count in sorted(report.gaps.items())) or "none"
     out.print(f"promise    {report.promise}")
     if report.sent:
         out.print(f"sent       {report.sent} different ticks")
         out.print(f"stored     {report.stored}, each once and with its values")
-        out.print(
-            f"declared   {sum(report.declared.values())} inside gaps that were told"
-            + (f" ({declared})" if declared else "")
-        )
+        out.print(f"gaps told  {gaps}; {sum(report.declared.values())} ticks were sent inside them")
         if report.lost_at_kill:
             out.print(f"in flight  {report.lost_at_kill} ticks when the daemon was killed")
         out.print(

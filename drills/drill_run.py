@@ -11,7 +11,7 @@ import msgspec
 
 from drills.faults import Drill
 from drills.stack import NAMES, DrillFailed, DrillStack
-from simulators.conservation import judge_all, read_everything
+from simulators.conservation import StoredGap, judge_all, read_everything
 
 _WARM_UP_TICKS = 300
 _AFTERWARDS_TICKS = 300
@@ -27,9 +27,10 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class DrillReport(msgspec.Struct, kw_only=True):
-    """The outcome. `declared` counts ticks inside declared gaps by reason; everything after it must be 0.
+    """The outcome. `gaps` counts gap records by reason, `declared` the ticks sent inside them, by reason.
 
-    `lost_at_kill` are ticks that were on their way when the daemon was killed, within the bound.
+    `lost`, `doubled`, `foreign`, `changed` and `disordered` must be 0. `lost_at_kill` are ticks that were on
+    their way when the daemon was killed, within the bound.
     """
 
     drill: str
@@ -41,6 +42,7 @@ class DrillReport(msgspec.Struct, kw_only=True):
     sent: int = 0
     stored: int = 0
     declared: dict[str, int] = {}
+    gaps: dict[str, int] = {}
     lost_at_kill: int = 0
     lost: int = 0
     doubled: int = 0
@@ -71,7 +73,7 @@ async def run_drill(
             await stack.until("all is well again", stack.all_is_well, _WELL_WITHIN_S)
             await _sent(stack, _AFTERWARDS_TICKS)
             await stack.quiet()
-            await _judge(stack, report)
+            await _judge(stack, drill, report)
     except DrillFailed as failure:
         report.failure = str(failure)
     report.seconds = round(time.monotonic() - began_s, 1)
@@ -87,17 +89,27 @@ async def _sent(stack: DrillStack, count: int) -> None:
     await stack.until(f"{count} more ticks were sent", is_so)
 
 
-async def _judge(stack: DrillStack, report: DrillReport) -> None:
+async def _judge(stack: DrillStack, drill: Drill, report: DrillReport) -> None:
     client = stack.redis_client()
     try:
         store = await read_everything(client, NAMES.values())
     finally:
         await client.aclose()
     verdict = await asyncio.to_thread(
-        judge_all, stack.journal.ticks, store, NAMES, kills_ms=stack.kills_ms, kill_bound_ms=_KILL_BOUND_MS
+        judge_all,
+        stack.journal.ticks,
+        store,
+        NAMES,
+        kills_ms=stack.kills_ms,
+        kill_bound_ms=_KILL_BOUND_MS,
+        by_time=drill.dropped,
     )
     report.sent, report.stored = verdict.sent, verdict.stored
     report.declared = dict(verdict.declared)
+    for instrument in store.values():
+        for entry in instrument.entries:
+            if isinstance(entry, StoredGap):
+                report.gaps[entry.reason] = report.gaps.get(entry.reason, 0) + 1
     report.lost_at_kill = verdict.killed
     report.lost = verdict.lost_count
     report.doubled, report.foreign = len(verdict.doubled), len(verdict.foreign)
@@ -106,3 +118,5 @@ async def _judge(stack: DrillStack, report: DrillReport) -> None:
     if not report.passed:
         report.examples = verdict.lines()[5:]
         report.failure = "not every tick is accounted for"
+    elif drill.gap and not report.gaps:
+        report.passed, report.failure = False, "consumers were told of no gap"

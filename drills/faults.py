@@ -15,6 +15,7 @@ from simulators import faults as f
 _AWAY_S = 5.0
 _SILENT_S = 5.0
 _FLOOD_RATE = 300.0
+_FILLING_RATE = 900.0
 
 
 class Drill(msgspec.Struct, frozen=True):
@@ -25,6 +26,10 @@ class Drill(msgspec.Struct, frozen=True):
     promise: str
     act: Callable[[DrillStack], Awaitable[None]]
     settings: Mapping[str, str] = {}
+    gap: bool = False
+    """Whether consumers must have been told of a gap."""
+    dropped: frozenset[str] = frozenset()
+    """Reasons for which the daemon may drop, if it tells of it."""
 
 
 async def _redis_restart(stack: DrillStack) -> None:
@@ -50,9 +55,9 @@ async def _redis_hang(stack: DrillStack) -> None:
 
 
 async def _spool_fill(stack: DrillStack) -> None:
-    stack.say("Redis is killed and the market runs fifteen times as fast")
+    stack.say("Redis is killed and the market runs forty-five times as fast")
     await stack.kill_redis()
-    _set_rates(stack, _FLOOD_RATE / DHAN_RATE)
+    _set_rates(stack, _FILLING_RATE / DHAN_RATE)
 
     async def is_over() -> bool:
         pipeline = await stack.pipeline()
@@ -170,7 +175,7 @@ async def _gateway_slow_client(stack: DrillStack) -> None:
                 raise DrillFailed("the quick client was closed, too")
             if counts["quick"] == before:
                 raise DrillFailed("the quick client got nothing more")
-            stack.say(f"the quick client got every one of its {counts['quick']} messages, and goes on")
+            stack.say(f"the quick client had {counts['quick']} messages, lost none, and goes on")
         finally:
             reading.cancel()
             await asyncio.wait([reading])
@@ -232,6 +237,8 @@ DRILLS: dict[str, Drill] = {
             "the oldest is dropped, and each stretch of it is a declared gap",
             _spool_fill,
             {"SPOOL_LIMIT_MIB": "16"},
+            gap=True,
+            dropped=frozenset({"spool_full"}),
         ),
         Drill(
             "postgres-restart",
@@ -244,18 +251,21 @@ DRILLS: dict[str, Drill] = {
             "Dhan resets the connection",
             "what was traded meanwhile is a declared gap, the rest is complete",
             _dhan_cut,
+            gap=True,
         ),
         Drill(
             "dhan-mute",
             "Dhan stays connected and sends nothing",
             "the silence is seen and ends in a new connection, with a declared gap",
             _dhan_mute,
+            gap=True,
         ),
         Drill(
             "dhan-token-expired",
             "Dhan's access token expires",
             "parked without one more attempt, back with the new token, with a declared gap",
             _dhan_token_expired,
+            gap=True,
         ),
         Drill(
             "gateway-slow-client",
@@ -266,8 +276,9 @@ DRILLS: dict[str, Drill] = {
         Drill(
             "daemon-kill",
             "the daemon is killed and started again",
-            "what was on its way for up to a second, and a declared gap while it was down",
+            "only what was on its way is missing, and the time it was down is a declared gap",
             _daemon_kill,
+            gap=True,
         ),
     )
 }

@@ -20,6 +20,8 @@ _PAGE = 5_000
 _SHOWN = 8
 # A connection whose last tick is this close to a kill was ended by it.
 _ENDED_BY_KILL_MS = 1_000
+# From a simulator's hand to the daemon's acceptance, by which dropped records are told.
+_ON_THE_WAY_MS = 250
 
 
 class StoredTick(NamedTuple):
@@ -154,8 +156,11 @@ def judge_all(
     *,
     kills_ms: Sequence[int] = (),
     kill_bound_ms: int = 0,
+    by_time: frozenset[str] = frozenset(),
 ) -> Verdict:
-    """Compare. `kills_ms` are the times at which the process was killed without warning.
+    """Compare. Gaps of the reasons `by_time` are told after what was dropped, so their times count.
+
+    `kills_ms` are the times at which the process was killed without warning.
 
     A tick sent at most `kill_bound_ms` before a kill may be missing, or be in only one of stream and series.
     """
@@ -166,7 +171,7 @@ def judge_all(
             by_instrument[instrument_of[tick.symbol]].append(tick)
     kills = sorted(kills_ms)
     for key in sorted(set(by_instrument) | set(store)):
-        case = _Case(key, store.get(key, InstrumentStore()), verdict, kills, kill_bound_ms)
+        case = _Case(key, store.get(key, InstrumentStore()), verdict, kills, kill_bound_ms, by_time)
         case.judge(by_instrument.get(key, []))
     return verdict
 
@@ -175,13 +180,22 @@ class _Case:
     """One instrument before the judge."""
 
     def __init__(
-        self, key: str, store: InstrumentStore, verdict: Verdict, kills_ms: list[int], kill_bound_ms: int
+        self,
+        key: str,
+        store: InstrumentStore,
+        verdict: Verdict,
+        kills_ms: list[int],
+        kill_bound_ms: int,
+        by_time: frozenset[str],
     ) -> None:
         self._key = key
         self._store = store
         self._verdict = verdict
         self._kills_ms = kills_ms
         self._kill_bound_ms = kill_bound_ms
+        self._dropped = [
+            entry for entry in store.entries if isinstance(entry, StoredGap) and entry.reason in by_time
+        ]
         self._last_sent_ms: dict[int, int] = {}
 
     def judge(self, sent: list[SentTick]) -> None:
@@ -265,6 +279,8 @@ class _Case:
         sample = self._store.prices.get(entry.time_ms)
         if sample is None and self._is_near_a_kill(entry.received_ms):
             return []
+        if sample is None and self._reason_at(entry.received_ms) is not None:
+            return []
         if sample != entry.price:
             return [f"sample {sample} instead of {entry.price} at {entry.time_ms}"]
         quantities = [other.volume for other in together if other.volume is not None]
@@ -295,6 +311,10 @@ class _Case:
             if any(gap.reason == "daemon_down" for gap in gaps):
                 self._note_killed(run)
             return
+        for tick in run:
+            if (reason := self._reason_at(tick.sent_ms)) is not None:
+                self._verdict.declared[reason] += 1
+        run = [tick for tick in run if self._reason_at(tick.sent_ms) is None]
         kept = [tick for tick in run if not self._is_near_a_kill(tick.sent_ms)]
         self._note_killed([tick for tick in run if self._is_near_a_kill(tick.sent_ms)])
         if kept:
@@ -309,6 +329,13 @@ class _Case:
                 continue
             self._verdict.killed += 1
             self._verdict.killed_oldest_ms = max(self._verdict.killed_oldest_ms, kill_ms - tick.sent_ms)
+
+    def _reason_at(self, at_ms: int) -> str | None:
+        """Return the reason of the gap that was told of this time, among those whose times count."""
+        for gap in self._dropped:
+            if gap.from_ms - _ON_THE_WAY_MS <= at_ms <= gap.to_ms:
+                return gap.reason
+        return None
 
     def _is_near_a_kill(self, at_ms: int) -> bool:
         after = bisect_left(self._kills_ms, at_ms)

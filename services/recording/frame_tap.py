@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -69,6 +68,12 @@ class TapSource(Protocol):
     def routes(self) -> dict[str, str]:
         """Return which provider (code) serves each instrument."""
         ...
+
+
+class _Hello(msgspec.Struct, frozen=True):
+    """What a recorder asks for: provider codes, none for all."""
+
+    providers: list[str]
 
 
 class _Buffer:
@@ -188,12 +193,11 @@ class FrameTap:
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         try:
             async with asyncio.timeout(_HELLO_WITHIN_S):
-                asked = json.loads(await reader.readline())
-        except (TimeoutError, ValueError):
+                asked = msgspec.json.decode(await reader.readline(), type=_Hello)
+        except (TimeoutError, ValueError, msgspec.MsgspecError):
             return False
         known = self._source.streaming_providers()
-        chosen = [str(code) for code in asked.get("providers", [])]
-        unknown = [code for code in chosen if code not in known]
+        unknown = [code for code in asked.providers if code not in known]
         if unknown:
             _answer(writer, f"no provider {', '.join(unknown)} here; there are {', '.join(sorted(known))}")
             return False
@@ -201,7 +205,7 @@ class FrameTap:
             _answer(writer, "the daemon has no mappings yet: try again in a moment")
             return False
         _answer(writer, "")
-        self._chosen = chosen
+        self._chosen = asked.providers
         return True
 
     async def _show(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
