@@ -14,6 +14,8 @@ from simulators import faults as f
 
 _AWAY_S = 5.0
 _SILENT_S = 5.0
+_LEARNING_S = 130.0
+"""A connection counts as busy after two minutes of data; only then is its silence a fault."""
 _FLOOD_RATE = 300.0
 _FILLING_RATE = 900.0
 
@@ -107,6 +109,8 @@ async def _dhan_cut(stack: DrillStack) -> None:
 
 
 async def _dhan_mute(stack: DrillStack) -> None:
+    stack.say(f"the daemon learns for {_LEARNING_S:.0f} s how much Dhan has to say")
+    await asyncio.sleep(_LEARNING_S)
     stack.say("Dhan stays connected, answers pings, and sends nothing more")
     before = (await stack.provider("DHAN"))["reconnects"]
     await stack.dhan.inject(f.Mute())

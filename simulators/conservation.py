@@ -269,6 +269,8 @@ class _Case:
         for time_ms, price in self._store.prices.items():
             if time_ms in at_time or (price in prices and self._is_near_a_kill(time_ms)):
                 continue
+            if price in prices and self._reason_at(time_ms) is not None:
+                continue
             self._verdict.foreign.append(f"{self._key} sample {price} at {time_ms} without an entry")
 
     def _sample_problems(self, entry: StoredTick, together: list[StoredTick]) -> list[str]:
