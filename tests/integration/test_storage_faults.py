@@ -47,7 +47,8 @@ async def client_of() -> AsyncIterator[MakeClient]:
         made: list[Redis] = []
 
         def make(url: str) -> Redis:
-            made.append(make_client(url))
+            # The tests read all there is at once, on machines that are busy.
+            made.append(make_client(url, reply_timeout_s=20.0))
             stack.push_async_callback(made[-1].aclose)
             return made[-1]
 
