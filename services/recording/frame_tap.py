@@ -39,6 +39,9 @@ EVERY_S = 0.1
 UNSENT_LIMIT_BYTES = 32 << 20
 """So much may wait for a recorder that reads slowly; beyond it frames are dropped, counted."""
 _HELLO_WITHIN_S = 5.0
+# Whole numbers, because this runs per frame.
+_BINARY, _TEXT = int(Kind.BINARY), int(Kind.TEXT)
+_pack_head = HEAD.pack
 _RECORDED_CONTROLS = frozenset({"gap", "stale", "resumed", "switched", "session"})
 """The others are made from ticks, or tell of another store."""
 
@@ -104,10 +107,10 @@ class ProviderTap:
         if len(data) > UNSENT_LIMIT_BYTES:
             buffer.dropped += 1
             return
-        kind = Kind.BINARY
+        kind = _BINARY
         if isinstance(raw, str):
-            raw, kind = raw.encode("utf-8", "surrogatepass"), Kind.TEXT
-        data += HEAD.pack(kind, self._index, received_ms, len(raw))
+            raw, kind = raw.encode("utf-8", "surrogatepass"), _TEXT
+        data += _pack_head(kind, self._index, received_ms, len(raw))
         data += raw
         buffer.frames += 1
 
