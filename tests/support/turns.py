@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import zlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 class Turns:
     """Holds the floor while a test runs: shared with others, or alone.
 
-    `folder` is where the workers of one run meet. Who waits for the floor holds the gate, so that one
+    `folder` is where the workers of this checkout meet. Who waits for the floor holds the gate, so that one
     that wants it alone gets it as soon as the tests that run have ended.
     """
 
@@ -72,7 +73,8 @@ def wants_alone(item: pytest.Item) -> bool:
 
 def register_turns(config: pytest.Config) -> None:
     """Let the workers of a run with several take turns; a run with one needs none."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if os.environ.get("PYTEST_XDIST_WORKER") and run:
-        config.pluginmanager.register(Turns(Path(tempfile.gettempdir()) / f"marketd-tests-{run}"), "turns")
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        where = zlib.crc32(os.fsencode(config.rootpath))
+        folder = Path(tempfile.gettempdir()) / f"marketd-tests-{os.getuid()}-{where:08x}"
+        config.pluginmanager.register(Turns(folder), "turns")
         config.pluginmanager.register(AloneLast(), "alone_last")
