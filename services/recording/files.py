@@ -90,8 +90,12 @@ class RecordingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            try:
+                if kind is None:
+                    self.sync()
+            finally:
+                os.close(self._file)
+                self._file = None
 
     @property
     def file_is_full(self) -> bool:
