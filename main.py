@@ -261,6 +261,8 @@ def _ingestion_config(
 ) -> IngestionConfig:
     from services.live_data_ingestion import IngestionConfig
 
+    tick_retention_ms, ticks_by_exchange = settings.tick_retention_ms()
+    bar_retention_ms, bars_by_exchange = settings.bar_retention_ms()
     return IngestionConfig(
         database_url=database_url,
         redis_url=redis_url,
@@ -277,7 +279,10 @@ def _ingestion_config(
         notices=_notices(settings),
         market_day_files=market_day_files(settings),
         always_open=settings.market_calendar == "always_open",
-        tick_retention_ms=settings.tick_retention_hours * 3_600_000,
+        tick_retention_ms=tick_retention_ms,
+        tick_retention_by_exchange=ticks_by_exchange,
+        bar_retention_ms=bar_retention_ms,
+        bar_retention_by_exchange=bars_by_exchange,
         stream_max_entries=settings.stream_max_entries,
         stream_max_age_ms=settings.stream_max_age_hours * 3_600_000,
         spool_limit_bytes=settings.spool_limit_mib << 20,

@@ -53,7 +53,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list."
 async def _doctor(settings: Settings) -> list[Check]:
     from services.market_data.calendar import MarketCalendar
     from services.operations import doctor as checks
+    from services.operations.doctor_memory import check_memory
     from services.operations.doctor_rights import check_database_rights, check_redis_rights
+    from services.storage.retention import Retention
 
     results = [checks.Check("settings", True, "all names known, all values valid")]
     results.append(checks.check_secret_file(dotenv_path()))
@@ -74,6 +76,17 @@ async def _doctor(settings: Settings) -> list[Check]:
             return results
         results += await checks.check_database(database_url, settings.state_dir)
         results += await checks.check_redis(redis_url)
+        if all(check.passed for check in results if check.name in ("database", "mappings", "redis")):
+            results.append(
+                await check_memory(
+                    redis_url,
+                    checks.mapped_instruments(database_url, settings.state_dir),
+                    Retention(*settings.tick_retention_ms()),
+                    Retention(*settings.bar_retention_ms()),
+                    calendar,
+                    datetime.now(UTC).date(),
+                )
+            )
         # The embedded servers have one user each, for everything.
         if settings.redis_url is not None:
             results += await check_redis_rights(redis_url)

@@ -64,6 +64,7 @@ async def _replay_spool(settings: Settings, *, demo: bool) -> dict[str, SinkCoun
     from rich.progress import Progress
 
     from services.operations import spool_commands
+    from services.storage.retention import Retention
     from services.storage.spool import FOLDER
 
     async with contextlib.AsyncExitStack() as stack:
@@ -78,7 +79,8 @@ async def _replay_spool(settings: Settings, *, demo: bool) -> dict[str, SinkCoun
             return await spool_commands.replay(
                 settings.state_dir / FOLDER,
                 redis_url,
-                tick_retention_ms=settings.tick_retention_hours * 3_600_000,
+                tick_retention=Retention(*settings.tick_retention_ms()),
+                bar_retention=Retention(*settings.bar_retention_ms()),
                 stream_max_entries=settings.stream_max_entries,
                 progress=progress,
             )

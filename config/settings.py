@@ -33,6 +33,9 @@ _PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@:]*:([^/@]+)@")
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:[^\s:]{8,}(:\S+)?$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
+_BY_EXCHANGE = re.compile(r"^[A-Z][A-Z0-9_]{0,15}=[1-9][0-9]{0,5}$")
+_HOUR_MS = 3_600_000
+
 
 class Settings(BaseSettings):
     """The daemon's settings; every field is the environment variable of the same name in capitals."""
@@ -114,6 +117,15 @@ class Settings(BaseSettings):
     )
     bar_retention_days: int = Field(
         365, ge=1, le=36_600, description="Days that bars stay in Redis TimeSeries."
+    )
+    tick_retention_by_exchange: str = Field(
+        "",
+        description="Exceptions from TICK_RETENTION_HOURS: comma-separated EXCHANGE=hours, as in "
+        "CRYPTO=12,NFO=24.",
+    )
+    bar_retention_by_exchange: str = Field(
+        "",
+        description="Exceptions from BAR_RETENTION_DAYS: comma-separated EXCHANGE=days, as in NFO=90.",
     )
     stream_max_entries: int = Field(
         250_000, ge=1_000, description="Entries each exchange's Redis stream keeps (approximately)."
@@ -228,6 +240,17 @@ class Settings(BaseSettings):
                 raise ValueError(f"{entry} is neither an instrument key such as NSE:RELIANCE nor NSE:*")
         return value
 
+    @field_validator("tick_retention_by_exchange", "bar_retention_by_exchange")
+    @classmethod
+    def _check_by_exchange(cls, value: str) -> str:
+        names = [entry.partition("=")[0] for entry in _split(value)]
+        for entry in _split(value):
+            if not _BY_EXCHANGE.match(entry):
+                raise ValueError(f"{entry} is not EXCHANGE=number, as in CRYPTO=12")
+        if len(set(names)) < len(names):
+            raise ValueError("an exchange is named twice")
+        return value
+
     @field_validator("api_tokens")
     @classmethod
     def _check_tokens(cls, value: SecretStr) -> SecretStr:
@@ -258,6 +281,15 @@ class Settings(BaseSettings):
         """Return the API tokens as name → `secret[:scopes[@instruments]]`, empty when none are set."""
         pairs = _split(self.api_tokens.get_secret_value())
         return {name: secret for name, _, secret in (pair.partition(":") for pair in pairs)}
+
+    def tick_retention_ms(self) -> tuple[int, dict[str, int]]:
+        """Return how long single ticks are kept, in ms: usually, and by exchange."""
+        return self.tick_retention_hours * _HOUR_MS, _by_exchange(self.tick_retention_by_exchange, _HOUR_MS)
+
+    def bar_retention_ms(self) -> tuple[int, dict[str, int]]:
+        """Return how long bars are kept, in ms: usually, and by exchange."""
+        day_ms = 24 * _HOUR_MS
+        return self.bar_retention_days * day_ms, _by_exchange(self.bar_retention_by_exchange, day_ms)
 
     def pinned(self) -> tuple[str, ...]:
         """Return the instrument keys and `EXCHANGE:*` patterns that are always subscribed."""
@@ -452,6 +484,11 @@ def _explain(error: ValidationError) -> list[str]:
 
 def _wrong(problems: Iterable[str]) -> ConfigurationError:
     return ConfigurationError("wrong settings: " + "; ".join(problems))
+
+
+def _by_exchange(text: str, unit_ms: int) -> dict[str, int]:
+    entries = (entry.partition("=") for entry in _split(text))
+    return {exchange: int(number) * unit_ms for exchange, _, number in entries}
 
 
 def _split(text: str) -> list[str]:

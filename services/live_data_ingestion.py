@@ -1,7 +1,8 @@
 """LiveDataIngestion: wires the stages together, in the order they start and the order they stop.
 
     providers -> normaliser -> router (ProviderManager) -> sequencer -> bus
-        -> time series, stream, latest value, broadcast -> gateway -> clients
+        -> time series, stream, latest value, bars, bar series, broadcast -> gateway -> clients
+                        ^-- bar records --'
 
 It owns the supervisor and therefore every task. It decides nothing about data. What talks to providers
 or writes runs only while this daemon leads (`services.storage.leadership`); the gateway always runs, and
@@ -31,6 +32,8 @@ from services.errors import StorageError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
+from services.market_data.bar_builder import BarBuilder
+from services.market_data.bar_grid import BarGrid
 from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock, SystemClock
@@ -43,6 +46,7 @@ from services.operations.notices import Delivery, Notifier
 from services.operations.state_dir import StateDirectory
 from services.operations.troubles import ProviderCondition, nobody_delivers, troubles
 from services.operations.vitals import Vitals
+from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
 from services.pipeline.interest import LINGER_S
@@ -52,6 +56,8 @@ from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
 from services.provider_manager import ProviderFactory, ProviderManager
 from services.recording.frame_tap import FrameTap
+from services.storage.bar_recall import BarRecall
+from services.storage.bar_series_writer import BAR_RETENTION_MS, BarSeriesWriter
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client
 from services.storage.credentials import replace_credentials
@@ -91,7 +97,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     `always_open`: every market trades at any time, so that silence is always a fault; otherwise the
     calendar of `market_day_files` (a later file wins) counts.
     `notices` are where administrators are told of troubles.
-    `tick_retention_ms` is how long the time series keep single ticks, `stream_max_entries` how many
+    `tick_retention_ms` is how long the time series keep single ticks, `bar_retention_ms` how long they keep
+    bars, both with exceptions `..._by_exchange`; `stream_max_entries` is how many
     entries an exchange's stream keeps and `stream_max_age_ms` for how long, `spool_limit_bytes` how much
     disk the records may take that wait for Redis. `api_tokens` maps name to secret, empty for none.
     `lease_policy` says what to do while another daemon writes the same Redis. `memory_limit_bytes` 0: what
@@ -114,6 +121,9 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     always_open: bool = False
     notices: tuple[Delivery, ...] = ()
     tick_retention_ms: int = 48 * 3_600_000
+    tick_retention_by_exchange: Mapping[str, int] = {}
+    bar_retention_ms: int = BAR_RETENTION_MS
+    bar_retention_by_exchange: Mapping[str, int] = {}
     stream_max_entries: int = 250_000
     stream_max_age_ms: int = STREAM_MAX_AGE_MS
     spool_limit_bytes: int = LIMIT_BYTES
@@ -170,6 +180,7 @@ class LiveDataIngestion:
             config.redis_url,
             clock=self.clock,
             retention_ms=config.tick_retention_ms,
+            retention_by_exchange=config.tick_retention_by_exchange,
             spool=channels["time_series"],
             connect=connect,
         )
@@ -181,13 +192,25 @@ class LiveDataIngestion:
             connect=connect,
         )
         self._latest = LatestValueWriter(config.redis_url, encoder=encoder, connect=connect)
+        self._bar_series = BarSeriesWriter(
+            config.redis_url,
+            clock=self.clock,
+            retention_ms=config.bar_retention_ms,
+            retention_by_exchange=config.bar_retention_by_exchange,
+            spool=channels["bar_series"],
+            connect=connect,
+        )
+        self.grid = BarGrid(self.calendar)
+        self.bars = BarSink(lambda: BarBuilder(self.grid), self.clock, self.publish)
         self._stream = stream
         self._led_times = LedTimes(config.state_dir / LED_TIMES_NAME)
-        time_series.led_times = stream.led_times = self._led_times
-        self._writers: tuple[RedisSink, ...] = (time_series, stream, self._latest)
-        self._sinks: tuple[Sink, ...] = (*self._writers, self.broadcast)
+        time_series.led_times = stream.led_times = self._bar_series.led_times = self._led_times
+        self._writers: tuple[RedisSink, ...] = (time_series, stream, self._latest, self._bar_series)
+        # The probe makes no bar, so the sinks it goes through are named apart.
+        probed: tuple[Sink, ...] = (*self._writers[:-1], self.bars, self.broadcast)
+        self._sinks: tuple[Sink, ...] = (*self._writers, self.bars, self.broadcast)
         self._losses = LossDeclaration(
-            {sink.name: sink.losses for sink in (time_series, stream)},
+            {sink.name: sink.losses for sink in (time_series, stream, self._bar_series)},
             folder=config.state_dir / FOLDER,
             clock=self.clock,
             publish=self.publish,
@@ -209,7 +232,7 @@ class LiveDataIngestion:
             calendar=self.calendar,
             pacing=self._first_connects,
         )
-        self._probe = HealthProbe(self.clock, self.publish, self._sinks, self.supervisor.troubles)
+        self._probe = HealthProbe(self.clock, self.publish, probed, self.supervisor.troubles)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -223,6 +246,7 @@ class LiveDataIngestion:
                 limits=limits,
             ),
             StreamHistory(config.redis_url),
+            self.bars,
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -255,7 +279,7 @@ class LiveDataIngestion:
                 newest=self.broadcast.latest,
                 stored=lambda instrument: stored_newest(self._reader, instrument),
                 not_ready=lambda: self.readiness().reasons,
-                sinks=self._sinks[:-1],
+                sinks=self._writers[:-1],
             ),
         )
         self._instruments: dict[str, InstrumentMapping] = {}
@@ -336,6 +360,7 @@ class LiveDataIngestion:
         if led:
             await self._end_subscriptions()
         await self.providers.stop()
+        await self.supervisor.end("sink:bars")
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
         await until_hurried(self._gateway.stop(), self._hurry)
         if not self.supervisor.failure:
@@ -464,6 +489,7 @@ class LiveDataIngestion:
         for writer in self._writers:
             self.supervisor.keep(f"sink:{writer.name}", writer.run)
         for name, run in (
+            ("sink:bars", self.bars.run),
             ("ledger", self._ledger.run),
             ("losses", self._losses.run),
             ("history", self._history.run),
@@ -489,6 +515,7 @@ class LiveDataIngestion:
         """Leave providers and Redis to the daemon that leads now; what is unwritten stays on disk."""
         if self._phase == "running":
             await self._end_subscriptions()
+            await self.supervisor.end("sink:bars")
         self._phase = "standing_by"
         for name in LEADING_TASKS:
             await self.supervisor.end(name)
@@ -541,6 +568,15 @@ class LiveDataIngestion:
             self.providers.seed(newest.values())
             self.broadcast.seed(newest.values())
             self._latest.remember(newest.values())
+            recall = BarRecall(client, self.bars.begin(), self.grid, self._spool)
+            recalled = await recall.run(
+                {exchange: positions[exchange] for exchange in exchanges},
+                {key: mapping.exchange for key, mapping in self._instruments.items()},
+                {tick.symbol: tick.timestamp for tick in newest.values()},
+            )
+            for said in recalled.said:
+                # Their samples may not have been written any more; writing them again changes nothing.
+                self._bar_series.offer(said)
             self.epoch = await self._history.start(client)
         finally:
             await client.aclose()
@@ -677,6 +713,7 @@ class LiveDataIngestion:
             "subscriptions": self._subscriptions.status() if self._subscriptions else {"mode": "static"},
             "notices": self._notifier.status() if self._notifier else None,
             "spool": [msgspec.to_builtins(channel) for channel in self._spool.status()],
+            "bars": self.bars.status(),
             "streams": self._streams.status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),

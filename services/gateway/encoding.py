@@ -13,10 +13,15 @@ from typing import Any
 import msgspec
 
 from services.data_broadcast import Publication
+from services.market_data.bars import Bar, Interval, parse_bar
 from services.market_data.records import FLAG_TEXT, ControlRecord, DataIngestionFormat, Record
 
 MAX_TICKS_PER_FRAME = 100
 """Ticks are gathered into frames of up to about 15 KB, so that a slow reader still finishes one soon."""
+
+INTERVAL_OF: dict[str, Interval] = {"1": "1m", "5": "5m", "15": "15m", "60": "1h", "1D": "1d"}
+"""The names of intervals in messages (minutes as text) and everywhere else."""
+NAME_OF = {interval: name for name, interval in INTERVAL_OF.items()}
 
 _OPCODE_TEXT = 0x81
 _OPCODE_CLOSE = 0x88
@@ -79,10 +84,24 @@ def fragment(publication: Publication) -> bytes:
         record = publication.record
         if isinstance(record, DataIngestionFormat):
             made = b"%b:%b" % (_encode(record.symbol), _encode(raw_tick(record)))
+        elif record.type == "bar" and (bar := parse_bar(record)) is not None:
+            made = _encode(chart_message(bar))
         else:
             made = _encode(control_message(record))
         publication.fragment = made
     return made
+
+
+def chart_message(bar: Bar) -> dict[str, Any]:
+    """Return a bar as the `chart_update` message; its start in UTC epoch seconds, null for unknown volume."""
+    candle = [bar.start_ms // 1000, bar.open, bar.high, bar.low, bar.close, bar.volume]
+    return {
+        "type": "chart_update",
+        "instrumentKey": bar.instrument,
+        "interval": NAME_OF[bar.interval],
+        "ohlcv": [candle],
+        "status": bar.status.value,
+    }
 
 
 def control_message(record: ControlRecord) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from services.gateway.websocket import WebSocketEndpoint
 DRAIN_POLL_S = 0.02
 RETRY_MS = (1_000, 5_000)
 """Clients come back after a time between these, so that they do not all come at once."""
-_PARAMETERS = ("instruments", "delivery", "every_ms")
+_PARAMETERS = ("instruments", "channels", "interval", "delivery", "every_ms")
 
 
 class _Head(msgspec.Struct):
@@ -277,7 +277,10 @@ def _wish(request: web.Request) -> Subscribe:
         "action": "subscribe",
         "instruments": [key for key in (part.strip() for part in asked) if key],
         "delivery": request.query.get("delivery"),
+        "interval": request.query.get("interval"),
     }
+    if "channels" in request.query:
+        message["channels"] = [name.strip() for name in request.query["channels"].split(",")]
     every_ms = request.query.get("every_ms")
     if every_ms is not None:
         message["every_ms"] = int(every_ms) if every_ms.isascii() and every_ms.isdigit() else every_ms

@@ -235,6 +235,12 @@ def openapi_document() -> dict[str, Any]:
                         {**_TEXT, "minLength": 1, "examples": ["NSE:RELIANCE,NASDAQ:*"]},
                         required=True,
                     ),
+                    _query(
+                        "channels",
+                        "tick, chart, or both separated by a comma; tick when not given",
+                        {**_TEXT, "examples": ["tick,chart"]},
+                    ),
+                    _query("interval", "of the chart, in minutes", {"enum": ["1", "5", "15", "60", "1D"]}),
                     _query("delivery", "every tick or the newest", {"enum": ["all", "latest"]}),
                     _query("every_ms", "the pace of latest", {"type": "integer", "minimum": 0}),
                     {

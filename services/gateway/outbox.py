@@ -4,6 +4,7 @@ Pure: no I/O, no clock. `take` and `take_control` are called on the hot path and
 
 * `all`: every tick, in order. Beyond the byte cap the oldest ticks go; `skipped` stands in their place.
 * `latest`: a `Pace` keeps one tick per instrument, the newest; it leaves when the pace is due.
+* A chart leaves when its pace is due: every bar that was finished or revised, and what forms just now.
 * A control record leaves in its place in the queue, behind the instrument's last tick before it.
 * The queue always leaves before a pace, so no older value of an instrument follows a newer one.
 * What a client missed while it was away stands before the queue, with what the queue held then; nothing
@@ -18,6 +19,7 @@ from itertools import islice
 from operator import is_
 
 from services.data_broadcast import Pending, Publication, is_exchange_wide
+from services.gateway.charts import ChartFrames, ChartPending
 from services.gateway.encoding import (
     MAX_TICKS_PER_FRAME,
     fragment,
@@ -35,7 +37,8 @@ WIDE_CONTROLS_REMEMBERED = 1_000
 class SharedFrames:
     """Makes frames of several ticks; clients served in a row with the same ticks get the same bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, charts: ChartFrames | None = None) -> None:
+        self.charts = charts
         self._batch: list[Publication] = []
         self._frame = b""
 
@@ -48,15 +51,21 @@ class SharedFrames:
 
 
 class Pace:
-    """The conflated instruments of one client that are served every `every_ms` milliseconds."""
+    """The conflated instruments of one client that are served every `every_ms` milliseconds, and charts."""
 
-    __slots__ = ("due_s", "every_ms", "every_s", "pending")
+    __slots__ = ("charts", "due_s", "every_ms", "every_s", "pending")
 
     def __init__(self, every_ms: int, due_s: float) -> None:
         self.every_ms = every_ms
         self.every_s = every_ms / 1000
         self.due_s = due_s
         self.pending: Pending = {}
+        self.charts = ChartPending()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self.pending) or self.charts.waiting
 
 
 class Outbox:
@@ -159,9 +168,10 @@ class Outbox:
             self._shed()
 
     def forget(self, instrument: str) -> None:
-        """Drop the pending tick of an instrument that is no longer conflated here."""
+        """Drop the pending tick and chart of an instrument that is no longer conflated here."""
         for pace in self.paces.values():
             pace.pending.pop(instrument, None)
+            pace.charts.forget(instrument)
 
     # ---- emptying -------------------------------------------------------------------------------
 
@@ -190,7 +200,7 @@ class Outbox:
         return notice + frames
 
     def pop_pace(self, pace: Pace, budget_bytes: int) -> list[bytes]:
-        """Take frames of the pace's pending ticks until about `budget_bytes` are reached."""
+        """Take frames of the pace's pending ticks, then charts, until about `budget_bytes` are reached."""
         pending = pace.pending
         frames: list[bytes] = []
         size = 0
@@ -199,6 +209,8 @@ class Outbox:
             frame = single_frame(pending.popitem()[1]) if alone else self._frames.frame_of(_take(pending))
             frames.append(frame)
             size += len(frame)
+        if pace.charts.waiting and size < budget_bytes and self._frames.charts is not None:
+            frames += pace.charts.pop(self._frames.charts, budget_bytes - size)
         return frames
 
     def _put_back(self, frame: bytes) -> None:

@@ -23,7 +23,9 @@ import structlog
 
 from services.data_broadcast import Pending, Publication, is_exchange_wide
 from services.errors import StorageError
+from services.gateway.charts import shows
 from services.gateway.encoding import fragment
+from services.market_data.bars import Interval
 from services.market_data.clock import Clock
 from services.market_data.records import ControlRecord, DataIngestionFormat
 from services.pipeline.bounded import finishes_within
@@ -75,17 +77,24 @@ class Tail:
     """Holds back what the bus brings for one client while its history is read. An `Outlet`.
 
     With `pending` in use (delivery `latest`) ticks are conflated there, and a control record takes the
-    pending ticks it concerns with it, so that it keeps its place behind them.
+    pending ticks it concerns with it, so that it keeps its place behind them. Bars are held back of the
+    interval `bars` only, and without `ticks` no ticks.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, ticks: bool = True, bars: Interval | None = None) -> None:
         self._limit = limit
+        self._ticks = ticks
+        self._bars = bars
         self.items: list[Publication] = []
         self.pending: Pending = {}
         self.overfull = False
 
     def take(self, publication: Publication) -> None:
         """Hold back one tick."""
+        if self._ticks:
+            self._hold(publication)
+
+    def _hold(self, publication: Publication) -> None:
         if len(self.items) >= self._limit:
             self.overfull = True
             self.items.clear()
@@ -96,20 +105,23 @@ class Tail:
         """Hold back one control record, behind every tick that came before it."""
         record = publication.record
         if isinstance(record, ControlRecord) and record.type == "bar":
+            if shows(record, self._bars):
+                self._hold(publication)
             return
         for symbol, before in list(self.pending.items()):
             if symbol == record.symbol or (
                 is_exchange_wide(record) and before.record.exchange == record.exchange
             ):
                 self.take(self.pending.pop(symbol))
-        self.take(publication)
+        self._hold(publication)
 
 
 class Recovery:
     """What one client missed: asked for with `spans`, filled by the desk, then given to `done`.
 
     `spans` holds, per exchange, the client's position and the bus's when the tail was attached. `wanted`
-    are the instruments; without `ticks` only control records are looked for. After `done` either
+    are the instruments; without `ticks` only control records are looked for, and bars of the interval `bars`
+    only. After `done` either
     `refusal` says why it cannot be had, or `found` is all of it, in the order of the positions.
     """
 
@@ -119,12 +131,14 @@ class Recovery:
         wanted: frozenset[str],
         *,
         ticks: bool,
+        bars: Interval | None = None,
         done: Callable[[Recovery], None],
         asked_s: float,
     ) -> None:
         self.spans = spans
         self.wanted = wanted
         self.ticks = ticks
+        self.bars = bars
         self.done = done
         self.asked_s = asked_s
         self.found: list[Publication] = []
@@ -324,7 +338,8 @@ class _Scan:
 
     def _give(self, position: Position, fields: dict[str, str]) -> None:
         kind = fields.get("type", "")
-        if kind == "bar":
+        is_bar = kind == "bar"
+        if is_bar and "ph" in fields:
             return
         is_tick = kind == "tick"
         instrument = fields.get("k", "")
@@ -333,7 +348,10 @@ class _Scan:
         takers = [
             item
             for item in takers
-            if item.open and (item.ticks or not is_tick) and position <= self._end_of(item)
+            if item.open
+            and (item.ticks or not is_tick)
+            and (not is_bar or item.bars == fields.get("i"))
+            and position <= self._end_of(item)
         ]
         if takers:
             record = record_of(self._exchange, position, fields)

@@ -12,7 +12,6 @@ Pure: no I/O. A client is recovered for all exchanges it asks for, or for none.
 | `history_behind` | the stream has not got what the bus has, as while records wait on disk |
 | `history_unavailable` | the streams cannot be read |
 | `busy` | too much waits for other clients already |
-| `no_ticks` | it asks for no ticks |
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from services.errors import ConfigurationError
 from services.gateway.acceptor import Acceptor, bound_sockets
 from services.gateway.authentication import Authenticator
 from services.gateway.backend import GatewayBackend
+from services.gateway.charts import BarSource, ChartFrames
 from services.gateway.directory import InstrumentDirectory
 from services.gateway.event_stream import EventStreamEndpoint
 from services.gateway.flow import FlowLimits
@@ -73,7 +74,7 @@ class Gateway:
     """Serves clients. `start`, keep `run` running, `stop`; `stop` is harmless when repeated.
 
     `history` is where clients that come back are answered from; without it a client is recovered only
-    when it has missed nothing.
+    when it has missed nothing. `bars` are shown on the chart channel; without them it is silent.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Gateway:
         broadcast: DataBroadcast,
         config: GatewayConfig,
         history: History | None = None,
+        bars: BarSource | None = None,
     ) -> None:
         self.config = config
         self._backend = backend
@@ -104,7 +106,7 @@ class Gateway:
             authenticator=authenticator,
             limits=config.limits,
             flow=config.flow,
-            frames=SharedFrames(),
+            frames=SharedFrames(ChartFrames(bars) if bars is not None else None),
             ready=self._pacer.ready,
             paced=self._pacer.paced,
         )

@@ -294,11 +294,11 @@ class ClientSession:
         for pace in self.outbox.paces.values():
             if pace.due_s > now_s:
                 continue
-            while pace.pending and not (self.closing or self.blocked or self.outbox.waiting):
+            while pace.waiting and not (self.closing or self.blocked or self.outbox.waiting):
                 self._write(self.outbox.pop_pace(pace, WRITE_AHEAD_BYTES), now_s)
             # What did not go out stays newest-only, and its turn comes soon again.
             every_s = max(pace.every_s, self._least_pace_s)
-            pace.due_s = now_s + (every_s if not pace.pending else min(0.02, pace.every_s))
+            pace.due_s = now_s + (every_s if not pace.waiting else min(0.02, pace.every_s))
 
     def relieve(self, on: bool) -> None:
         """While `on`, send newest values once a second at most and let little wait for the client."""

@@ -15,12 +15,14 @@ import msgspec
 
 from services.data_broadcast import DataBroadcast, Outlet, Publication
 from services.gateway.backend import GatewayBackend
+from services.gateway.charts import ChartFeed
 from services.gateway.directory import InstrumentDirectory
-from services.gateway.encoding import raw_tick, text_frame, to_json
+from services.gateway.encoding import INTERVAL_OF, raw_tick, text_frame, to_json
 from services.gateway.grants import EVERYTHING, Grant
 from services.gateway.limits import ClientLimits
 from services.gateway.outbox import Outbox, Pace
 from services.gateway.protocol import (
+    DEFAULT_EVERY_MS,
     ClientMessageError,
     ListSubscriptions,
     Subscribe,
@@ -87,6 +89,7 @@ class Subscriptions:
         self._outlet = outlet
         self._outbox = outbox
         self._paced = paced
+        self._charts = ChartFeed(outlet.take_control)
         self._watches: dict[str, _Watch] = {}
         self._wildcards: dict[str, Subscribe] = {}
         self._left_out: set[str] = set()
@@ -182,6 +185,8 @@ class Subscriptions:
             self._broadcast.detach(self._return.tail, self._return.found)
             self._return = None
         self._broadcast.detach(self._outlet, self._watches)
+        self._broadcast.detach(self._charts, self._watches)
+        self._charts.unwatch(self._watches)
         self._watches.clear()
         self._wildcards.clear()
         self._left_out.clear()
@@ -222,14 +227,14 @@ class Subscriptions:
                 f"this would make {watched}; nothing was changed",
             )
         paces = self._outbox.paces
-        new_pace = wish.delivery == "latest" and wish.every_ms not in paces
+        new_pace = not _paces_of(wish) <= paces.keys()
         if new_pace and len(paces) >= self._limits.paces_per_client:
             raise ClientMessageError(
                 "too_many",
                 f"a client may use {self._limits.paces_per_client} different every_ms; nothing was changed",
             )
 
-    def _watch(self, instruments: list[str], wish: Subscribe) -> None:
+    def _watch(self, instruments: list[str], wish: Subscribe, *, opening: bool = True) -> None:
         watch = _Watch(wish.channels, wish.interval, wish.delivery, wish.every_ms)
         for instrument in instruments:
             self._watches[instrument] = watch
@@ -243,7 +248,26 @@ class Subscriptions:
             self._broadcast.attach(self._outlet, instruments)
         else:
             self._broadcast.attach(self._outlet, instruments, self._pace(wish.every_ms).pending)
+        self._watch_charts(instruments, wish, opening=opening)
         self._drop_unused_paces()
+
+    def _watch_charts(self, instruments: list[str], wish: Subscribe, *, opening: bool) -> None:
+        """Show the bars of `instruments`, or no longer; with `opening` those of the last minutes first."""
+        if "chart" not in wish.channels:
+            self._broadcast.detach(self._charts, instruments)
+            self._charts.unwatch(instruments)
+            return
+        charts = self._pace(_chart_pace(wish)).charts
+        charts.intervals.update(dict.fromkeys(instruments, INTERVAL_OF[wish.interval]))
+        if opening:
+            charts.opening.update(dict.fromkeys(instruments))
+        else:
+            for instrument in instruments:
+                newest = self._broadcast.latest(instrument)
+                if newest is not None:
+                    charts.ticks[instrument] = Publication(newest)
+        self._charts.watch(instruments, charts, alone="tick" not in wish.channels)
+        self._broadcast.attach(self._charts, instruments, charts.ticks)
 
     def _pace(self, every_ms: int) -> Pace:
         pace = self._outbox.paces.get(every_ms)
@@ -255,11 +279,7 @@ class Subscriptions:
         return pace
 
     def _drop_unused_paces(self) -> None:
-        used = {
-            watch.every_ms
-            for watch in self._watches.values()
-            if watch.delivery == "latest" and "tick" in watch.channels
-        }
+        used = {every_ms for watch in set(self._watches.values()) for every_ms in _paces_of(watch)}
         for every_ms in [every_ms for every_ms in self._outbox.paces if every_ms not in used]:
             del self._outbox.paces[every_ms]
 
@@ -267,6 +287,8 @@ class Subscriptions:
         if not instruments:
             return
         self._broadcast.detach(self._outlet, instruments)
+        self._broadcast.detach(self._charts, instruments)
+        self._charts.unwatch(instruments)
         for instrument in instruments:
             del self._watches[instrument]
             self._outbox.forget(instrument)
@@ -298,9 +320,7 @@ class Subscriptions:
         assert resume is not None  # noqa: S101 - asked before the call
         exchanges = {instrument.partition(":")[0] for instrument in found}
         reason, spans = judge(resume, self._backend.epoch, exchanges, self._positions(exchanges))
-        if "tick" not in wish.channels:
-            reason = "no_ticks"
-        elif spans and not self._desk.available:
+        if spans and not self._desk.available:
             reason = reason or "history_unavailable"
         if reason:
             self._watch(found, wish)
@@ -311,14 +331,19 @@ class Subscriptions:
         if spans:
             self._read_missed(wish, found, answer, spans)
         else:
-            self._watch(found, wish)
+            self._watch(found, wish, opening=False)
             self._join(wish, found, answer, [], Tail(0))
 
     def _read_missed(self, wish: Subscribe, found: list[str], answer: dict[str, Any], spans: Spans) -> None:
-        tail = Tail(self._desk.limits.tail)
+        ticks = "tick" in wish.channels
+        bars = INTERVAL_OF[wish.interval] if "chart" in wish.channels else None
+        tail = Tail(self._desk.limits.tail, ticks=ticks, bars=bars)
+        conflated = wish.delivery == "latest" or not ticks
         # First the tail, then off with the old watch: nobody's interest in between is lost.
-        self._broadcast.attach(tail, found, tail.pending if wish.delivery == "latest" else None)
+        self._broadcast.attach(tail, found, tail.pending if conflated else None)
         self._broadcast.detach(self._outlet, found)
+        self._broadcast.detach(self._charts, found)
+        self._charts.unwatch(found)
         watch = _Watch(wish.channels, wish.interval, wish.delivery, wish.every_ms)
         for instrument in found:
             self._watches[instrument] = watch
@@ -326,7 +351,8 @@ class Subscriptions:
         recovery = Recovery(
             spans,
             frozenset(found),
-            ticks=wish.delivery == "all",
+            ticks=not conflated,
+            bars=bars,
             done=self._missed_read,
             asked_s=self._broadcast.clock.monotonic_s(),
         )
@@ -343,7 +369,7 @@ class Subscriptions:
             waiting.answer["epoch"] = self._backend.epoch
             reason = "epoch_changed"
         found = [instrument for instrument in waiting.found if instrument in self._watches]
-        self._watch(found, wish)
+        self._watch(found, wish, opening=bool(reason))
         self._broadcast.detach(tail, waiting.found)
         if reason:
             self._begin(wish, found, waiting.answer, reason)
@@ -358,7 +384,7 @@ class Subscriptions:
         answer |= {"recovered": True, "snapshot": {}}
         self._desk.figures.recovered += 1
         self._outbox.restore(text_frame(to_json(answer)), (*missed, *tail.items))
-        if wish.delivery == "latest":
+        if wish.delivery == "latest" and "tick" in wish.channels:
             pending = self._pace(wish.every_ms).pending
             pending.update(tail.pending)
             # Positions of conflated ticks say nothing of other instruments: everyone's newest is sent.
@@ -366,3 +392,14 @@ class Subscriptions:
                 newest = self._broadcast.latest(instrument)
                 if newest is not None and instrument not in pending:
                     pending[instrument] = Publication(newest)
+
+
+def _paces_of(wish: Subscribe | _Watch) -> set[int]:
+    """Return the paces, in ms, at which a client is served what it wishes."""
+    paces = {wish.every_ms} if wish.delivery == "latest" and "tick" in wish.channels else set()
+    return paces | ({_chart_pace(wish)} if "chart" in wish.channels else set())
+
+
+def _chart_pace(wish: Subscribe | _Watch) -> int:
+    """Return how often a forming bar is shown, in ms; with `all` too it is not shown with every tick."""
+    return wish.every_ms if wish.delivery == "latest" else DEFAULT_EVERY_MS

@@ -88,6 +88,16 @@ async def check_database(url: str, state_dir: Path) -> list[Check]:
     return checks
 
 
+async def mapped_instruments(url: str, state_dir: Path) -> list[str]:
+    """Return the keys of all mapped instruments. Raises `MarketdError` when PostgreSQL does not answer."""
+    catalogue = Catalogue(url, state_dir / "mappings.json", SystemClock())
+    try:
+        snapshot = await catalogue.read()
+    finally:
+        await catalogue.close()
+    return sorted({mapping.instrument for mapping in snapshot.mappings})
+
+
 async def check_redis(url: str) -> list[Check]:
     """Check that Redis has TimeSeries, writes to disk, never evicts, and agrees with our clock."""
     client = make_client(url)

@@ -13,9 +13,11 @@ from services.errors import StorageUnavailable, TemporaryError
 from services.market_data.clock import SystemClock
 from services.operations.state_dir import StateDirectory
 from services.pipeline.sink import SinkCounters
+from services.storage.bar_series_writer import BAR_RETENTION_MS, BarSeriesWriter
 from services.storage.leadership import Leadership, LeaseTimes
 from services.storage.led_times import LED_TIMES_NAME, LedTimes
 from services.storage.redis_lease import RedisLease
+from services.storage.retention import Retention
 from services.storage.spool import Spool
 from services.storage.spooled_sink import SpooledSink
 from services.storage.stream_writer import STREAM_MAX_ENTRIES, StreamWriter
@@ -23,13 +25,16 @@ from services.storage.time_series_writer import TICK_RETENTION_MS, TimeSeriesWri
 
 _STUCK_AFTER_S = 30.0
 _LOOK_EVERY_S = 0.2
+_TICKS = Retention(TICK_RETENTION_MS)
+_BARS = Retention(BAR_RETENTION_MS)
 
 
 async def replay(
     folder: Path,
     redis_url: str,
     *,
-    tick_retention_ms: int = TICK_RETENTION_MS,
+    tick_retention: Retention = _TICKS,
+    bar_retention: Retention = _BARS,
     stream_max_entries: int = STREAM_MAX_ENTRIES,
     progress: Callable[[int], None],
 ) -> dict[str, SinkCounters]:
@@ -59,7 +64,8 @@ async def replay(
             leadership,
             led_times,
             overtaken=overtaken,
-            tick_retention_ms=tick_retention_ms,
+            tick_retention=tick_retention,
+            bar_retention=bar_retention,
             stream_max_entries=stream_max_entries,
             progress=progress,
         )
@@ -74,7 +80,8 @@ async def _replay(
     led_times: LedTimes,
     *,
     overtaken: bool,
-    tick_retention_ms: int,
+    tick_retention: Retention,
+    bar_retention: Retention,
     stream_max_entries: int,
     progress: Callable[[int], None],
 ) -> dict[str, SinkCounters]:
@@ -83,7 +90,8 @@ async def _replay(
     time_series = TimeSeriesWriter(
         redis_url,
         clock=SystemClock(),
-        retention_ms=tick_retention_ms,
+        retention_ms=tick_retention.usual_ms,
+        retention_by_exchange=tick_retention.by_exchange,
         spool=spool.channels["time_series"],
         connect=leadership.connect,
     )
@@ -93,9 +101,17 @@ async def _replay(
         spool=spool.channels["stream"],
         connect=leadership.connect,
     )
+    bar_series = BarSeriesWriter(
+        redis_url,
+        clock=SystemClock(),
+        retention_ms=bar_retention.usual_ms,
+        retention_by_exchange=bar_retention.by_exchange,
+        spool=spool.channels["bar_series"],
+        connect=leadership.connect,
+    )
     if overtaken:
         stream.overtaken_until_ms = SystemClock().now_ms()
-    sinks: tuple[SpooledSink, ...] = (time_series, stream)
+    sinks: tuple[SpooledSink, ...] = (time_series, stream, bar_series)
     for sink in sinks:
         sink.led_times = led_times
     try:

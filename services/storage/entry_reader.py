@@ -22,7 +22,9 @@ from services.pipeline.sequencer import START, Position
 _FLAGS_OF = {text: flags for flags, text in enumerate(FLAG_TEXT)}
 _CONTROL_TYPES = frozenset(get_args(ControlType))
 _COMMON_FIELDS = frozenset({"type", "k", "src", "t", "r"})
-_TEXT_FIELDS = frozenset({"reason", "from_src", "to_src", "state", "i", "st"})
+_TEXT_FIELDS = frozenset(
+    {"reason", "from_src", "to_src", "state", "i", "st", "o", "h", "l", "c", "ph", "srcs"}
+)
 """Fields of control records that stay text even when it looks like a number."""
 
 

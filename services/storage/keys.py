@@ -101,3 +101,19 @@ class KeySpace:
 
 
 LIVE = KeySpace()
+
+
+BAR_FIELDS: tuple[BarField, ...] = ("open", "high", "low", "close", "volume")
+"""The fields of a bar that are kept as series, in the order they are written."""
+
+
+def bar_labels(instrument: str, exchange: str, interval: str, field: BarField) -> dict[str, str]:
+    """Return the labels of a series of bars, in the order they are stored."""
+    return {
+        "instrument": instrument,
+        "exchange": exchange,
+        "symbol": instrument.partition(":")[2] or instrument,
+        "field": field,
+        "kind": "bar",
+        "interval": interval,
+    }

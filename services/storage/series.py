@@ -6,6 +6,8 @@ Redis makes on its own has no retention, no labels and refuses a second value fo
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 
 from services.market_data.records import PROBE_EXCHANGE, DataIngestionFormat
@@ -14,7 +16,6 @@ from services.storage.resp import bulk, command
 
 CHUNK_BYTES = 1024
 """Memory is taken in steps of this size; a quarter of the default, for many series with few samples."""
-_PROBE_RETENTION_MS = 600_000
 
 PRICE, VOLUME, BID, ASK, OI = (1 << bit for bit in range(len(TICK_FIELDS)))
 
@@ -88,25 +89,30 @@ class InstrumentSeries:
         elif record is self.late:
             self.late_slot = -1
 
-    def retention_ms(self, retention_ms: int) -> int:
-        """Return how long these series keep a sample where single ticks are kept `retention_ms`."""
-        return min(retention_ms, _PROBE_RETENTION_MS) if self.exchange == PROBE_EXCHANGE else retention_ms
+    def key(self, field: str) -> str:
+        """Return the key of the series of `field`."""
+        return self.keys.tick_series(self.instrument, cast(TickField, field))
 
-    def create(self, field: TickField, retention_ms: int) -> str:
+    def forget(self, field: str) -> None:
+        """Assume no longer that the series of `field` exists."""
+        self.made &= ~(1 << TICK_FIELDS.index(cast(TickField, field)))
+
+    def create(self, field: str, retention_ms: int) -> str:
         """Return the command that makes the series of `field`; it fails where there is one."""
         return command("TS.CREATE", *self._definition(field, retention_ms))
 
-    def correct(self, field: TickField, retention_ms: int) -> str:
+    def correct(self, field: str, retention_ms: int) -> str:
         """Return the command that gives an existing series of `field` our retention, policy and labels."""
         return command("TS.ALTER", *self._definition(field, retention_ms))
 
-    def _definition(self, field: TickField, retention_ms: int) -> tuple[str, ...]:
+    def _definition(self, field: str, retention_ms: int) -> tuple[str, ...]:
         is_probe = self.exchange == PROBE_EXCHANGE
-        labels = self.keys.tick_labels(self.instrument, self.exchange, field, "probe" if is_probe else "tick")
+        kind = "probe" if is_probe else "tick"
+        labels = self.keys.tick_labels(self.instrument, self.exchange, cast(TickField, field), kind)
         return (
-            self.keys.tick_series(self.instrument, field),
+            self.key(field),
             "RETENTION",
-            str(self.retention_ms(retention_ms)),
+            str(retention_ms),
             "CHUNK_SIZE",
             str(CHUNK_BYTES),
             "DUPLICATE_POLICY",

@@ -25,7 +25,7 @@ from services.market_data.records import DataIngestionFormat, Record
 from services.pipeline.sequencer import START, Position
 from services.storage.spool_format import TRIED
 from services.storage.spool_log import SEGMENT_BYTES, SYNC_EVERY_S, Appended, SpoolLog
-from services.storage.spool_newest import newest_ticks
+from services.storage.spool_newest import newest_ticks, waiting_records
 from services.storage.spool_reader import ReadOut
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 LIMIT_BYTES = 512 << 20
 FOLDER = "spool"
-SINKS = ("time_series", "stream")
+SINKS = ("time_series", "stream", "bar_series")
 """The sinks that have a channel."""
 _LEFT_BELOW = {50: 40, 80: 70, 100: 70}
 """Alarm levels in percent of the limit, each with the level below which it is over."""
@@ -279,6 +279,14 @@ class Spool:
                     if known is None or tick.timestamp >= known.timestamp:
                         found[key] = tick
         return found
+
+    async def waiting(self, channel: str, keep: Callable[[Record], bool]) -> list[Record]:
+        """Return the records that wait in a channel and that `keep` says yes to; before the sinks run."""
+        log = self._logs[channel]
+        if not log.pending:
+            return []
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, waiting_records, log.folder, keep)
 
     def status(self) -> list[ChannelStatus]:
         """Return what every channel holds."""

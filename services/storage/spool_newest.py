@@ -1,15 +1,16 @@
-"""The newest tick of each instrument among those that wait on disk, for a daemon that starts.
+"""What waits on disk and a starting daemon has to know: the newest tick of each instrument, recent records.
 
 Redis does not know these yet. Without them the last trade that a provider repeats on subscribe would be
-taken for a new one, and stored a second time behind its waiting twin. Plain blocking file work; reads only.
+taken for a new one, and stored a second time behind its waiting twin; and bars would be built again without
+the ticks that wait. Plain blocking file work; reads only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from services.market_data.records import DataIngestionFormat
+from services.market_data.records import DataIngestionFormat, Record
 from services.storage.spool_format import (
     NewerFormat,
     decode_header,
@@ -40,13 +41,33 @@ def newest_ticks(folder: Path, instruments: Iterable[str]) -> dict[str, DataInge
     return found
 
 
+def waiting_records(folder: Path, keep: Callable[[Record], bool]) -> list[Record]:
+    """Return the waiting records of a channel's folder that `keep` says yes to, oldest first.
+
+    Raises OSError when the disk refuses.
+    """
+    if not folder.is_dir():
+        return []
+    acked = read_acked(folder) or 1
+    paths = sorted(path for path in folder.iterdir() if SEGMENT_NAME.match(path.name))
+    return [record for path in paths for record in _records_of(path, acked) if keep(record)]
+
+
 def _newest_of_segment(path: Path, acked: int, wanted: set[str]) -> dict[str, DataIngestionFormat]:
+    newest: dict[str, DataIngestionFormat] = {}
+    for record in _records_of(path, acked):
+        if isinstance(record, DataIngestionFormat) and record.symbol in wanted:
+            newest[record.symbol] = record
+    return newest
+
+
+def _records_of(path: Path, acked: int) -> Iterator[Record]:
+    """Yield the records of a segment from number `acked` on, as far as they are sound."""
     data = path.read_bytes()
     try:
         header = decode_header(data)
     except NewerFormat:
         header = None
-    newest: dict[str, DataIngestionFormat] = {}
     offset: int | None = header.size_bytes if header is not None else None
     while offset is not None and offset < len(data):
         frame = frame_at(data, offset)
@@ -57,6 +78,5 @@ def _newest_of_segment(path: Path, acked: int, wanted: set[str]) -> dict[str, Da
         if number + count <= acked:
             continue
         for at, _, record in decode_records(number, payload):
-            if at >= acked and isinstance(record, DataIngestionFormat) and record.symbol in wanted:
-                newest[record.symbol] = record
-    return newest
+            if at >= acked:
+                yield record

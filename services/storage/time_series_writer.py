@@ -10,6 +10,7 @@ batches keep their order. Control records are not offered to this sink and appea
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
@@ -21,41 +22,22 @@ from services.market_data.records import (
     Record,
 )
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.entry import without_bad_numbers
-from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.keys import LIVE, TICK_FIELDS, KeySpace, TickField
-from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk
+from services.storage.failures import Reason
+from services.storage.keys import LIVE, KeySpace
+from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS
+from services.storage.retention import Retention
 from services.storage.series import ASK, BID, OI, PRICE, VOLUME, InstrumentSeries, fields_of, mask_of
-from services.storage.series_repair import MENDABLE, SeriesRepair
+from services.storage.series_sink import BATCH_SAMPLES, Series, SeriesSink, Target
 from services.storage.spool_format import MERGED
-from services.storage.spooled_sink import SpooledSink
 
 TICK_RETENTION_MS = 48 * 3_600_000
-_BATCH_SAMPLES = 500
-_BUSY_IN_FLIGHT = 16
 _MOST_SAMPLES_A_TICK = 5
-_REPAIRS_A_BATCH = 2
-_MADD = bulk("TS.MADD")
 _WIDTH = tuple(mask.bit_count() for mask in range(1 << _MOST_SAMPLES_A_TICK))
 
 
-class SeriesBatch(Batch):
-    """A batch of samples; `making` names the series that each command of its prelude makes or corrects.
-
-    `stamps` are the times of its samples, which is what Redis answers when all of them are stored.
-    """
-
-    __slots__ = ("making", "stamps")
-
-    making: list[tuple[InstrumentSeries, TickField]]
-    stamps: list[int]
-
-
-class TimeSeriesWriter(SpooledSink):
-    """The sink behind `md:ts:{instrument}:…`; makes the series it writes to."""
-
-    in_order = False
+class TimeSeriesWriter(SeriesSink):
+    """The sink behind `md:ts:{instrument}:price|volume|bid|ask|oi`; makes the series it writes to."""
 
     def __init__(
         self,
@@ -63,19 +45,20 @@ class TimeSeriesWriter(SpooledSink):
         *,
         clock: Clock,
         retention_ms: int = TICK_RETENTION_MS,
+        retention_by_exchange: Mapping[str, int] = {},
         keys: KeySpace = LIVE,
         **options: Any,
     ) -> None:
-        """Prepare a writer whose series keep `retention_ms`; `options` as for `SpooledSink`."""
-        super().__init__("time_series", redis_url, busy_in_flight=_BUSY_IN_FLIGHT, **options)
-        self._clock = clock
-        self._retention_ms = retention_ms
+        """Prepare a writer whose series keep `retention_ms`, those of some exchanges something else.
+
+        `options` as for `SpooledSink`.
+        """
+        retention = Retention(retention_ms, retention_by_exchange)
+        super().__init__("time_series", redis_url, clock=clock, retention=retention, **options)
         self._keys = keys
         self._pending: deque[DataIngestionFormat] = deque()
         self._series: dict[str, InstrumentSeries] = {}
         self._slots_used = 0
-        self._to_correct: dict[tuple[InstrumentSeries, TickField], None] = {}
-        self._repairs = SeriesRepair(clock, retention_ms)
 
     def offer(self, record: Record) -> None:
         """Queue one tick. Control records are neither taken nor counted."""
@@ -105,13 +88,13 @@ class TimeSeriesWriter(SpooledSink):
         records: list[DataIngestionFormat] = []
         pieces = [""]
         stamps: list[int] = []
-        making: list[tuple[InstrumentSeries, TickField]] = []
+        making: list[Target] = []
         merged: list[int] = []
         probe_ms = 0
         # What may share a millisecond with a record on its way over the disk has to follow it.
         final = self._final
         diverting = bool(final) or self._backlog
-        while pending and len(stamps) <= _BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while pending and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record = pending.popleft()
             series = known.get(record.symbol)
             if series is None:
@@ -186,9 +169,9 @@ class TimeSeriesWriter(SpooledSink):
         records: list[DataIngestionFormat] = []
         pieces = [""]
         stamps: list[int] = []
-        making: list[tuple[InstrumentSeries, TickField]] = []
+        making: list[Target] = []
         merged: list[int] = []
-        while source and len(stamps) <= _BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while source and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record, flags = source.popleft()
             assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
             series = self._series_of(record)
@@ -203,11 +186,6 @@ class TimeSeriesWriter(SpooledSink):
             stamps += (record.timestamp,) * _WIDTH[mask]
         return self._batch(records, pieces, stamps, making, frozenset(merged), 0)
 
-    def _forget(self, batch: Batch) -> None:
-        assert isinstance(batch, SeriesBatch)  # noqa: S101 - this sink makes no other
-        for series, field in batch.making:
-            series.made &= ~(1 << TICK_FIELDS.index(field))
-
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
         if series is None:
@@ -216,129 +194,9 @@ class TimeSeriesWriter(SpooledSink):
             )
         return series
 
-    def _batch(
-        self,
-        records: list[DataIngestionFormat],
-        pieces: list[str],
-        stamps: list[int],
-        making: list[tuple[InstrumentSeries, TickField]],
-        merged: frozenset[int],
-        probe_ms: int,
-    ) -> Batch | None:
-        """Return records put into words as one command, behind those that make their series."""
-        if not records:
-            return None
-        pieces[0] = f"*{1 + 3 * len(stamps)}\r\n{_MADD}"
-        batch = SeriesBatch(
-            records,
-            pieces,
-            body_replies=1,
-            merged=merged,
-            probe_ms=probe_ms,
-        )
-        batch.stamps = stamps
-        corrections, self._to_correct = list(self._to_correct), {}
-        batch.making = corrections + making
-        batch.prelude = [
-            *(series.correct(field, self._retention_ms) for series, field in corrections),
-            *(series.create(field, self._retention_ms) for series, field in making),
-        ]
-        return batch
-
-    # ---- settling -------------------------------------------------------------------------------
-
-    def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
-        assert isinstance(batch, SeriesBatch)  # noqa: S101 - this sink makes no other
-        if batch.prelude:
-            self._check_making(batch, replies)
-        answer = replies[-1]
-        if answer == batch.stamps:
-            self._all_written(batch)
-            return True
-        if not isinstance(answer, list):
-            refusal = server_refusal(str(answer))
-            if refusal is not None:
-                raise refusal
-            self._unknown_refusal(batch, str(answer))
-            return True
-        return self._settle_samples(batch, answer)
-
-    def _check_making(self, batch: SeriesBatch, replies: list[Reply]) -> None:
-        """Look at the answers to the prelude; raises `StorageError` when Redis takes nothing."""
-        for (series, field), reply in zip(batch.making, replies, strict=False):
-            if not isinstance(reply, ReplyError):
-                continue
-            message = str(reply)
-            refusal = server_refusal(message)
-            if refusal is not None:
-                raise refusal
-            reason = item_reason(message)
-            if reason is Reason.WRONG_TYPE:
-                self._repairs.give_up_on(series, field, reason)
-            elif reason is Reason.SERIES_EXISTS and not batch.repairs:
-                # Made by an earlier run, or by somebody else with other ideas: the next batch corrects it.
-                self._to_correct[series, field] = None
-
-    def _settle_samples(self, batch: SeriesBatch, answer: list[Reply]) -> bool:
-        """Account for each tick by its samples: stored when all are, else refused with the first reason.
-
-        False when series had to be made anew: then nothing is settled yet and the batch goes again.
-        """
-        outcomes: list[Reason | None] = []
-        repairs: dict[tuple[InstrumentSeries, TickField], Reason] = {}
-        replies = iter(answer)
-        for record in batch.records:
-            assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
-            series = self._series[record.symbol]
-            outcome: Reason | None = None
-            for field in fields_of(mask_of(record)):
-                reply = next(replies)
-                if reply == record.timestamp:
-                    continue
-                reason = _judge(reply)
-                if reason is Reason.OLDER_THAN_RETENTION:
-                    if (series, field) in repairs or self._is_poisoned(series, field, record):
-                        repairs[series, field] = reason
-                elif reason in MENDABLE:
-                    given_up = self._repairs.given_up(series, field)
-                    if given_up is not None:
-                        reason = given_up
-                    elif batch.repairs < _REPAIRS_A_BATCH:
-                        repairs[series, field] = reason
-                    else:
-                        self._repairs.give_up_on(series, field, reason)
-                outcome = outcome or reason
-            outcomes.append(outcome)
-        if repairs:
-            batch.repairs += 1
-            self.counters.errors += 1
-            commands = [
-                (target, text)
-                for target, reason in repairs.items()
-                for text in self._repairs.mend(*target, reason)
-            ]
-            batch.making = [target for target, _ in commands]
-            batch.prelude = [text for _, text in commands]
-            return False
-        self._settle_by_record(batch, outcomes)
-        return True
-
-    def _is_poisoned(self, series: InstrumentSeries, field: TickField, record: DataIngestionFormat) -> bool:
-        """Tell whether a sample in the future stands in the way of this tick; count a series so found."""
-        found = self._repairs.is_poisoned(series, field, record)
-        self.counters.repaired += found
-        return found
-
-
-def _judge(reply: Reply) -> Reason:
-    """Return why a sample was not stored at its time."""
-    if not isinstance(reply, ReplyError):
-        return Reason.IGNORED
-    message = str(reply)
-    refusal = server_refusal(message)
-    if refusal is not None:
-        raise refusal
-    return item_reason(message)
+    def _samples_of(self, record: Record) -> tuple[Series, Iterable[str], int]:
+        assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
+        return self._series[record.symbol], fields_of(mask_of(record)), record.timestamp
 
 
 def _samples(series: InstrumentSeries, record: DataIngestionFormat) -> tuple[int, str]:

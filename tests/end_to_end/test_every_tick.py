@@ -48,7 +48,9 @@ async def test_keys_entries_and_quotes_read_as_documented(stack: Stack, tmp_path
         await stack.quiet()
         last = await client.hgetall("md:last:{NSE:RELIANCE}")
         (_, entry), *_ = [
-            row for row in await client.xrevrange("md:ticks:NSE") if row[1]["k"] == "NSE:RELIANCE"
+            row
+            for row in await client.xrevrange("md:ticks:NSE")
+            if row[1]["k"] == "NSE:RELIANCE" and row[1]["type"] == "tick"
         ]
         assert last == entry
         assert entry["type"] == "tick"
@@ -102,8 +104,13 @@ async def test_a_websocket_client_gets_the_ticks_in_the_documented_shape(
         assert sorted(answer["accepted"]) == ["NASDAQ:AAPL", "NSE:RELIANCE"]
         assert answer["rejected"] == {"NSE:NOPE": "unknown_instrument"}
         seen: dict[str, list[dict[str, object]]] = {}
-        while len(seen) < 2:
+        charts: dict[str, list[float]] = {}
+        while len(seen) < 2 or len(charts) < 2:
             frame = await socket.receive_json(timeout=10)
+            if frame["type"] == "chart_update":
+                assert frame["interval"] == "1"
+                charts[frame["instrumentKey"]] = frame["ohlcv"][0]
+                continue
             assert frame["type"] == "raw_tick", frame
             for key, data in frame["data"].items():
                 seen.setdefault(key, []).append(data)
@@ -111,6 +118,9 @@ async def test_a_websocket_client_gets_the_ticks_in_the_documented_shape(
         for ticks in seen.values():
             assert {"last_price", "ts_ms"} <= set(ticks[0])
             assert isinstance(ticks[0]["ts_ms"], int)
+        for start_s, open_, high, low, close, _ in charts.values():
+            assert start_s % 60 == 0
+            assert low <= min(open_, close) <= max(open_, close) <= high
 
 
 async def test_a_restart_stores_nothing_twice_and_says_what_was_missed(stack: Stack, tmp_path: Path) -> None:

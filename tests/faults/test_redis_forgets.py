@@ -73,7 +73,8 @@ async def test_r3_the_daemon_begins_a_new_history_and_says_so(stack: Stack, tmp_
             "records YF",
         }
         assert [account for account in accounts if account["imbalance"]] == []
-        assert all(account["in"] > 0 for account in accounts)
+        # Bars come with the end of a minute, which need not have been by now.
+        assert all(account["in"] > 0 for account in accounts if account["account"] != "sink bar_series")
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{daemon.runtime['api_url']}/metrics") as page,

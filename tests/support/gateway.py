@@ -18,6 +18,7 @@ from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+from services.pipeline.bar_sink import BarSink
 from services.pipeline.sink import Sink
 from services.storage.stream_history import StreamHistory
 from services.storage.stream_writer import StreamWriter
@@ -230,12 +231,13 @@ async def running_gateway(
     *,
     redis_url: str | None = None,
     max_entries: int = 1_000_000,
+    bars: BarSink | None = None,
     **config: Any,
 ) -> AsyncIterator[GatewayRig]:
     """A gateway on a free loopback port, stopped (within its bound) at the end.
 
     With `redis_url` the market's records go into streams there, and clients that come back are
-    answered from them.
+    answered from them. `bars` hears the market's records and is what charts show.
     """
     backend = StubBackend(instruments)
     broadcast = DataBroadcast(SystemClock())
@@ -244,11 +246,13 @@ async def running_gateway(
     if redis_url is not None:
         history = StreamHistory(redis_url)
         stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
-    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history)
+    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history, bars)
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
     writing = asyncio.create_task(stream.run()) if stream else None
     rig = GatewayRig(backend, broadcast, gateway, url, stream)
+    if bars is not None:
+        rig.market.sinks = (bars, *rig.market.sinks)
     try:
         yield rig
         assert not serving.done(), "the gateway's loop ended"

@@ -93,3 +93,19 @@ def test_a_broken_file_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe\x00API_PORT=1")
     with pytest.raises(ConfigurationError, match=r"\.env"):
         load_settings()
+
+
+def test_retention_has_exceptions_by_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICK_RETENTION_BY_EXCHANGE", "CRYPTO=12, NFO=24")
+    monkeypatch.setenv("BAR_RETENTION_DAYS", "10")
+    monkeypatch.setenv("BAR_RETENTION_BY_EXCHANGE", "NFO=90")
+    settings = load_settings()
+    assert settings.tick_retention_ms() == (48 * 3_600_000, {"CRYPTO": 12 * 3_600_000, "NFO": 24 * 3_600_000})
+    assert settings.bar_retention_ms() == (10 * 86_400_000, {"NFO": 90 * 86_400_000})
+
+
+@pytest.mark.parametrize("value", ["NSE", "NSE=0", "NSE=1.5", "nse=3", "NSE=3,NSE=4", "NSE:3"])
+def test_a_retention_that_cannot_be_read_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICK_RETENTION_BY_EXCHANGE", value)
+    with pytest.raises(ConfigurationError, match="TICK_RETENTION_BY_EXCHANGE"):
+        load_settings()

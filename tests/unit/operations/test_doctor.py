@@ -11,6 +11,8 @@ import pytest
 
 from services.market_data.calendar import MarketCalendar
 from services.operations import doctor
+from services.operations.doctor_memory import TICK_BYTES, MemoryNeed, judge_memory, memory_need
+from services.storage.retention import Retention
 
 NOW_MS = 1_790_748_968_000
 
@@ -67,3 +69,35 @@ def test_the_end_of_the_known_market_days_is_a_warning_in_time() -> None:
     assert "NSE 2026-12-31" in late.detail
     assert "NSE" in late.remedy
     assert "NASDAQ" not in late.remedy
+
+
+TODAY = date(2026, 11, 20)
+YEAR = Retention(365 * 86_400_000)
+
+
+def need(count: int, exchange: str, ticks: Retention, bars: Retention = YEAR) -> MemoryNeed:
+    (found,) = memory_need({exchange: count}, ticks, bars, MarketCalendar(), TODAY)
+    return found
+
+
+def test_memory_grows_with_instruments_retention_and_the_length_of_the_session() -> None:
+    two_days = Retention(48 * 3_600_000)
+    one = need(1, "NSE", two_days)
+    assert need(500, "NSE", two_days).ticks == pytest.approx(500 * one.ticks, rel=1e-4)
+    # Two sessions of 6.25 h at a tick a second, 21 bytes each.
+    assert one.ticks == pytest.approx(2 * 6.25 * 3_600 * TICK_BYTES, rel=1e-6)
+    assert need(1, "CRYPTO", two_days).ticks == pytest.approx(48 * 3_600 * TICK_BYTES, rel=1e-6)
+    # 375 minute bars and what is made of them, on the days that trade.
+    assert 250 * 375 * 31 < one.bars < 260 * 375 * 31 * 2
+    shorter = Retention(365 * 86_400_000, {"NSE": 30 * 86_400_000})
+    assert need(1, "NSE", two_days, shorter).bars < one.bars / 5
+
+
+def test_memory_is_a_warning_when_the_retention_asks_for_more_than_there_is() -> None:
+    needs = [need(5_000, "NSE", Retention(48 * 3_600_000))]
+    enough = judge_memory(needs, 10**12, measured=False)
+    assert (enough.passed, enough.warning) == (True, False)
+    assert "5000 instruments" in enough.detail
+    short = judge_memory(needs, 10**9, measured=False)
+    assert (short.passed, short.warning) == (True, True)
+    assert "BAR_RETENTION_DAYS" in short.remedy

@@ -1,0 +1,49 @@
+"""When no data flowed: what the `gap` records of the last day say, for the coverage of bars. Pure."""
+
+from __future__ import annotations
+
+from services.market_data.records import ControlRecord
+
+_KEPT_MS = 26 * 3_600_000
+_MOST_KEPT = 32
+
+_Gaps = list[tuple[int, int]]
+
+
+class FlowGaps:
+    """The declared gaps of instruments and of whole exchanges. Times are UTC epoch ms."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Gaps] = {}
+
+    def note(self, record: ControlRecord) -> None:
+        """Take in a `gap` record. One that says what a store lost is none in the flow of data."""
+        fields = record.fields
+        from_ms, to_ms = fields.get("from"), fields.get("to")
+        if "store" in fields or "epoch" in fields:
+            return
+        if not isinstance(from_ms, int) or not isinstance(to_ms, int) or to_ms <= from_ms:
+            return
+        symbol = record.symbol
+        self.add(
+            symbol if symbol.partition(":")[2] not in ("", "*") else f"{record.exchange}:", from_ms, to_ms
+        )
+
+    def add(self, name: str, from_ms: int, to_ms: int) -> None:
+        """Note a gap of an instrument, or of a whole exchange (`NSE:`)."""
+        kept = [gap for gap in self._of.get(name, ()) if gap[1] > to_ms - _KEPT_MS]
+        self._of[name] = [*kept[1 - _MOST_KEPT :], (from_ms, to_ms)]
+
+    def covered_ms(self, instrument: str, exchange: str, start_ms: int, end_ms: int) -> int:
+        """Return for how many ms between two moments no gap of the instrument was declared."""
+        own, wide = self._of.get(instrument), self._of.get(f"{exchange}:")
+        covered = end_ms - start_ms
+        if own is None and wide is None:
+            return covered
+        upto = start_ms
+        for from_ms, to_ms in sorted([*(own or ()), *(wide or ())]):
+            begin, end = max(from_ms, upto), min(to_ms, end_ms)
+            if end > begin:
+                covered -= end - begin
+                upto = end
+        return covered

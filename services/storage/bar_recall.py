@@ -1,0 +1,271 @@
+"""Builds the bars again that were forming when the daemon ended, from what is stored.
+
+Runs once when a daemon takes up the work, before any writer. Of every exchange it reads the end of the
+stream, and what waits on disk behind it: the ticks of the last minutes make their bars anew, and the `bar`
+records among them tell which of these were said already, so that none is said twice unless it changed. What
+a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
+minute, the series of single ticks stand in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from services.errors import StorageError
+from services.market_data.bar_builder import BarBuilder
+from services.market_data.bar_grid import LONGER, BarGrid
+from services.market_data.bars import MINUTE_MS, Bar, parse_bar
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+from services.pipeline.sequencer import Position, parse_position
+from services.storage.bar_series import bars_of, combine, read_bars
+from services.storage.client import storage_error
+from services.storage.entry_reader import record_of
+from services.storage.keys import BAR_FIELDS, bar_series, tick_series, tick_stream
+from services.storage.spool import Spool
+
+_log = structlog.get_logger(__name__)
+
+LOOK_BACK_MS = 150_000
+"""More than a bar is open and waited for: what ended before that was said."""
+_AHEAD_MS = 5_000
+"""A tick's time may be this far ahead of when it was accepted."""
+_LAST_SAID_MS = 2_000
+_PAGE = 2_000
+_CHUNK = 1_000
+_TOGETHER = 50
+_HOW = ("first", "max", "min", "last", "sum")
+"""How the fields of minutes become those of a longer bar, in the order of the fields."""
+
+
+class Recalled(msgspec.Struct):
+    """What was found: `said` are the `bar` records of the last minutes, whose samples may be missing."""
+
+    said: list[ControlRecord] = []
+    ticks: int = 0
+    longer: int = 0
+
+
+class BarRecall:
+    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk."""
+
+    def __init__(self, client: Redis, builder: BarBuilder, grid: BarGrid, spool: Spool | None = None) -> None:
+        self._client = client
+        self._builder = builder
+        self._grid = grid
+        self._spool = spool
+        self.found = Recalled(said=[])
+
+    async def run(
+        self,
+        positions: Mapping[str, Position],
+        instruments: Mapping[str, str],
+        newest_ms: Mapping[str, int],
+    ) -> Recalled:
+        """Recall all exchanges that `positions` (the newest of each) names.
+
+        `instruments` maps instrument keys to their exchanges, `newest_ms` to the time of their newest tick.
+        Raises `StorageError` when Redis does not answer.
+        """
+        self._builder.recall_known(newest_ms)
+        for exchange, (last_ms, _) in positions.items():
+            if last_ms:
+                await self._recall_exchange(
+                    exchange,
+                    last_ms,
+                    [key for key, of in instruments.items() if of == exchange],
+                    newest_ms,
+                )
+        _log.info(
+            "bars_recalled", ticks=self.found.ticks, said=len(self.found.said), longer=self.found.longer
+        )
+        return self.found
+
+    async def _recall_exchange(
+        self, exchange: str, last_ms: int, instruments: Sequence[str], newest_ms: Mapping[str, int]
+    ) -> None:
+        try:
+            window_ms, records = await self._window(exchange, last_ms)
+            records += await self._waiting(exchange, window_ms, records)
+            whole_from_ms = -(-(window_ms + _AHEAD_MS) // MINUTE_MS) * MINUTE_MS
+            open_ms = (last_ms - _LAST_SAID_MS) // MINUTE_MS * MINUTE_MS
+            if whole_from_ms > open_ms:
+                fresh = [key for key in instruments if newest_ms.get(key, 0) >= open_ms]
+                await self._from_series(exchange, fresh, open_ms, whole_from_ms)
+            from_ms = min(whole_from_ms, open_ms)
+            await self._recall_longer(exchange, instruments, from_ms)
+        except RedisError as error:
+            raise storage_error(error) from error
+        except OSError as error:
+            raise StorageError(f"Redis cannot be reached: {error}") from error
+        for record in records:
+            self._take(record, whole_from_ms)
+
+    # ---- the last minutes -------------------------------------------------------------------------
+
+    async def _window(self, exchange: str, last_ms: int) -> tuple[int, list[Record]]:
+        """Return the end of a stream, and from when on (of acceptance) it is whole."""
+        key = tick_stream(exchange)
+        window_ms = last_ms - LOOK_BACK_MS
+        oldest: Any = await self._client.xrange(key, "-", "+", 1)
+        if not oldest:
+            return last_ms, []
+        facts: Any = await self._client.xinfo_stream(key)
+        oldest_ms = parse_position(oldest[0][0])[0]
+        if oldest_ms > window_ms and facts.get("entries-added") != facts["length"]:
+            window_ms = oldest_ms
+        records: list[Record] = []
+        after = f"{window_ms}-0"
+        while True:
+            page: Any = await self._client.xrange(key, after, "+", _PAGE)
+            for entry_id, fields in page:
+                record = record_of(exchange, parse_position(entry_id), fields)
+                if record is not None:
+                    records.append(record)
+            if len(page) < _PAGE:
+                return window_ms, records
+            after = f"({page[-1][0]}"
+
+    async def _waiting(self, exchange: str, window_ms: int, stored: Sequence[Record]) -> list[Record]:
+        """Return what waits on disk for the stream and is not in it."""
+        top = max(((record.position_ms, record.position_seq) for record in stored), default=(0, 0))
+        if self._spool is None:
+            return []
+        return await self._spool.waiting(
+            "stream",
+            lambda record: (
+                record.exchange == exchange
+                and record.position_ms >= window_ms
+                and (record.position_ms, record.position_seq) > top
+            ),
+        )
+
+    def _take(self, record: Record, whole_from_ms: int) -> None:
+        if isinstance(record, DataIngestionFormat):
+            span = self._grid.minute_of(record.exchange, record.timestamp)
+            if span is None or span.start_ms >= whole_from_ms:
+                self._builder.take(record)
+                self.found.ticks += 1
+        elif record.type == "bar":
+            bar = parse_bar(record)
+            if bar is not None:
+                self._builder.recall_said(bar)
+                self.found.said.append(record)
+        else:
+            self._builder.note(record)
+
+    async def _from_series(self, exchange: str, instruments: Sequence[str], from_ms: int, to_ms: int) -> None:
+        """Take the ticks of a time of which the stream has lost the beginning from the series of ticks."""
+        for first in range(0, len(instruments), _CHUNK):
+            keys = instruments[first : first + _CHUNK]
+            pipeline: Any = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.execute_command("TS.RANGE", tick_series(key, "price"), from_ms, to_ms - 1)
+                pipeline.execute_command("TS.RANGE", tick_series(key, "volume"), from_ms, to_ms - 1)
+            replies = await pipeline.execute(raise_on_error=False)
+            for key, prices, volumes in zip(keys, replies[::2], replies[1::2], strict=True):
+                if isinstance(prices, Exception):
+                    continue
+                known = (
+                    {} if isinstance(volumes, Exception) else {int(at): int(float(v)) for at, v in volumes}
+                )
+                for at, price in prices:
+                    at_ms = int(at)
+                    tick = DataIngestionFormat(
+                        key, float(price), known.get(at_ms), at_ms, "", exchange=exchange
+                    )
+                    self._builder.take(tick)
+                    self.found.ticks += 1
+        _log.warning("bars_recalled_from_series", exchange=exchange, instruments=len(instruments))
+
+    # ---- what longer bars hold from before ----------------------------------------------------------
+
+    async def _recall_longer(self, exchange: str, instruments: Sequence[str], before_ms: int) -> None:
+        spans = [self._grid.span_of(exchange, interval, before_ms) for interval in LONGER]
+        open_spans = [span for span in spans if span is not None and span.start_ms < before_ms < span.end_ms]
+        if not open_spans:
+            return
+        day_ms = min(span.start_ms for span in open_spans)
+        hour = self._grid.span_of(exchange, "1h", before_ms)
+        hour_ms = day_ms if hour is None else max(day_ms, min(hour.start_ms, before_ms))
+        waiting = await self._waiting_minutes(exchange, day_ms, before_ms)
+        active = await self._with_minutes_since(instruments, day_ms)
+        for key, minutes in waiting.items():
+            stored = await read_bars(self._client, key, exchange, "1m", day_ms, before_ms - 1)
+            self._recall_of({bar.start_ms: bar for bar in stored} | minutes, before_ms)
+        rest = [key for key in active if key not in waiting]
+        for first in range(0, len(rest), _TOGETHER):
+            together = rest[first : first + _TOGETHER]
+            for minutes in await self._read_day(exchange, together, day_ms, hour_ms, before_ms):
+                self._recall_of(minutes, before_ms)
+
+    def _recall_of(self, minutes: Mapping[int, Bar], before_ms: int) -> None:
+        for bar in combine(self._grid, minutes.values()):
+            span = self._grid.span_of(bar.exchange, bar.interval, bar.start_ms)
+            if span is not None and span.end_ms > before_ms:
+                self._builder.recall_longer(bar, before_ms)
+                self.found.longer += 1
+
+    async def _read_day(
+        self, exchange: str, instruments: Sequence[str], day_ms: int, hour_ms: int, before_ms: int
+    ) -> list[dict[int, Bar]]:
+        """Return the minutes since `hour_ms`, and the day before that as if it were one of them."""
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for key in instruments:
+            for field, how in zip(BAR_FIELDS, _HOW, strict=True):
+                series = bar_series(key, "1m", field)
+                if hour_ms > day_ms:
+                    whole = (how, hour_ms - day_ms)
+                    pipeline.execute_command(
+                        "TS.RANGE", series, day_ms, hour_ms - 1, "ALIGN", "start", "AGGREGATION", *whole
+                    )
+                pipeline.execute_command("TS.RANGE", series, hour_ms, before_ms - 1)
+        replies = await pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+                raise reply
+        each = len(BAR_FIELDS) * (2 if hour_ms > day_ms else 1)
+        days = []
+        for number, key in enumerate(instruments):
+            answers = replies[number * each : (number + 1) * each]
+            if hour_ms > day_ms:
+                answers = [_both(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
+            days.append({bar.start_ms: bar for bar in bars_of(key, exchange, "1m", answers)})
+        return days
+
+    async def _waiting_minutes(self, exchange: str, from_ms: int, to_ms: int) -> dict[str, dict[int, Bar]]:
+        found: dict[str, dict[int, Bar]] = {}
+        if self._spool is None:
+            return found
+        for record in await self._spool.waiting("bar_series", lambda record: record.exchange == exchange):
+            bar = parse_bar(record) if isinstance(record, ControlRecord) else None
+            if bar is not None and bar.interval == "1m" and from_ms <= bar.start_ms < to_ms:
+                found.setdefault(bar.instrument, {})[bar.start_ms] = bar
+        return found
+
+    async def _with_minutes_since(self, instruments: Iterable[str], from_ms: int) -> list[str]:
+        keys = list(instruments)
+        found: list[str] = []
+        for first in range(0, len(keys), _CHUNK):
+            chunk = keys[first : first + _CHUNK]
+            pipeline: Any = self._client.pipeline(transaction=False)
+            for key in chunk:
+                pipeline.execute_command("TS.GET", bar_series(key, "1m", "close"))
+            for key, reply in zip(chunk, await pipeline.execute(raise_on_error=False), strict=True):
+                if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+                    raise reply
+                if not isinstance(reply, Exception) and reply and int(reply[0]) >= from_ms:
+                    found.append(key)
+        return found
+
+
+def _both(whole: Any, minutes: Any) -> Any:
+    """Return two answers of one series as one."""
+    if isinstance(whole, Exception) or isinstance(minutes, Exception):
+        return whole if isinstance(whole, Exception) else minutes
+    return [*whole, *minutes]
