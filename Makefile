@@ -3,6 +3,9 @@
 
 export PYTHON
 BIN := .venv/bin
+# Tests run on several workers, each with servers of its own: TEST_WORKERS=n says how many, ARGS="-n 0" runs
+# them one after another.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help setup demo run test test-faults test-chaos test-outage check bench bench-guard
 
@@ -30,10 +33,10 @@ run: setup
 	@exec $(BIN)/python main.py run
 
 test: setup
-	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest --faults=quick $(ARGS)
+	@REQUIRE_SERVERS=1 exec $(PYTEST) --faults=quick $(ARGS)
 
 test-faults: setup
-	@REQUIRE_SERVERS=1 exec $(BIN)/python -m pytest tests/faults tests/chaos --fault-table $(ARGS)
+	@REQUIRE_SERVERS=1 exec $(PYTEST) tests/faults tests/chaos --fault-table $(ARGS)
 
 test-chaos: setup
 	@TIMEOUT_FACTOR=$${TIMEOUT_FACTOR:-2} exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),10) $(ARGS)

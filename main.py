@@ -26,7 +26,18 @@ import typer
 import uvloop
 from rich.markup import escape
 
-from commands import doctor, history, mappings, observe, providers, quality, routes, spool
+from commands import (
+    doctor,
+    drill,
+    history,
+    mappings,
+    observe,
+    providers,
+    quality,
+    recording,
+    routes,
+    spool,
+)
 from commands.context import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
@@ -84,6 +95,9 @@ for command in (
     doctor.doctor,
     history.coverage,
     history.backfill,
+    recording.record,
+    recording.replay,
+    drill.drill,
 ):
     app.command()(command)
 app.add_typer(spool.app, name="spool")

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ from services.on_demand_provider import (
     OptionsDataProvider,
 )
 from services.pipeline.backoff import Backoff
-from services.provider_frames import DamageMeter, FrameIntake, ProviderCounters
+from services.provider_frames import DamageMeter, FrameIntake, ProviderCounters, RecordingTap
 from services.provider_lifecycle import CredentialGate, RetryPolicy, keep_trying
 from services.provider_session import ProviderSession
 
@@ -242,6 +242,7 @@ class BaseMarketDataProvider(ABC):
         self._fresh: dict[str, float] = {}
         self._dark: set[str] = set()
         self._answered: set[str] = set()
+        self._tap: RecordingTap | None = None
         self._gate = CredentialGate(
             context.settings,
             code=self.code,
@@ -355,6 +356,39 @@ class BaseMarketDataProvider(ABC):
     def wanted(self) -> tuple[str, ...]:
         """The symbols to be streamed, in the order they were asked for."""
         return tuple(self._wanted)
+
+    # ---- recording and replaying --------------------------------------------------------------------
+
+    def record_to(self, tap: RecordingTap | None) -> None:
+        """Show every message, and every change of what is subscribed, to `tap`; None ends that."""
+        self._tap = tap
+        self._intake.record_to(tap.frame if tap is not None else None)
+
+    def memory(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Return the symbols that are wanted, that wait for their first tick, and that bring no data."""
+        return tuple(self._wanted), tuple(self._fresh), tuple(sorted(self._dark))
+
+    def recall(self, wanted: Iterable[str], fresh: Iterable[str] = (), dark: Iterable[str] = ()) -> None:
+        """Know of symbols what a recorded session knew, without opening one."""
+        self._wanted.update(dict.fromkeys(wanted))
+        self._fresh.update(dict.fromkeys(fresh, self.context.clock.monotonic_s()))
+        self._dark.update(dark)
+        self.learn_names(tuple(self._wanted))
+
+    def learn_names(self, symbols: Sequence[str]) -> None:  # noqa: B027 - few vendors need it
+        """Prepare for messages of `symbols`, where a vendor's messages name them otherwise."""
+
+    def replay_note(self, kind: str, symbols: Sequence[str]) -> None:
+        """Do what `asking`, `asked` or `lost` did to the recorded session."""
+        if kind == "asking":
+            self.recall(symbols)
+            self._expect(symbols)
+        elif kind == "asked":
+            self._confirm(symbols)
+        else:
+            self._report_lost(symbols, self.context.clock.now_ms(), "recorded")
+
+    # ---- credentials --------------------------------------------------------------------------------
 
     def credentials_changed(self) -> None:
         """Look at the settings at once, as after SIGHUP; a parked provider goes on if they changed."""
@@ -517,12 +551,17 @@ class BaseMarketDataProvider(ABC):
 
     def _expect(self, symbols: Iterable[str]) -> None:
         symbols = list(symbols)
+        if self._tap is not None:
+            self._tap.note("asking", symbols)
         self._answered.difference_update(symbols)
         self._fresh.update(dict.fromkeys(symbols, self.context.clock.monotonic_s()))
         self._dark.update(symbols)
 
     def _confirm(self, symbols: Iterable[str]) -> None:
         """Say that data of those `symbols` flows of which no tick has said so yet."""
+        symbols = list(symbols)
+        if self._tap is not None:
+            self._tap.note("asked", symbols)
         back = [symbol for symbol in symbols if symbol in self._dark]
         if back:
             self._dark.difference_update(back)
@@ -542,6 +581,8 @@ class BaseMarketDataProvider(ABC):
     def _report_lost(self, symbols: Iterable[str], since_ms: int, reason: str) -> None:
         lost = [symbol for symbol in symbols if symbol in self._wanted]
         self._forget_fresh(lost)
+        if lost and self._tap is not None:
+            self._tap.note("lost", lost)
         if lost:
             self._dark.update(lost)
             self.context.connection_lost(lost, since_ms, reason)

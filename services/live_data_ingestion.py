@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from services.base_provider import BaseMarketDataProvider
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
@@ -74,6 +76,7 @@ from services.provider_registry import ProviderFactory
 from services.quality.collector import QualityCollector
 from services.quality.figures import score
 from services.quality.writer import QualityWriter
+from services.recording.frame_tap import FrameTap
 from services.routing.event_writer import RouteEventWriter
 from services.silence.judge import SilenceJudge
 from services.storage.bar_recall import BarRecall
@@ -406,6 +409,9 @@ class LiveDataIngestion:
         )
         self._accepted_within = HopTimes()
         self._time_from_ms = 0
+        self._frame_tap = FrameTap(
+            config.state_dir, self.clock, self, daemon=uuid.uuid4().hex[:12], demo=config.demo
+        )
         self._phase = "starting"
         self._obstacle = ""
         self._started_ms = self.clock.now_ms()
@@ -431,6 +437,7 @@ class LiveDataIngestion:
         self.supervisor.keep("first_connects", self._first_connects.run)
         self.supervisor.keep("event_loop_lag", self._measure_lag)
         self.supervisor.keep("option_interest", self._option_interest.run, core=False)
+        self.supervisor.keep("frame_tap", self._frame_tap.run, core=False)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
         if self._notifier is not None:
             self.supervisor.keep("notices", self._notifier.run, core=False)
@@ -551,6 +558,7 @@ class LiveDataIngestion:
     def _note_control(self, record: ControlRecord) -> None:
         self._diagnosis.note(record)
         self._past.note(record)
+        self._frame_tap.note_control(record)
         if self._notifier is None:
             return
         if record.type == "gap" and self.calendar.in_session(record.exchange, record.timestamp):
@@ -835,6 +843,20 @@ class LiveDataIngestion:
         underlying = self._underlyings.find(chain.underlying)
         if underlying is not None and self._leadership.may_write():
             self._option_interest.offer(interest_of(chain, underlying))
+
+    # ---- what a recording needs -----------------------------------------------------------------
+
+    def streaming_providers(self) -> Mapping[str, BaseMarketDataProvider]:
+        """Return the providers that are installed, by code."""
+        return self.providers.streaming_providers()
+
+    def mapping_snapshot(self) -> MappingSnapshot | None:
+        """Return the mappings in force, None before there are any."""
+        return self._mappings.current
+
+    def serving(self) -> dict[str, str]:
+        """Return which provider (code) serves each instrument."""
+        return self.providers.serving()
 
     # ---- what the gateway shows -----------------------------------------------------------------
 

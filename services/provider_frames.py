@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -38,6 +38,16 @@ DECODE_ERRORS = (
 _PENDING_LIMIT = 1_024
 _LOG_EVERY_S = 10.0
 _async_received_ms: ContextVar[int] = ContextVar("received_ms", default=0)
+
+
+class RecordingTap(Protocol):
+    """Who records what a provider gets."""
+
+    def frame(self, received_ms: int, raw: str | bytes) -> None:
+        """Take one message as it came, with its receive time in UTC epoch ms."""
+
+    def note(self, kind: str, symbols: Iterable[str]) -> None:
+        """Take note that `symbols` are being asked for (`asking`), were (`asked`), or were `lost`."""
 
 
 class ProviderCounters(msgspec.Struct):
@@ -111,7 +121,7 @@ class FrameIntake:
         self._clock = clock
         self._now_ms = clock.now_ms
         self._counters = counters
-        self._handler = handler
+        self._handler = self._unrecorded = handler
         self._emit = emit
         self._damaged = damaged
         self._spawn = spawn
@@ -151,6 +161,26 @@ class FrameIntake:
             self.current_ms = 0
         counters.decoded += 1
         return received_ms
+
+    def record_to(self, tap: Callable[[int, str | bytes], None] | None) -> None:
+        """Show every message to `tap`, with its receive time (UTC epoch ms); None ends that.
+
+        A message is shown once it is handled: what its handling caused, as the end of a gap, stands before
+        it in a recording as it does for consumers. The handler itself is exchanged, so that without a
+        recording nothing is paid.
+        """
+        handler = self._unrecorded
+        if tap is None:
+            self._handler = handler
+            return
+
+        def shown(raw: str | bytes) -> Any:
+            try:
+                return handler(raw)
+            finally:
+                tap(self.current_ms, raw)
+
+        self._handler = shown
 
     def close(self) -> None:
         """Forget messages that an `async def` handler has not come to."""

@@ -421,6 +421,14 @@ class ProviderManager:
         runtime = self._runtimes.get(code)
         return frozenset() if runtime is None else runtime.exchanges
 
+    def streaming_providers(self) -> dict[str, BaseMarketDataProvider]:
+        """Return the providers that are installed, by code."""
+        return {code: it.provider for code, it in self._runtimes.items() if it.provider is not None}
+
+    def serving(self) -> dict[str, str]:
+        """Return the code of the provider that serves each instrument."""
+        return dict(self.router.book.active)
+
     def conditions(self) -> list[tuple[str, str, str, int | None]]:
         """Return code, state, reason and expiry of the credentials (UTC epoch ms) of every provider."""
         return [

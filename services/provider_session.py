@@ -226,7 +226,7 @@ class ProviderSession:
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        (outcome,) = await asyncio.gather(_settled(self._host.disconnect_websocket()), return_exceptions=True)
+        (outcome,) = await asyncio.gather(_called(self._host.disconnect_websocket), return_exceptions=True)
         if outcome is not None:
             error = as_provider_error(outcome, self._gate.secrets())
             _log.warning("provider_close_failed", provider=self._host.code, error=str(error))
@@ -264,6 +264,11 @@ async def _fate(work: Coroutine[Any, Any, None]) -> BaseException | None:
         await asyncio.wait([task])
         raise
     return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+async def _called(method: Callable[[], Any]) -> None:
+    """Call `method` and await what it returns; nothing is left unawaited when this is cancelled before."""
+    await _settled(method())
 
 
 async def _settled(result: Any) -> None:

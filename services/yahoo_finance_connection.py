@@ -95,6 +95,13 @@ class YahooFinanceConnection(WebSocketProvider):
             if canonical_id(longer) == symbol and longer in self._plan:
                 self._aliases[symbol] = longer
 
+    def learn_names(self, symbols: Sequence[str]) -> None:
+        """Remember under which ids `symbols` may come back, as `subscribe_symbols` does."""
+        for symbol in symbols:
+            canonical = canonical_id(symbol)
+            if canonical not in symbols:
+                self._aliases[canonical] = symbol
+
     def subscribe_requests(self, symbols: Sequence[str]) -> list[Request]:
         """Return the one message that asks for `symbols`."""
         return [Request(yahoo.subscribe_message(symbols), tuple(symbols))] if symbols else []

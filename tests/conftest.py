@@ -26,6 +26,7 @@ from tests.support.postgres import PrivatePostgres
 from tests.support.row_table import RowTable
 from tests.support.servers import PrivateRedis
 from tests.support.stack import Stack, fill_mappings
+from tests.support.turns import register_turns
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,11 +39,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RowTable(), "fault_rows")
+    register_turns(config)
     # A test run that is told to end must take its servers with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A run that a shell put into the background ignores Ctrl-C, and so would every process that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many workers `-n auto` means: most tests wait for real servers, so more than processors.
+
+    `TEST_WORKERS` says otherwise. With a server of one's own there is one: tests empty it.
+    """
+    if os.environ.get("TEST_DATABASE_URL") or os.environ.get("TEST_REDIS_URL"):
+        return 1
+    given = os.environ.get("TEST_WORKERS")
+    return int(given) if given else min((os.cpu_count() or 1) + 1, 8)
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,7 @@ class BarBuilder:
         self._changed: list[FormingBar] = []
         self._said: dict[tuple[str, Interval, int], _Said] = {}
         self._gaps = FlowGaps()
+        self._known: frozenset[str] | None = None
         self._now_ms = self._revise_ms = 0
         self.refused: dict[str, int] = {}
         """Ticks that made no bar, by reason: `snapshot suspect outside_session too_late`."""
@@ -80,7 +81,7 @@ class BarBuilder:
         # The hottest path of the module: a tick in order, in the minute that is forming.
         book = self._books.get(tick.symbol)
         if book is None:
-            book = self._books[tick.symbol] = InstrumentBook(tick.symbol, tick.exchange)
+            book = self._begin(tick)
         bar = book.newest
         at_ms = tick.timestamp
         if bar is None or tick.flags or not bar.last_ms <= at_ms < bar.end_ms:
@@ -108,6 +109,13 @@ class BarBuilder:
             bar = parse_bar(record)
             if bar is not None:
                 self._follow_bar(bar)
+
+    def _begin(self, tick: DataIngestionFormat) -> InstrumentBook:
+        book = self._books[tick.symbol] = InstrumentBook(tick.symbol, tick.exchange)
+        if self._known is not None and tick.symbol not in self._known:
+            # The first tick there ever was of it: nothing flowed before.
+            self._gaps.add(tick.symbol, 0, tick.timestamp)
+        return book
 
     def _place(self, book: InstrumentBook, tick: DataIngestionFormat) -> None:
         """Add a tick that is not simply the next one of the minute that forms."""
@@ -310,6 +318,10 @@ class BarBuilder:
         )
 
     # ---- after a restart, and behind another builder -----------------------------------------------
+
+    def recall_known(self, instruments: Iterable[str]) -> None:
+        """Say of which instruments ticks are stored: of all others nothing flowed before their first tick."""
+        self._known = frozenset(instruments)
 
     def recall_said(self, bar: Bar) -> None:
         """Remember a bar that was said before a restart: it is said again only when it differs."""

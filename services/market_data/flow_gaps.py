@@ -25,7 +25,12 @@ class FlowGaps:
         if not isinstance(from_ms, int) or not isinstance(to_ms, int) or to_ms <= from_ms:
             return
         symbol = record.symbol
-        name = symbol if symbol.partition(":")[2] not in ("", "*") else f"{record.exchange}:"
+        self.add(
+            symbol if symbol.partition(":")[2] not in ("", "*") else f"{record.exchange}:", from_ms, to_ms
+        )
+
+    def add(self, name: str, from_ms: int, to_ms: int) -> None:
+        """Note a gap of an instrument, or of a whole exchange (`NSE:`)."""
         kept = [gap for gap in self._of.get(name, ()) if gap[1] > to_ms - _KEPT_MS]
         self._of[name] = [*kept[1 - _MOST_KEPT :], (from_ms, to_ms)]
 

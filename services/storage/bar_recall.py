@@ -72,6 +72,7 @@ class BarRecall:
         `instruments` maps instrument keys to their exchanges, `newest_ms` to the time of their newest tick.
         Raises `StorageError` when Redis does not answer.
         """
+        self._builder.recall_known(newest_ms)
         for exchange, (last_ms, _) in positions.items():
             if last_ms:
                 await self._recall_exchange(

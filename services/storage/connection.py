@@ -55,6 +55,8 @@ class RedisConnection(asyncio.Protocol):
         self.on_closed: Callable[[], None] | None = None
         self.writable = True
         self.fence: Fence | None = None
+        self.guard: Callable[[bytes], None] | None = None
+        """Looks at every batch before it is sent, and raises `StorageError` for one that must not be."""
         self._reply_timeout_s = reply_timeout_s
         self._reader = hiredis.Reader(encoding="utf-8", errors="replace")
         self._expected: deque[tuple[int, Callable[[list[Reply]], None]]] = deque()
@@ -68,6 +70,8 @@ class RedisConnection(asyncio.Protocol):
         """Send one batch; `on_replies` gets its replies, unless the connection is lost before that."""
         if self._transport is None or self.closed_by is not None:
             return
+        if self.guard is not None:
+            self.guard(payload)
         if not self._expected:
             self._progress_s = self._loop.time()
             if self._timer is None:

@@ -7,9 +7,13 @@ the hash tag `{EXCHANGE:SYMBOL}`. Instrument keys are taken as they are (`NSE:M&
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 PREFIX = "md:"
+REPLAY_PREFIX = "md:replay:"
+"""What `replay` writes begins with this and the replay's name; nothing live does."""
+_REPLAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 INTEREST = "md:interest"
 """Sorted set: member = instrument key, score = lease expiry in UTC epoch ms."""
 EPOCH = "md:epoch"
@@ -62,6 +66,45 @@ def tick_labels(instrument: str, exchange: str, field: TickField, kind: str = "t
         "field": field,
         "kind": kind,
     }
+
+
+class KeySpace:
+    """Where ticks are kept: the live keys, or those of a replay, which no live key is one of.
+
+    A replay's series carry labels of their own, so that no live query finds them.
+    """
+
+    __slots__ = ("prefix", "replay")
+
+    def __init__(self, replay: str = "") -> None:
+        """Name the replay; empty for the live keys. Raises ValueError for a name that is none."""
+        if replay and not _REPLAY_NAME.fullmatch(replay):
+            raise ValueError(f"not a name for a replay: {replay!r}")
+        self.replay = replay
+        self.prefix = f"{REPLAY_PREFIX}{replay}:" if replay else PREFIX
+
+    def tick_series(self, instrument: str, field: TickField) -> str:
+        """Return the key of one series of single ticks."""
+        return f"{self.prefix}ts:{{{instrument}}}:{field}"
+
+    def last_tick(self, instrument: str) -> str:
+        """Return the key of the hash with the newest tick."""
+        return f"{self.prefix}last:{{{instrument}}}"
+
+    def tick_stream(self, exchange: str) -> str:
+        """Return the key of an exchange's stream."""
+        return f"{self.prefix}ticks:{exchange}"
+
+    def tick_labels(
+        self, instrument: str, exchange: str, field: TickField, kind: str = "tick"
+    ) -> dict[str, str]:
+        """Return the labels of a series of single ticks, in the order they are stored."""
+        if self.replay:
+            return {"replay": self.replay, "replayed": instrument, "replayed_field": field, "kind": "replay"}
+        return tick_labels(instrument, exchange, field, kind)
+
+
+LIVE = KeySpace()
 
 
 BAR_FIELDS: tuple[BarField, ...] = ("open", "high", "low", "close", "volume")

@@ -31,7 +31,7 @@ from services.storage.entry import (
     without_bad_numbers,
 )
 from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.keys import last_tick
+from services.storage.keys import LIVE, KeySpace
 from services.storage.redis_sink import RedisSink
 from services.storage.resp import bulk, command
 
@@ -45,10 +45,11 @@ _PACED_FROM = 50
 class _Hash:
     """One instrument's hash: the prepared start of its command, which fields it may hold, its newest tick."""
 
-    __slots__ = ("head", "mask", "newest")
+    __slots__ = ("head", "key", "mask", "newest")
 
-    def __init__(self, instrument: str) -> None:
-        self.head = bulk("HSET") + bulk(last_tick(instrument))
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.head = bulk("HSET") + bulk(key)
         # An earlier run may have left any field.
         self.mask = ALL_FIELDS
         self.newest: DataIngestionFormat | None = None
@@ -57,11 +58,19 @@ class _Hash:
 class LatestValueWriter(RedisSink):
     """The sink behind `md:last:{instrument}`; control records are not offered to it."""
 
-    def __init__(self, redis_url: str, *, encoder: EntryEncoder | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        encoder: EntryEncoder | None = None,
+        keys: KeySpace = LIVE,
+        **options: Any,
+    ) -> None:
         """Prepare a writer; `encoder` may be shared with the stream's, `options` are `RedisSink`'s."""
         # One batch at a time: while it is on its way, further ticks of an instrument replace each other.
         super().__init__("latest_value", redis_url, in_flight=1, **options)
         self._encoder = encoder or EntryEncoder()
+        self._keys = keys
         self._pending: dict[str, DataIngestionFormat] = {}
         self._hashes: dict[str, _Hash] = {}
         self._pausing = False
@@ -90,7 +99,7 @@ class LatestValueWriter(RedisSink):
         for tick in ticks:
             target = self._hashes.get(tick.symbol)
             if target is None:
-                target = self._hashes[tick.symbol] = _Hash(tick.symbol)
+                target = self._hashes[tick.symbol] = _Hash(self._keys.last_tick(tick.symbol))
             target.newest = target.newest or tick
 
     def write_again(self) -> int:
@@ -145,11 +154,11 @@ class LatestValueWriter(RedisSink):
                 encoded = encode_tick(finite)
             target = self._hashes.get(symbol)
             if target is None:
-                target = self._hashes[symbol] = _Hash(symbol)
+                target = self._hashes[symbol] = _Hash(self._keys.last_tick(symbol))
             mask = encoded.mask
             if gone := target.mask & ~mask:
                 names = [name for bit, name in enumerate(OPTIONAL_FIELDS) if gone >> bit & 1]
-                prelude.append(command("HDEL", last_tick(symbol), *names))
+                prelude.append(command("HDEL", target.key, *names))
             target.mask = mask
             target.newest = record
             pieces.append(f"*{2 + ARGUMENTS[mask]}\r\n{target.head}{encoded.text}")

@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 
 from services.market_data.records import PROBE_EXCHANGE, DataIngestionFormat
-from services.storage.keys import TICK_FIELDS, TickField, tick_labels, tick_series
+from services.storage.keys import LIVE, TICK_FIELDS, KeySpace, TickField
 from services.storage.resp import bulk, command
 
 CHUNK_BYTES = 1024
@@ -34,6 +34,7 @@ class InstrumentSeries:
         "bid",
         "exchange",
         "instrument",
+        "keys",
         "late",
         "late_slot",
         "made",
@@ -44,11 +45,12 @@ class InstrumentSeries:
         "volume",
     )
 
-    def __init__(self, instrument: str, exchange: str) -> None:
+    def __init__(self, instrument: str, exchange: str, keys: KeySpace = LIVE) -> None:
         self.instrument = instrument
+        self.keys = keys
         self.exchange = exchange
         self.price, self.volume, self.bid, self.ask, self.oi = (
-            bulk(tick_series(instrument, field)) for field in TICK_FIELDS
+            bulk(keys.tick_series(instrument, field)) for field in TICK_FIELDS
         )
         self.made = 0
         self.newest: DataIngestionFormat | None = None
@@ -89,7 +91,7 @@ class InstrumentSeries:
 
     def key(self, field: str) -> str:
         """Return the key of the series of `field`."""
-        return tick_series(self.instrument, cast(TickField, field))
+        return self.keys.tick_series(self.instrument, cast(TickField, field))
 
     def forget(self, field: str) -> None:
         """Assume no longer that the series of `field` exists."""
@@ -106,7 +108,7 @@ class InstrumentSeries:
     def _definition(self, field: str, retention_ms: int) -> tuple[str, ...]:
         is_probe = self.exchange == PROBE_EXCHANGE
         kind = "probe" if is_probe else "tick"
-        labels = tick_labels(self.instrument, self.exchange, cast(TickField, field), kind)
+        labels = self.keys.tick_labels(self.instrument, self.exchange, cast(TickField, field), kind)
         return (
             self.key(field),
             "RETENTION",

@@ -25,7 +25,7 @@ from services.storage.batch import Batch
 from services.storage.connection import Reply, ReplyError
 from services.storage.entry import ARGUMENTS, EntryEncoder, control_fields, without_bad_numbers
 from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.keys import tick_stream
+from services.storage.keys import LIVE, KeySpace
 from services.storage.redis_sink import first_error
 from services.storage.resp import BULK_HEAD, bulk, command
 from services.storage.spool_format import TRIED
@@ -43,11 +43,11 @@ class _Stream:
 
     __slots__ = ("heads", "is_probe", "middle")
 
-    def __init__(self, exchange: str, max_entries: int, probe_exchange: str) -> None:
+    def __init__(self, exchange: str, max_entries: int, keys: KeySpace, probe_exchange: str) -> None:
         # Exact trimming is dear, and only the probe's stream is short enough to need it.
         self.is_probe = exchange == PROBE_EXCHANGE
         trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
-        key = tick_stream(probe_exchange if self.is_probe else exchange)
+        key = keys.tick_stream(probe_exchange if self.is_probe else exchange)
         self.middle = "".join(map(bulk, ("XADD", key, *trim)))
         self.heads: dict[int, str] = {}
 
@@ -69,6 +69,7 @@ class StreamWriter(SpooledSink):
         max_entries: int = STREAM_MAX_ENTRIES,
         encoder: EntryEncoder | None = None,
         probe_exchange: str = PROBE_EXCHANGE,
+        keys: KeySpace = LIVE,
         **options: Any,
     ) -> None:
         """Prepare a writer that keeps about `max_entries` per stream; `options` as for `SpooledSink`.
@@ -78,6 +79,7 @@ class StreamWriter(SpooledSink):
         super().__init__("stream", redis_url, in_flight=1, **options)
         self._max_entries = max_entries
         self._probe_exchange = probe_exchange
+        self._keys = keys
         self._encoder = encoder or EntryEncoder()
         self._pending: deque[Record] = deque()
         self._streams: dict[str, _Stream] = {}
@@ -145,7 +147,7 @@ class StreamWriter(SpooledSink):
             stream = streams.get(record.exchange)
             if stream is None:
                 stream = streams[record.exchange] = _Stream(
-                    record.exchange, self._max_entries, self._probe_exchange
+                    record.exchange, self._max_entries, self._keys, self._probe_exchange
                 )
             if stream.is_probe:
                 probe_ms = record.position_ms

@@ -24,6 +24,7 @@ from services.market_data.records import (
 from services.storage.batch import Batch
 from services.storage.entry import without_bad_numbers
 from services.storage.failures import Reason
+from services.storage.keys import LIVE, KeySpace
 from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS
 from services.storage.retention import Retention
 from services.storage.series import ASK, BID, OI, PRICE, VOLUME, InstrumentSeries, fields_of, mask_of
@@ -45,6 +46,7 @@ class TimeSeriesWriter(SeriesSink):
         clock: Clock,
         retention_ms: int = TICK_RETENTION_MS,
         retention_by_exchange: Mapping[str, int] = {},
+        keys: KeySpace = LIVE,
         **options: Any,
     ) -> None:
         """Prepare a writer whose series keep `retention_ms`, those of some exchanges something else.
@@ -53,6 +55,7 @@ class TimeSeriesWriter(SeriesSink):
         """
         retention = Retention(retention_ms, retention_by_exchange)
         super().__init__("time_series", redis_url, clock=clock, retention=retention, **options)
+        self._keys = keys
         self._pending: deque[DataIngestionFormat] = deque()
         self._series: dict[str, InstrumentSeries] = {}
         self._slots_used = 0
@@ -95,7 +98,7 @@ class TimeSeriesWriter(SeriesSink):
             record = pending.popleft()
             series = known.get(record.symbol)
             if series is None:
-                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange)
+                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange, self._keys)
             try:
                 mask, text = _samples(series, record)
             except ValueError:
@@ -186,7 +189,9 @@ class TimeSeriesWriter(SeriesSink):
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
         if series is None:
-            series = self._series[record.symbol] = InstrumentSeries(record.symbol, record.exchange)
+            series = self._series[record.symbol] = InstrumentSeries(
+                record.symbol, record.exchange, self._keys
+            )
         return series
 
     def _samples_of(self, record: Record) -> tuple[Series, Iterable[str], int]:

@@ -387,6 +387,7 @@ async def test_w11_a_storm_of_clients_is_served_from_memory() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 async def test_w11_a_storm_of_two_thousand_clients_is_served_from_memory() -> None:
     await storm(1_990)

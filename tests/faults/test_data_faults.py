@@ -407,6 +407,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.alone
 async def test_n9_a_flood_is_taken_whole_without_blocking_anything() -> None:
     names = {
         symbol: f"NSE:{symbol.replace(':', '-')}"

@@ -377,6 +377,7 @@ async def test_a_half_open_connection_costs_seconds_and_no_more(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_twenty_five_thousand_mappings_load_in_two_seconds(
     catalogue: Catalogue, sql: asyncpg.Connection
 ) -> None:

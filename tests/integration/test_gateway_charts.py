@@ -46,7 +46,8 @@ class ChartRig:
 
 
 @asynccontextmanager
-async def charts(**options: Any) -> AsyncIterator[ChartRig]:
+async def charts(*, follows: bool = False, **options: Any) -> AsyncIterator[ChartRig]:
+    """A gateway in the daemon's process; with `follows` one that knows the records of the streams only."""
     clock = ManualClock(START_MS)
     rigs: list[GatewayRig] = []
 
@@ -58,8 +59,11 @@ async def charts(**options: Any) -> AsyncIterator[ChartRig]:
 
     grid = BarGrid(MarketCalendar(always_open=True))
     bars = BarSink(lambda: BarBuilder(grid), clock, publish)
-    async with running_gateway(KEYS, bars=bars, **options) as rig:
+    follower = BarSink(lambda: BarBuilder(grid, follow=True), clock, lambda record: None)
+    async with running_gateway(KEYS, bars=follower if follows else bars, **options) as rig:
         rigs.append(rig)
+        if follows:
+            rig.market.sinks = (bars, *rig.market.sinks)
         yield ChartRig(rig, bars, clock)
 
 
@@ -75,8 +79,9 @@ async def updates(socket: aiohttp.ClientWebSocketResponse, until: Any) -> list[t
     return found
 
 
-async def test_a_chart_begins_with_what_was_finished_and_what_forms_and_goes_on() -> None:
-    async with charts() as rig:
+@pytest.mark.parametrize("follows", [False, True])
+async def test_a_chart_begins_with_what_was_finished_and_what_forms_and_goes_on(follows: bool) -> None:
+    async with charts(follows=follows) as rig:
         rig.trade(100.0, 1)
         rig.trade(102.5, 70)
         rig.at(75)
@@ -91,7 +96,7 @@ async def test_a_chart_begins_with_what_was_finished_and_what_forms_and_goes_on(
         rig.at(121)
         await updates(socket, ("final", [START_S + 60, 102.5, 102.5, 99.0, 99.0, 16]))
         rig.trade(150.0, 100, volume=4, flags=FLAG_LATE)
-        rig.at(122)
+        rig.at(123)
         await updates(socket, ("revised", [START_S + 60, 102.5, 150.0, 99.0, 99.0, 20]))
 
 

@@ -463,6 +463,7 @@ async def test_without_a_database_url_both_scripts_share_the_embedded_server(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_two_hundred_thousand_rows_are_read_and_written_in_twenty_seconds(
     database: str, sql: asyncpg.Connection, tmp_path: Path

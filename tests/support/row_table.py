@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.row_report import REPORTS
+from tests.support.row_report import REPORTS, RowReport
 
 # Rows of the fault matrix that must have a test.
 ROWS: tuple[str, ...] = (
@@ -31,6 +31,7 @@ FAULTS = Path(__file__).resolve().parents[1] / "faults"
 _TEST_NAME = re.compile(r"^test_([rpcnhw]\d+)_")
 _DEFINITION = re.compile(r"^\s*(?:async )?def (test_[rpcnhw]\d+_\w+)", re.MULTILINE)
 _SLOW_ROOTS = ("tests/faults/", "tests/chaos/")
+_PROPERTY = "fault_row"
 _CACHE_KEY = "marketd/fault_rows"
 _WIDTHS = (5, 8, 46, 46)
 
@@ -57,6 +58,7 @@ class RowTable:
 
     def __init__(self) -> None:
         self._outcomes: dict[str, str] = {}
+        self._said: dict[str, list[RowReport]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,10 +72,23 @@ class RowTable:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        # What the test said travels with its report: it may run in another process than the table is made in.
+        said = [tuple(one) for one in REPORTS if one.test == item.nodeid]
+        report.user_properties = [*report.user_properties, (_PROPERTY, said)]
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.rpartition("::")[2]
         if row_of(name) is None or not report.nodeid.startswith("tests/faults/"):
             return
+        for key, said in report.user_properties:
+            if key == _PROPERTY:
+                self._said[report.nodeid] = [RowReport(*one) for one in said]
         if report.failed:
             self._outcomes[report.nodeid] = "failed"
         elif report.skipped:
@@ -86,13 +101,15 @@ class RowTable:
     ) -> None:
         if not self._outcomes:
             return
-        known = _merged(config, self._outcomes)
+        known = _merged(config, self._outcomes, self._said)
         if config.getoption("--fault-table"):
             for line in table(known):
                 terminalreporter.write_line(line)
 
 
-def _merged(config: pytest.Config, outcomes: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _merged(
+    config: pytest.Config, outcomes: dict[str, str], reports: dict[str, list[RowReport]]
+) -> dict[str, dict[str, Any]]:
     """Add this run's outcomes to what earlier runs found, without tests that no longer exist."""
     cache = getattr(config, "cache", None)
     names = {name for tests in rows_with_tests().values() for name in tests}
@@ -100,7 +117,7 @@ def _merged(config: pytest.Config, outcomes: dict[str, str]) -> dict[str, dict[s
     if cache is not None:
         known = {test: entry for test, entry in cache.get(_CACHE_KEY, {}).items() if _name(test) in names}
     for test, outcome in outcomes.items():
-        said = [report for report in REPORTS if report.test == test]
+        said = reports.get(test, [])
         known[test] = {
             "outcome": outcome,
             "lost": _joined(report.lost for report in said),

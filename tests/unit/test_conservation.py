@@ -154,3 +154,17 @@ def test_a_kill_excuses_only_what_was_sent_shortly_before_it() -> None:
     found = judge_all(ticks, store(declared), NAMES, kills_ms=[kill_ms])
     assert found.clean
     assert (found.killed, found.killed_oldest_ms) == (2, 150)
+
+
+def test_dropped_ticks_are_declared_by_the_times_of_a_gap_told_later_where_its_reason_counts() -> None:
+    told = StoredGap(BASE_MS + 300, BASE_MS + 399, "spool_full")
+    entries = [*FIVE_STORED[:2], *FIVE_STORED[3:], told]
+    found = store(entries)
+    # The series missed the fourth, too, which the gap does not speak of.
+    del found[KEY].prices[FIVE_STORED[3].time_ms]
+    assert verdict(FIVE, entries).lost_count == 1
+    by_time = judge_all(FIVE, store(entries), NAMES, by_time=frozenset({"spool_full"}))
+    assert by_time.declared == {"spool_full": 1}
+    assert by_time.lost == []
+    assert len(judge_all(FIVE, found, NAMES, by_time=frozenset({"spool_full"})).changed) == 1
+    assert judge_all(FIVE, store(entries), NAMES, by_time=frozenset({"other"})).lost_count == 1

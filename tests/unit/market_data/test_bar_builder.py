@@ -253,6 +253,14 @@ def test_coverage_is_what_no_gap_took() -> None:
     assert bars == {"1m": 50_000, "5m": 240_000}
 
 
+def test_nothing_flowed_before_the_first_tick_there_ever_was() -> None:
+    builder = BarBuilder(GRID)
+    builder.recall_known(["NSE:TCS"])
+    built(tick(OPEN + 25_000, 1.0), tick(OPEN + 25_000, 1.0, key="NSE:NEW"), builder=builder)
+    covered = {bar.instrument: bar.covered_ms for bar in minutes(builder.close(OPEN + 61_000)[0])}
+    assert covered == {"NSE:TCS": 60_000, "NSE:NEW": 35_000}
+
+
 def test_what_was_said_before_a_restart_is_said_again_only_when_it_differs() -> None:
     ticks = [tick(OPEN, 100.0, 5), tick(OPEN + 60_000, 101.0, 5), tick(OPEN + 120_000, 7.0, 5)]
     said = minutes(built(*ticks[:2]).close(OPEN + 130_000)[0])

@@ -1,0 +1,1 @@
+"""Fault drills: a whole stack of its own, one fault, and a count of every tick. Behind `main.py drill`."""

@@ -1,0 +1,1 @@
+"""Raw provider frames on disk: shown by a running daemon, written by `record`, read by `replay`."""
