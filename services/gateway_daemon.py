@@ -117,7 +117,7 @@ class GatewayDaemon:
         calendar = MarketCalendar(config.market_day_files, always_open=config.always_open)
         self._grid = BarGrid(calendar)
         # Builds what forms, for the chart channel; finished bars come from the streams like every record.
-        self._bars = BarSink(lambda: BarBuilder(self._grid), self.clock, lambda _record: None)
+        self._bars = BarSink(lambda: BarBuilder(self._grid, follow=True), self.clock, lambda _record: None)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
