@@ -33,6 +33,7 @@ _log = structlog.get_logger(__name__)
 WORKERS = 4
 LOOK_EVERY_S = 5.0
 PLAN_EVERY_S = 3_600.0
+PLAN_AGAIN_S = 300.0
 _MOST_SPANS = 2_000
 _FOUND_WORKERS = 2
 _FOUND_PAUSE_S = 0.3
@@ -272,11 +273,13 @@ class Backfill:
         }
 
     async def _plan(self) -> None:
-        planned_s = self._clock.monotonic_s() - PLAN_EVERY_S
+        # Soon again after the start: what lay between the plan and the first live bar.
+        waits_s = iter((0.0, PLAN_AGAIN_S))
+        plan_at_s = self._clock.monotonic_s() + next(waits_s)
         while True:
             now_s = self._clock.monotonic_s()
-            if now_s - planned_s >= PLAN_EVERY_S:
-                planned_s = now_s
+            if now_s >= plan_at_s:
+                plan_at_s = now_s + next(waits_s, PLAN_EVERY_S)
                 self.plan_depth()
             try:
                 await self._look()

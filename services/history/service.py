@@ -422,7 +422,9 @@ class HistoryService:
         offers = filler.offers(instrument, interval).values()
         if not offers:
             return ()
-        wanted = [span for span in holes if span[0] < now_ms - SETTLE_MS[interval]]
+        # What is younger is not asked for yet, so nobody waits for it.
+        settled_ms = (now_ms - SETTLE_MS[interval]) // MINUTE_MS * MINUTE_MS
+        wanted = [(begin, min(end, settled_ms)) for begin, end in holes if begin < settled_ms]
         if self._ledger is not None:
             try:
                 known = [row for row in await self._ledger.of(instrument) if row.type == interval]

@@ -13,6 +13,8 @@ import pytest
 import redis.asyncio
 from redis.exceptions import NoPermissionError
 
+from services.history.coverage_store import CoverageStore
+from services.market_data.coverage import Note
 from services.operations.doctor_rights import check_database_rights, check_redis_rights
 from services.storage.access import READER, WRITER
 from tests.support.daemon import ROOT, clean_environment, run_script
@@ -338,6 +340,7 @@ async def test_the_scripts_run_as_the_loader_and_the_daemons_role_can_only_read(
 
             await eventually(heard, within_s=10)
             assert (await daemon.status())["pipeline"]["mappings"]["state"] == "current"
+        await _keeps_its_ledger(as_daemon)
         await _cannot_write(as_daemon)
         assert [check.name for check in await check_database_rights(as_daemon) if check.warning] == []
         (warning,) = await check_database_rights(loader)
@@ -345,6 +348,20 @@ async def test_the_scripts_run_as_the_loader_and_the_daemons_role_can_only_read(
         assert warning.warning
         assert "may write" in warning.detail
         await _cannot_rule(loader)
+
+
+async def _keeps_its_ledger(url: str) -> None:
+    store = CoverageStore(url)
+    try:
+        await store.note(
+            [Note(instrument="NSE:TCS", type="1m", state="missing", from_ms=0, to_ms=60_000, reason="stale")]
+        )
+        await store.note(
+            [Note(instrument="NSE:TCS", type="1m", state="have", from_ms=0, to_ms=60_000, source="DHAN")]
+        )
+        assert [(row.state, row.source) for row in await store.of("NSE:TCS")] == [("have", "DHAN")]
+    finally:
+        await store.close()
 
 
 async def _cannot_write(url: str) -> None:

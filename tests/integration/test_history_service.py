@@ -244,7 +244,12 @@ async def test_a_gap_in_the_stream_is_filled_by_itself(rig: PastRig) -> None:
         await eventually(lambda: stored(rig), within_s=20)
         expected = [YESTERDAY_MS + at * MINUTE_MS for at in range(1, 5)]
         await eventually(lambda: _holds(rig, expected), within_s=20)
-        await eventually(lambda: not past.ledger.pending, within_s=10)
+
+        async def only_ticks_are_missing() -> bool:
+            known = await past.ledger.of(RELIANCE, fresh=True)
+            return {row.type for row in known if row.state == "missing"} == {"ticks"}
+
+        await eventually(only_ticks_are_missing, within_s=20)
         rows = await past.coverage(RELIANCE)
     assert [(row.type, row.from_ms, row.to_ms, row.reason) for row in rows if row.state == "missing"] == [
         ("ticks", YESTERDAY_MS + 90_000, YESTERDAY_MS + 300_000, "stale")
