@@ -1,6 +1,6 @@
 """How well silence is judged: precision, recall and time to detect, per fault and class of liquidity.
 
-    python -m benchmarks.silence [--days 5] [--seed 4711] [--out benchmarks/results]
+    python -m benchmarks.silence [--days 3] [--seed 4711] [--out benchmarks/results]
 
 Generated days (`benchmarks/generated_market.py`), with and without a second provider as witness. Each day
 begins with what two ordinary days before it taught, as after a restart. A fault counts as found within the
@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -52,6 +53,7 @@ FAULTS = {
     "brown-out of the feed": "all instruments at 2 %",
     "snapshot replayed": "an instrument's ticks go on at their pace, with the time of its last live one",
 }
+_STAGES = {"alone": False, "with_a_witness": True}
 _OF_FEED = ("mute feed", "brown-out of the feed")
 _SINGLE_S, _FEED_S = 2_700, 600
 _FAULTY = 0.2
@@ -316,9 +318,9 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     """Run it and write the JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--days", type=int, default=5)
+    parser.add_argument("--days", type=int, default=3)
     parser.add_argument("--seed", type=int, default=4711)
-    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--per-class", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     chosen = parser.parse_args()
     began = time.perf_counter()
@@ -330,11 +332,16 @@ def main() -> None:
         "days_per_fault": chosen.days,
         "look": cost(),
     }
-    for name, witness in (("alone", False), ("with_a_witness", True)):
-        result[name] = run(chosen.days, chosen.seed, chosen.per_class, witness=witness)
-        print(f"\n{name}\n\n{table(result[name])}\n")
-        print("ordinary days:", result[name]["ordinary_days"], flush=True)
-        print("false alarms of the feed:", result[name]["false_alarms_of_the_feed"], flush=True)
+    with ProcessPoolExecutor(len(_STAGES)) as pool:
+        running = {
+            name: pool.submit(run, chosen.days, chosen.seed, chosen.per_class, witness=witness)
+            for name, witness in _STAGES.items()
+        }
+        for name, future in running.items():
+            result[name] = future.result()
+            print(f"\n{name}\n\n{table(result[name])}\n")
+            print("ordinary days:", result[name]["ordinary_days"], flush=True)
+            print("false alarms of the feed:", result[name]["false_alarms_of_the_feed"], flush=True)
     result["took_s"] = round(time.perf_counter() - began)
     print("one look:", result["look"])
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -344,7 +351,7 @@ def main() -> None:
         f"# Judging silence\n\nMade by `python -m benchmarks.silence`, seed {chosen.seed}, {result['at']}."
     ]
     pages.append(f"Machine: {result['machine']}. One look: {result['look']}.")
-    for name in ("alone", "with_a_witness"):
+    for name in _STAGES:
         ordinary = result[name]["ordinary_days"]
         pages.append(f"## {name.replace('_', ' ').capitalize()}\n\n{table(result[name])}")
         pages.append(

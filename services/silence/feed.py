@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from services.market_data.calendar import MarketCalendar, Phase, Session
+from services.market_data.calendar import HOURS, MarketCalendar, Phase, Session
 from services.silence.findings import Finding
 from services.silence.profile import IntradayProfile
 from services.silence.rules import (
@@ -265,7 +265,7 @@ class Feed:
             judge(watch, now_ms, now_s)
         self.quiet_since_s = now_s
         extended = self._calendar.session_at(self.exchange, now_ms) is not None
-        if extended or now_ms - self._closed_since_ms < _AFTER_CLOSE_MS:
+        if extended or self.exchange not in HOURS or now_ms - self._closed_since_ms < _AFTER_CLOSE_MS:
             ticks = 0
         self.closed_ticks = self.closed_ticks * math.exp(-step_s / _CLOSED_WINDOW_S) + ticks
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 from silence_stage import Stage, faults, utc
 
-from services.market_data.calendar import MarketCalendar
+from services.market_data.calendar import SHIPPED, MarketCalendar
 from services.silence.findings import Finding
 from services.silence.judge import SilenceJudge
 from services.silence.pulse import Pulse
@@ -279,6 +280,38 @@ def test_an_open_market_where_every_provider_is_silent_is_an_alarm() -> None:
         stage.faults[key] = "mute"
     stage.live(60)
     assert "DHAN, YF brought nothing since 2026-03-04 06:20 UTC" in stage.judge.alarms()["calendar:NSE"]
+
+
+def test_a_market_whose_hours_nobody_knows_is_never_judged() -> None:
+    stage = Stage(MIDDAY)
+    stage.trades_when_closed = True
+    stage.arm("DHAN", {f"INDEX:{number}": 1.0 for number in range(20)})
+    stage.live(900)
+    stage.trades_when_closed = False
+    stage.live(900)
+    assert faults([change for _, change in stage.changes]) == []
+    assert stage.judge.alarms() == {}
+    assert "hours of INDEX are not known" in stage.of("DHAN", "INDEX:3").reason
+
+
+def test_a_lunch_break_is_quiet_and_the_afternoon_begins_like_a_morning(
+    learned: Stage, tmp_path: Path
+) -> None:
+    file = tmp_path / "lunch.csv"
+    file.write_text("exchanges,date,hours,name\nNSE,2026-03-05,09:15-12:00 13:00-15:30,with a lunch break\n")
+    calendar = MarketCalendar((SHIPPED, file))
+    stage = Stage("2026-03-05T06:20", judge=SilenceJudge(calendar))
+    stage.judge.restore(learned.judge.state())
+    stage.calendar = calendar
+    stage.arm("DHAN", RATES)
+    stage.live(900)
+    assert stage.of("DHAN", LIQUID).reason == "NSE is closed until 2026-03-05 07:30 UTC (with a lunch break)"
+    stage.live(5_000)
+    assert faults([change for _, change in stage.changes]) == []
+    assert stage.of("DHAN", LIQUID).finding is Finding.FLOWING
+    assert stage.judge.alarms() == {}
+    break_(stage, "mute")
+    stage.until("DHAN", ILLIQUID, Finding.MUTE, 90)
 
 
 # ---- life -------------------------------------------------------------------------------------------
