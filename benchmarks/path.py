@@ -194,7 +194,7 @@ class TickPath:
     def hear(self, answers: list[tuple[RedisConnection, bytes]]) -> None:
         """Take Redis's answers, as one read of each connection brings them."""
         for connection, reply in answers:
-            connection.data_received(reply)
+            self.loop.call_soon(connection.data_received, reply)
         self.turn()
 
     def run(self, ticks: int, around: Callable[[Callable[[], None]], None] = lambda work: work()) -> None:

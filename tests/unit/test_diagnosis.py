@@ -56,16 +56,9 @@ class Rig:
             "active": "DHAN",
             "pending": None,
             "open_gap": None,
-<<<<<<< HEAD
-            "trouble": "",
-            "stale_since_ms": None,
-            "standbys": [],
-            "decisions": [],
-=======
             "trouble": None,
             "stale_since_ms": None,
             "standbys": [],
->>>>>>> routing
             "candidates": [candidate()],
             "decisions": [],
         }
