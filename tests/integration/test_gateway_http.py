@@ -313,7 +313,8 @@ async def test_the_dashboard_loads_nothing_from_elsewhere_and_runs_no_inline_scr
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert headers["X-Frame-Options"] == "DENY"
-        sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+        # A link that is followed by hand may go elsewhere; nothing that is loaded may.
+        sources = re.findall(r'(?:src|href)="([^"]+)"', re.sub(r"<a [^>]*>", "", page))
         assert sources
         for source in sources:
             if source.startswith("#"):
