@@ -95,7 +95,7 @@ class Diagnosis:
                 if name not in ("candidates", "decisions", "wanted")
             },
             "candidates": route["candidates"],
-            "decisions": route["decisions"],
+            "decisions": route.get("decisions", []),
             "hops": hops,
             "storage": storage,
             "events": [
@@ -177,7 +177,7 @@ class Diagnosis:
         active = next((row for row in candidates if row["provider"] == route["active"]), None)
         if active is None:
             return "it is not routed yet", _or_wait(reasons)
-        if route["trouble"]:
+        if route.get("trouble"):
             return _in_trouble(route, active, now_ms)
         if active["refused"]:
             return (
@@ -230,7 +230,7 @@ def _in_trouble(route: dict[str, Any], active: dict[str, Any], now_ms: int) -> t
     """Return what is the matter with a source that works and does not deliver this instrument."""
     why = active["silence"] or route["trouble"]
     stale = f"; stale for {_span(now_ms - route['stale_since_ms'])}" if route["stale_since_ms"] else ""
-    verdict = f"{active['provider']} does not deliver it ({route['trouble']}: {why}){stale}"
+    verdict = f"{active['provider']} does not deliver it ({why}){stale}"
     if route["standbys"]:
         tried = "; ".join(
             f"{row['provider']}: {row['fresh_ticks']} fresh ticks"

@@ -120,6 +120,23 @@ def providers_view(answer: Mapping[str, Any]) -> Group:
     return Group(table, "", *lines)
 
 
+def routing_lines(routing: Mapping[str, Any], silence: Mapping[str, str]) -> list[str]:
+    """Return what `status` says of routing: nothing while every instrument is where it belongs."""
+    lines = []
+    if routing.get("away_from_first") or routing.get("in_trouble"):
+        lines.append(
+            f"routes: {routing['away_from_first']} instruments away from their first provider, "
+            f"{routing['in_trouble']} in trouble"
+        )
+    if routing.get("stale"):
+        named = escape(", ".join(routing["stale_instruments"]))
+        lines.append(f"[red]nobody delivers {routing['stale']} instruments[/]: {named}")
+    lines += [f"[yellow]{escape(text)}[/]" for text in silence.values()]
+    if routing.get("problem"):
+        lines.append(f"[yellow]decisions wait to be stored[/]: {escape(routing['problem'])}")
+    return lines
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:

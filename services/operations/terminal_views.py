@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from services.operations.route_views import routing_lines
 from services.storage.spool_inspection import ChannelContents
 
 _STATE_COLOURS = {"streaming": "green", "parked": "yellow", "closed": "red", "stale": "red"}
@@ -117,6 +118,8 @@ def status_view(answer: Mapping[str, Any]) -> Table:
             providers.add_row("", f"[yellow]{len(unresolved)} unresolved: {escape(names)}[/]")
     grid.add_row(providers)
     pipeline = answer.get("pipeline") or {}
+    for line in routing_lines(pipeline.get("routing") or {}, pipeline.get("silence") or {}):
+        grid.add_row(line)
     sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("sink", "state", "written", "collapsed", "queued", "on disk", "dropped", "rejected"):
         sinks.add_column(column)

@@ -41,6 +41,11 @@ def candidate(**different: Any) -> dict[str, Any]:
         "last_tick_ms": NOW_MS - 400,
         "provider_last_tick_ms": NOW_MS - 100,
         "credential_expires_ms": None,
+        "delivery": "real_time",
+        "allowed": True,
+        "silence": "flowing",
+        "trouble": None,
+        "held_down_ms": None,
     } | different
 
 
@@ -51,11 +56,11 @@ class Rig:
             "active": "DHAN",
             "pending": None,
             "open_gap": None,
-            "trouble": "",
+            "trouble": None,
             "stale_since_ms": None,
             "standbys": [],
-            "decisions": [],
             "candidates": [candidate()],
+            "decisions": [],
         }
         self.claim: str | None = "static"
         self.stored: StoredNewest | StorageUnavailable = StoredNewest(
@@ -106,6 +111,29 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+async def test_a_source_in_trouble_is_named_with_what_is_tried_or_what_would_help(rig: Rig) -> None:
+    rig.route |= {"trouble": "mute", "stale_since_ms": NOW_MS - 60_000}
+    rig.route["candidates"] = [candidate(silence="mute: no tick for 40 s", trouble="mute")]
+    assert await rig.says() == (
+        "DHAN does not deliver it (mute: no tick for 40 s); stale for 60.0 s",
+        "map another provider to it, or mend this one; it is listened to all the time",
+    )
+    barred = candidate(provider="YF", delivery="delayed", allowed=False)
+    rig.route["candidates"].append(barred)
+    assert "YF could stand in with delayed data: set allow_delayed" in (await rig.says())[1]
+    barred["allowed"] = True
+    rig.route["standbys"] = [{"provider": "YF", "fresh_ticks": 1, "agrees": False, "off_bps": 812.0}]
+    assert "(YF: 1 fresh ticks, its price is 812.0 bps off)" in (await rig.says())[1]
+    rig.route["decisions"] = [
+        {"at_ms": NOW_MS, "action": "warm_up", "from": "DHAN", "to": "YF", "reason": "mute", "details": {}}
+    ]
+    answer = await rig.diagnosis.explain(KEY)
+    assert answer is not None
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(why_view(answer))
+    assert "DHAN -> YF: mute" in screen.getvalue()
 
 
 async def test_all_is_well_and_every_hop_has_its_age(rig: Rig) -> None:
