@@ -255,7 +255,7 @@ def test_coverage_is_what_no_gap_took() -> None:
 
 def test_nothing_flowed_before_the_first_tick_there_ever_was() -> None:
     builder = BarBuilder(GRID)
-    builder.recall_known(["NSE:TCS"])
+    builder.recall_known({"NSE:TCS": OPEN - 60_000})
     built(tick(OPEN + 25_000, 1.0), tick(OPEN + 25_000, 1.0, key="NSE:NEW"), builder=builder)
     covered = {bar.instrument: bar.covered_ms for bar in minutes(builder.close(OPEN + 61_000)[0])}
     assert covered == {"NSE:TCS": 60_000, "NSE:NEW": 35_000}
@@ -320,3 +320,34 @@ def test_a_record_says_the_whole_bar() -> None:
         assert parse_bar(record) == bar
         assert "v" not in record.fields
         assert record.fields["o"] == "100.25"
+
+
+def test_a_repeat_of_the_last_trade_after_a_restart_does_not_begin_its_minute_anew() -> None:
+    # The book moves without a trade: every packet carries the time of the last one, half an hour old.
+    traded, now_ms = OPEN + 300_500, OPEN + 2_100_000
+    builder = BarBuilder(GRID)
+    builder.recall_known({"NSE:TCS": traded})
+    builder.close(now_ms)
+    builder.take(tick(traded + 1, 100.0, None, received_ms=now_ms))
+    assert builder.close(CLOSE + 10_000)[0] == []
+    assert builder.refused == {"too_late": 1}
+
+
+def test_what_a_snapshot_tells_of_the_past_is_not_built_from_its_repeats() -> None:
+    traded, now_ms = OPEN + 300_500, OPEN + 2_100_000
+    builder = built(tick(OPEN + 1, 90.0))
+    builder.close(now_ms)
+    builder.take(tick(traded, 100.0, None, flags=FLAG_SNAPSHOT))
+    builder.take(tick(traded + 1, 100.0, None))
+    assert {bar.interval for bar in builder.close(CLOSE + 10_000)[0]} == {"1h", "1d"}
+    assert builder.refused == {"snapshot": 1, "too_late": 1}
+
+
+def test_a_minute_that_comes_too_late_for_its_longer_bar_does_not_take_its_place() -> None:
+    builder = built(tick(OPEN + 1, 100.0, 10))
+    said = builder.close(OPEN + 700_000)[0]
+    assert ("5m", OPEN) in [(bar.interval, bar.start_ms) for bar in said]
+    builder.take(tick(OPEN + 120_001, 101.0, 1, received_ms=OPEN + 700_000))
+    late = builder.close(CLOSE + 10_000)[0]
+    assert ("1m", OPEN + 120_000) in [(bar.interval, bar.start_ms) for bar in late]
+    assert not [bar for bar in late if bar.interval == "5m"]
