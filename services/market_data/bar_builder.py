@@ -208,7 +208,7 @@ class BarBuilder:
             return
         self._minute_is_over(bar)
         self._schedule(bar, max(bar.end_ms, self._now_ms if book.delayed else 0) + LATE_MS, _RETIRE)
-        if bar.revision != NOT_EMITTED:
+        if bar.revision != NOT_EMITTED or bar.quiet:
             return
         said = self._said.pop((book.instrument, bar.interval, bar.start_ms), None)
         bar.revision = 0
@@ -252,6 +252,7 @@ class BarBuilder:
                 book.longer.append(longer)
                 self._schedule(longer, self._due_ms(span))
             longer.merge(minute)
+            longer.quiet = False
             self._mark(longer)
 
     def _mark(self, bar: FormingBar) -> None:
@@ -369,11 +370,15 @@ class BarBuilder:
         `minutes` are all that are stored of the days these bars lie in. What was final before and changes is
         revised.
         """
+        minutes = list(minutes)
         book = self._books.get(instrument)
         if book is None:
-            return
+            if not minutes:
+                return
+            book = self._new_book(instrument, minutes[0].exchange)
         here = {bar.start_ms: bar for bar in book.minutes}
         stored = [bar for bar in minutes if bar.interval == "1m" and bar.start_ms not in here]
+        self._begin_longer(book, stored)
         for longer in book.longer:
             whole = FormingBar(book, longer.interval, longer.span)
             for bar in stored:
@@ -385,6 +390,20 @@ class BarBuilder:
                     whole.merge(minute)
             if whole.last_ms >= 0 and longer.become(whole):
                 self._mark(longer)
+
+    def _begin_longer(self, book: InstrumentBook, stored: Iterable[Bar]) -> None:
+        """Begin the longer bars that form now and have no finished minute of ours yet, to be refilled."""
+        now_ms, latest = self._now_ms, max(stored, key=lambda bar: bar.start_ms, default=None)
+        if latest is None:
+            return
+        for interval in LONGER:
+            span = self._grid.span_of(book.exchange, interval, latest.start_ms)
+            if span is not None and span.end_ms > now_ms and book.find(interval, span.start_ms) is None:
+                longer = FormingBar(book, interval, span)
+                # It is said when a minute of ours becomes a part of it.
+                longer.quiet = True
+                book.longer.append(longer)
+                self._schedule(longer, self._due_ms(span))
 
     def _follow_bar(self, said: Bar) -> None:
         span = self._grid.span_of(said.exchange, said.interval, said.start_ms)

@@ -14,14 +14,13 @@ class FormingBar:
 
     `first_ms` and `last_ms` are the times of the trades that are open and close. `revision` is
     `NOT_EMITTED` until the bar was said to be final. `merged`: a minute that its longer bars contain.
-    `changed`: it is on the list of those to be revised.
+    `changed`: it is on the list of those to be revised. `quiet`: it holds nothing but what was fetched.
     """
 
     __slots__ = (
         "book",
         "changed",
         "close",
-        "delayed",
         "end_ms",
         "first_ms",
         "high",
@@ -30,6 +29,7 @@ class FormingBar:
         "low",
         "merged",
         "open",
+        "quiet",
         "revision",
         "source",
         "sources",
@@ -53,7 +53,7 @@ class FormingBar:
         self.source = ""
         self.sources: tuple[str, ...] = ()
         self.revision = NOT_EMITTED
-        self.merged = self.changed = self.delayed = False
+        self.merged = self.changed = self.quiet = False
 
     def add(self, tick: DataIngestionFormat) -> None:
         """Add one trade, wherever in the bar its time lies; of two at one moment the later is the close."""

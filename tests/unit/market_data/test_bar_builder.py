@@ -351,3 +351,35 @@ def test_a_minute_that_comes_too_late_for_its_longer_bar_does_not_take_its_place
     late = builder.close(CLOSE + 10_000)[0]
     assert ("1m", OPEN + 120_000) in [(bar.interval, bar.start_ms) for bar in late]
     assert not [bar for bar in late if bar.interval == "5m"]
+
+
+@pytest.mark.parametrize("ticks_first", [True, False])
+def test_the_morning_that_is_fetched_before_the_first_minute_ends_is_in_the_day(ticks_first: bool) -> None:
+    begins = OPEN + 3_600_000
+    builder = BarBuilder(GRID)
+    builder.close(begins)
+    fetched = built(tick(OPEN, 200.0, 50), tick(OPEN + 60_000, 50.0, 7)).close(OPEN + 130_000)[0]
+    if ticks_first:
+        built(tick(begins + 5_000, 100.0, 1), builder=builder)
+    builder.refill("NSE:TCS", minutes(fetched))
+    if not ticks_first:
+        built(tick(begins + 5_000, 100.0, 1), builder=builder)
+    forming = builder.forming("NSE:TCS", "1d")
+    assert forming is not None
+    assert (forming.open, forming.high, forming.low, forming.volume) == (200.0, 200.0, 50.0, 58)
+    (day,) = [bar for bar in builder.close(CLOSE + 10_000)[0] if bar.interval == "1d"]
+    assert (day.start_ms, day.open, day.high, day.low, day.close, day.volume) == (
+        OPEN,
+        200.0,
+        200.0,
+        50.0,
+        100.0,
+        58,
+    )
+
+
+def test_what_is_fetched_of_an_instrument_nobody_watches_makes_no_bars_here() -> None:
+    builder = BarBuilder(GRID)
+    builder.close(OPEN + 3_600_000)
+    builder.refill("NSE:TCS", minutes(built(tick(OPEN, 200.0, 50)).close(OPEN + 130_000)[0]))
+    assert builder.close(CLOSE + 10_000)[0] == []
