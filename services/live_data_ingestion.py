@@ -310,7 +310,7 @@ class LiveDataIngestion:
             planned=self._kept_past,
         )
         self._past.ledger.flowing = lambda instrument: (
-            self._phase == "running" and self.providers.active_provider(instrument) is not None
+            self._phase == "running" and self.providers.delivers(instrument)
         )
         self._probe = HealthProbe(self.clock, self.publish, probed, self.supervisor.troubles)
         self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
