@@ -476,6 +476,8 @@ class LiveDataIngestion:
         await self.supervisor.end("leadership")
         if led:
             await self._end_subscriptions()
+        # What it announces belongs into the streams: it ends before they do.
+        await self.supervisor.end("past")
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
@@ -487,7 +489,6 @@ class LiveDataIngestion:
         await until_hurried(self._option_interest.close(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
-        await self.supervisor.end("past")
         await until_hurried(self._past.close(), self._hurry)
         pending = await self.supervisor.stop()
         await self._leadership.release()
