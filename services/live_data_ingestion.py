@@ -1042,8 +1042,10 @@ class LiveDataIngestion:
     ) -> dict[str, Any]:
         """Prefer a source for a while, or (None) the order of the mappings again.
 
-        Raises `ConfigurationError` for what cannot be.
+        Raises `ConfigurationError` for what cannot be, and while this daemon routes nothing.
         """
+        if self._phase != "running":
+            raise ConfigurationError("this daemon stands by: ask the one that leads")
         registry = self.providers.registry
         if to is None:
             registry.release(instrument, by=by)

@@ -44,6 +44,8 @@ DELAYED_MS = 30 * 60_000
 LAGS_MS = 20_000
 """Who begins a minute so long after it should be final is delivered with a delay, whatever the flags say."""
 _AGAIN_MS = 1_000
+_JUST_ENDED_MS = 20_000
+"""Who makes a bar of stored minutes so soon after its end may miss the last ones."""
 _NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
 _RETIRE = len(INTERVALS)
@@ -388,7 +390,9 @@ class BarBuilder:
             for minute in here.values():
                 if minute.merged and longer.start_ms <= minute.start_ms < longer.end_ms:
                     whole.merge(minute)
-            if whole.last_ms >= 0 and longer.become(whole):
+            if whole.last_ms < 0:
+                continue
+            if longer.become(whole) or longer.end_ms <= self._now_ms < longer.end_ms + _JUST_ENDED_MS:
                 self._mark(longer)
 
     def _begin_longer(self, book: InstrumentBook, stored: Iterable[Bar]) -> None:

@@ -50,7 +50,7 @@ async def test_history_makes_the_same_series_as_the_live_bars(redis_url: str, tm
     info = await plain.ts().info(f"md:ts:{{{KEY}}}:1m:open")
     await plain.flushall()
     for _ in range(2):
-        left = await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=CLOSES + 1)
+        left = await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=CLOSES + 15_000)
         assert left == {}
         assert {name: await stored_series(plain, KEY, name) for name in intervals} == live
     again = await plain.ts().info(f"md:ts:{{{KEY}}}:1m:open")

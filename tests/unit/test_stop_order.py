@@ -1,4 +1,4 @@
-"""In which order the daemon stops what may still publish, and what it publishes into."""
+"""In which order the daemon stops what may publish, and what it does not do while it leads nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 
 from services import live_data_ingestion
+from services.errors import ConfigurationError
 from services.live_data_ingestion import IngestionConfig, LiveDataIngestion
 from services.market_data.clock import ManualClock
+
+
+async def test_a_daemon_that_routes_nothing_takes_no_choice_of_route(tmp_path: Path) -> None:
+    config = IngestionConfig(
+        database_url="postgresql://localhost:1/none", redis_url="redis://localhost:1/0", state_dir=tmp_path
+    )
+    daemon = LiveDataIngestion(config, provider_settings=dict, clock=ManualClock())
+    with pytest.raises(ConfigurationError, match="stands by"):
+        daemon.switch_route("NSE:TCS", "YF", for_s=60.0, by="ops", why="")
 
 
 async def test_the_backfill_announces_nothing_into_streams_that_are_drained(

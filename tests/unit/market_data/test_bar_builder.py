@@ -383,3 +383,17 @@ def test_what_is_fetched_of_an_instrument_nobody_watches_makes_no_bars_here() ->
     builder.close(OPEN + 3_600_000)
     builder.refill("NSE:TCS", minutes(built(tick(OPEN, 200.0, 50)).close(OPEN + 130_000)[0]))
     assert builder.close(CLOSE + 10_000)[0] == []
+
+
+def test_a_bar_that_ended_just_now_is_said_again_when_its_day_was_made_of_stored_minutes() -> None:
+    # What is stored may lack its last minute, which was still on its way, and have been written over it.
+    builder = built(tick(OPEN + 1, 100.0, 10), tick(OPEN + 240_001, 101.0, 5))
+    said = [bar for bar in builder.close(OPEN + 301_100)[0] if bar.interval == "5m"]
+    assert [figures(bar)[:5] for bar in said] == [(100.0, 101.0, 100.0, 101.0, 15)]
+    stored = [bar for bar in minutes(builder.finished("NSE:TCS", "1m")) if bar.start_ms == OPEN]
+    builder.refill("NSE:TCS", stored)
+    (again,) = [bar for bar in builder.close(OPEN + 303_000)[0] if bar.interval == "5m"]
+    assert (again.revision, figures(again)[:5]) == (1, (100.0, 101.0, 100.0, 101.0, 15))
+    builder.close(OPEN + 330_000)
+    builder.refill("NSE:TCS", stored)
+    assert [bar for bar in builder.close(OPEN + 332_000)[0] if bar.interval == "5m"] == []
