@@ -65,9 +65,11 @@ from services.options.underlyings import Underlyings
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
 from services.pipeline.draining import drain_all, until_hurried
+from services.pipeline.giving_way import GivingWay
 from services.pipeline.hop_times import SAMPLE_EVERY_MS, HopTimes
 from services.pipeline.interest import LINGER_S
 from services.pipeline.ledger import Account, LedgerAudit, provider_accounts, sink_account
+from services.pipeline.loop_lag import LoopLag
 from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink, SinkState
 from services.pipeline.supervisor import Supervisor
@@ -205,6 +207,7 @@ class LiveDataIngestion:
         self.calendar = MarketCalendar(config.market_day_files, always_open=config.always_open)
         self.supervisor = Supervisor()
         self._hurry = asyncio.Event()
+        self._loop_lag = LoopLag()
         self.sequencer = Sequencer(self.clock)
         self.broadcast = DataBroadcast(self.clock)
         self._shard = shard = Shard.of(config.exchanges)
@@ -308,6 +311,7 @@ class LiveDataIngestion:
             forming=self.bars.forming,
             refill=self.bars.refill,
             planned=self._kept_past,
+            giving_way=GivingWay(lambda: self._loop_lag.worst_ms),
         )
         self._past.ledger.flowing = lambda instrument: (
             self._phase == "running" and self.providers.active_provider(instrument) is not None
@@ -435,7 +439,7 @@ class LiveDataIngestion:
         self.vitals.announce()
         self.supervisor.keep("vitals", self.vitals.run)
         self.supervisor.keep("first_connects", self._first_connects.run)
-        self.supervisor.keep("event_loop_lag", self._measure_lag)
+        self.supervisor.keep("event_loop_lag", self._loop_lag.run)
         self.supervisor.keep("option_interest", self._option_interest.run, core=False)
         self.supervisor.keep("frame_tap", self._frame_tap.run, core=False)
         self.supervisor.keep("sink:broadcast", self.broadcast.run)
@@ -920,7 +924,7 @@ class LiveDataIngestion:
             "phase": self._phase,
             "started_ms": self._started_ms,
             "published": self.bus.published,
-            "loop_lag_ms": self._loop_lag_ms,
+            "loop_lag_ms": self._loop_lag.worst_ms,
             "lease": self._leadership.status(),
             "process": self.vitals.figures(),
             "mappings": {
@@ -1063,18 +1067,6 @@ class LiveDataIngestion:
         """Hear that clients began or ceased to watch something."""
         if self._subscriptions is not None:
             self._subscriptions.changed()
-
-    _loop_lag_ms = 0.0
-
-    async def _measure_lag(self) -> None:
-        """Sample how late the event loop runs its timers, in ms; the worst of the last second is shown."""
-        loop = asyncio.get_running_loop()
-        worst: list[float] = []
-        while True:
-            due_s = loop.time() + 0.1
-            await asyncio.sleep(0.1)
-            worst = [*worst[-9:], max(0.0, (loop.time() - due_s) * 1000)]
-            self._loop_lag_ms = round(max(worst), 1)
 
 
 def _rank(mapping: InstrumentMapping) -> tuple[bool, int, str]:

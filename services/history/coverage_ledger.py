@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,7 @@ from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, LIVE, MINUTES, MISSING, TICKS, Note, apply
 from services.market_data.records import ControlRecord
 from services.market_data.spans import Span, widened
+from services.pipeline.giving_way import slices
 
 _log = structlog.get_logger(__name__)
 
@@ -36,6 +38,8 @@ LIVE_EVERY_S = 60.0
 KNOWN_FOR_S = 30.0
 """How long what was read of an instrument is believed: another process may write the table, too."""
 _MOST_KNOWN = 2_000
+_BATCH = 5_000
+_AT_ONCE = 200
 _AWAY_FOR_S = 3.0
 _WAIT_S = (1.0, 2.0, 5.0, 10.0)
 
@@ -235,8 +239,9 @@ class CoverageLedger:
             now_s = self._clock.monotonic_s()
             if now_s - live_s >= LIVE_EVERY_S:
                 live_s = now_s
-                for instrument in list(self._live):
-                    self._note_flow(instrument)
+                async for part in slices(list(self._live), _AT_ONCE):
+                    for instrument in part:
+                        self._note_flow(instrument)
             try:
                 await self.flush()
                 failures = 0
@@ -261,10 +266,10 @@ class CoverageLedger:
             self._forget = False
             self._known.clear()
         while self._pending:
-            batch = list(self._pending)[:10_000]
+            batch = list(islice(self._pending, _BATCH))
             await self.store.note(batch)
-            for _ in batch:
-                note = self._pending.popleft()
+            for note in batch:
+                self._pending.popleft()
                 self._known.pop(note.instrument, None)
             self.written += len(batch)
         if self.reason:
