@@ -143,10 +143,10 @@ class TickPath:
             ]
             pending: Pending = {}
             daemon.broadcast.attach(_Watcher(), watched, pending)
-        for writer in daemon._writers:
+        for writer in daemon.storage.writers:
             writer._connect = cast(Any, self._connect)
             daemon.supervisor.keep(f"sink:{writer.name}", writer.run)
-        await daemon._spool.open()
+        await daemon.storage.spool.open()
         await daemon.providers.start()
         return daemon
 
@@ -161,7 +161,7 @@ class TickPath:
             self.clock.advance(0.05)
             time.sleep(0.005)  # files are written by threads, which the clock does not move
             self.turn()
-            if self._connector.listener is not None and len(self._redis) >= len(self.daemon._writers):
+            if self._connector.listener is not None and len(self._redis) >= len(self.daemon.storage.writers):
                 break
         for _ in range(20):
             self.clock.advance(0.1)
@@ -213,7 +213,7 @@ class TickPath:
             self.clock.advance(0.05)
             self.turn()
             self.hear(self.replies())
-        for sink in self.daemon._sinks:
+        for sink in self.daemon.sinks:
             if sink.name == "bar_series":
                 # It writes finished bars, of which so short a while has none.
                 continue

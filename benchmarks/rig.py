@@ -208,10 +208,14 @@ def _scrip_master(instruments: int) -> list[str]:
 
 
 class DaemonProcess:
-    """`main.py run` as a process, with settings of its own and none of the environment's."""
+    """`main.py run` as a process, with settings of its own and none of the environment's.
 
-    def __init__(self, state_dir: Path, **settings: object) -> None:
+    `options` are further arguments, such as `--demo`.
+    """
+
+    def __init__(self, state_dir: Path, *options: str, **settings: object) -> None:
         self._state_dir = state_dir
+        self._options = options
         self._settings = settings
         self._log_path = state_dir.parent / f"{state_dir.name}.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -224,7 +228,7 @@ class DaemonProcess:
         settings = {"STATE_DIR": self._state_dir, "API_PORT": 0, "LOG_FORMAT": "json", **self._settings}
         with self._log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "main.py", "run"),
+                *(sys.executable, "main.py", "run", *self._options),
                 cwd=ROOT,
                 env=kept | {name: str(value) for name, value in settings.items()},
                 stdin=asyncio.subprocess.DEVNULL,

@@ -19,13 +19,15 @@ import structlog
 from services.errors import MarketdError, StorageError, TemporaryError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.filler import SETTLE_MS, Filler, FillOutcome
-from services.history.planner import Window, plan, windows_of
+from services.history.planner import Window, newest_first, plan, windows_of
 from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.calendar import trading_day
+from services.market_data.candles import CoverageSpan
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, MISSING, Note, spans_of
 from services.market_data.spans import without
 from services.market_data.trading_time import midnight_ms
+from services.pipeline.giving_way import GivingWay, slices
 from services.pipeline.supervisor import end_together
 
 _log = structlog.get_logger(__name__)
@@ -42,6 +44,8 @@ _LATER_S = 30.0
 _LATEST_S = 1_800.0
 """What nobody answers now is found again after so long; twice as long with every time in a row."""
 _KEPT_JOBS = 20
+_AT_ONCE = 50
+"""Instruments that are planned between two looks at what else is due: about two milliseconds."""
 MOST_WINDOWS = 200_000
 DAY_MS = 86_400_000
 
@@ -100,6 +104,7 @@ class Backfill:
         known: Callable[[], Sequence[str]],
         depth: BackfillDepth,
         workers: int = WORKERS,
+        giving_way: GivingWay | None = None,
     ) -> None:
         self.filler = filler
         self.depth = depth
@@ -108,6 +113,7 @@ class Backfill:
         self._planned = planned
         self._known = known
         self._workers = workers
+        self.giving_way = giving_way or GivingWay()
         self._ids = itertools.count(1)
         self._asked: deque[_Task] = deque()
         self._found: OrderedDict[Window, _Task] = OrderedDict()
@@ -144,7 +150,9 @@ class Backfill:
         windows: list[Window] = []
         await self._ledger.flush()
         known = await self._ledger.store.of_type(keys, interval)
-        for instrument in keys:
+        for number, instrument in enumerate(keys):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
             spans = without([(from_ms, job.to_ms)], spans_of(known.get(instrument, ()), HAVE))
             self._ledger.note(
                 *(
@@ -209,7 +217,7 @@ class Backfill:
                     await self._settlement.wait()
         return tuple(job.answered), job.done >= job.windows and not job.failed
 
-    def plan_depth(self) -> None:
+    async def plan_depth(self) -> None:
         """Note as missing what is not known of the days that are kept without being asked for."""
         now_ms = self._clock.now_ms() // MINUTE_MS * MINUTE_MS
         kinds: tuple[tuple[Interval, int], ...] = (
@@ -219,23 +227,10 @@ class Backfill:
         for interval, days in kinds:
             if days <= 0:
                 continue
-            for instrument in self._planned():
-                if self.filler.offers(instrument, interval):
-                    to_ms = now_ms - SETTLE_MS[interval]
-                    if interval == "1d":
-                        # Today's day is not over; it is fetched tomorrow, or when somebody asks.
-                        exchange = instrument.partition(":")[0]
-                        to_ms = midnight_ms(exchange, trading_day(exchange, now_ms))
-                    self._ledger.note(
-                        Note(
-                            instrument=instrument,
-                            type=interval,
-                            state=MISSING,
-                            from_ms=now_ms - days * DAY_MS,
-                            to_ms=to_ms,
-                            reason="not stored",
-                        )
-                    )
+            async for part in slices(self._planned(), _AT_ONCE):
+                for instrument in part:
+                    if self.filler.offers(instrument, interval):
+                        self._ledger.note(_not_stored(instrument, interval, days, now_ms))
 
     # ---- working --------------------------------------------------------------------------------
 
@@ -262,6 +257,7 @@ class Backfill:
             "asked": len(self._asked),
             "found": len(self._found),
             "busy": len(self._busy),
+            "gave_way": self.giving_way.waits,
             "counters": msgspec.to_builtins(self.filler.counters),
             "sources": {
                 code: {
@@ -284,7 +280,7 @@ class Backfill:
             now_s = self._clock.monotonic_s()
             if now_s >= plan_at_s:
                 plan_at_s = now_s + next(waits_s, PLAN_EVERY_S)
-                self.plan_depth()
+                await self.plan_depth()
             try:
                 await self._look()
                 if self.reason:
@@ -312,7 +308,13 @@ class Backfill:
         )
         # What ended a moment ago is not asked for yet: the vendors are some minutes late.
         due = [row for row in rows if row.from_ms < now_ms - 2 * SETTLE_MS[row.type]]
-        for window in plan(due, self.filler.offers, now_ms):
+        by_instrument: dict[str, list[CoverageSpan]] = {}
+        for row in due:
+            by_instrument.setdefault(row.instrument, []).append(row)
+        windows: list[Window] = []
+        async for part in slices(by_instrument.values(), _AT_ONCE):
+            windows += plan([row for group in part for row in group], self.filler.offers, now_ms)
+        for window in sorted(windows, key=newest_first):
             if (window.instrument, window.interval) not in self._later:
                 self._found[window] = _Task(window)
         self._news.set()
@@ -339,6 +341,8 @@ class Backfill:
         window = task.window
         self._busy.add(window)
         try:
+            if task.job is None:
+                await self.giving_way.until_calm()
             outcome = await self.filler.fill(window)
         except (StorageError, TemporaryError) as error:
             self._again(task, 5.0, str(error))
@@ -407,3 +411,19 @@ class Backfill:
         self._settlement.set()
         if job.done >= job.windows:
             job.finished_ms = self._clock.now_ms()
+
+
+def _not_stored(instrument: str, interval: Interval, days: int, now_ms: int) -> Note:
+    to_ms = now_ms - SETTLE_MS[interval]
+    if interval == "1d":
+        # Today's day is not over; it is fetched tomorrow, or when somebody asks.
+        exchange = instrument.partition(":")[0]
+        to_ms = midnight_ms(exchange, trading_day(exchange, now_ms))
+    return Note(
+        instrument=instrument,
+        type=interval,
+        state=MISSING,
+        from_ms=now_ms - days * DAY_MS,
+        to_ms=to_ms,
+        reason="not stored",
+    )

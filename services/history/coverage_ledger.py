@@ -27,6 +27,7 @@ from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, LIVE, MINUTES, MISSING, TICKS, Note, apply
 from services.market_data.records import ControlRecord
 from services.market_data.spans import Span, widened
+from services.pipeline.giving_way import slices
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +38,8 @@ LIVE_EVERY_S = 60.0
 KNOWN_FOR_S = 30.0
 """How long what was read of an instrument is believed: another process may write the table, too."""
 _MOST_KNOWN = 2_000
+_BATCH = 5_000
+_AT_ONCE = 200
 _AWAY_FOR_S = 3.0
 _WAIT_S = (1.0, 2.0, 5.0, 10.0)
 
@@ -240,8 +243,9 @@ class CoverageLedger:
             # While nothing can be written, how far the streams have come waits: it needs no notes until then.
             if now_s - live_s >= LIVE_EVERY_S and not self.reason:
                 live_s = now_s
-                for instrument in list(self._live):
-                    self._note_flow(instrument)
+                async for part in slices(list(self._live), _AT_ONCE):
+                    for instrument in part:
+                        self._note_flow(instrument)
             try:
                 await self.flush()
                 failures = 0
@@ -267,7 +271,7 @@ class CoverageLedger:
                 self._forget = False
                 self._known.clear()
                 continue
-            batch = list(islice(self._pending, 10_000))
+            batch = list(islice(self._pending, _BATCH))
             await self.store.note(batch)
             written = set(map(id, batch))
             # Some of them may have been taken away meanwhile, never any put before them.

@@ -16,9 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine
 from services.market_data.candles import CoverageSpan
 from services.market_data.coverage import Note, apply
+from services.pipeline.giving_way import slices
 
 COMMAND_TIMEOUT_S = 5.0
 KEYS_PER_TRANSACTION = 500
+_AT_ONCE = 100
 _FIELDS = ("instrument", "type", "state", "source", "reason", "from_ms", "to_ms")
 _COLUMNS = ", ".join(_FIELDS)
 _OF_KEYS = (
@@ -136,12 +138,13 @@ class CoverageStore:
             known.setdefault((row.instrument, row.type), []).append(_span(row))
         changed: list[CoverageSpan] = []
         touched: list[tuple[str, str]] = []
-        for key, notes in by_key.items():
-            before = sorted(known.get(key, []), key=msgspec.structs.astuple)
-            after = apply(before, notes)
-            if sorted(after, key=msgspec.structs.astuple) != before:
-                touched.append(key)
-                changed += after
+        async for part in slices(by_key.items(), _AT_ONCE):
+            for key, notes in part:
+                before = sorted(known.get(key, []), key=msgspec.structs.astuple)
+                after = apply(before, notes)
+                if sorted(after, key=msgspec.structs.astuple) != before:
+                    touched.append(key)
+                    changed += after
         if not touched:
             return
         await connection.execute(

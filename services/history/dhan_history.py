@@ -8,6 +8,7 @@ Source: DhanHQ v2 historical data documentation and rate limits.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -72,11 +73,14 @@ class DhanHistory(HistorySource):
             first = trading_day(mapping.exchange, from_ms)
             last = trading_day(mapping.exchange, to_ms - 1)
             body = dhan_charts.daily_body(*what, first, last + timedelta(days=1))
-            rows = dhan_charts.decode_chart(await self._post("/charts/historical", body))
+            raw = await self._post("/charts/historical", body)
+            rows = await asyncio.to_thread(dhan_charts.decode_chart, raw)
             return [row for row in rows if first <= dhan_charts.day_of(row[0]) <= last]
         minutes = dhan_charts.INTRADAY_MINUTES[interval]
         body = dhan_charts.intraday_body(*what, minutes, from_ms // 1000, -(-to_ms // 1000))
-        rows = dhan_charts.decode_chart(await self._post("/charts/intraday", body))
+        raw = await self._post("/charts/intraday", body)
+        # Up to ten thousand rows: not on the loop.
+        rows = await asyncio.to_thread(dhan_charts.decode_chart, raw)
         step_ms = INTERVAL_MS[interval]
         return [row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms]
 

@@ -26,6 +26,7 @@ from services.market_data.instruments import InstrumentMapping
 from services.market_data.spans import Span, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
+from services.pipeline.giving_way import slices
 from services.storage.bar_series import read_bars, write_bars
 from services.storage.retention import Retention
 
@@ -42,8 +43,8 @@ _SECOND_OPINION_SHARE = 0.02
 _COMPARED_EVERY = 20
 _MOST_DAYS_MS = 30 * 86_400_000
 _MOST_BARS_MS = 7 * 86_400_000
-"""Minutes of so much time at once, of markets that close and that never do: about ten thousand bars, which
-take a tenth of a second to work through."""
+"""Minutes of so much time at once, of markets that close and that never do: about ten thousand bars."""
+_ROWS_AT_ONCE = 1_000
 _DISAGREES_BY = 0.005
 
 Announce = Callable[[str, str, str, Interval, int, int], None]
@@ -168,7 +169,7 @@ class Filler:
                 waits = [r.retry_after_s or 5.0 for r in error.refusals if not r.final]
                 outcome.later_s = min(waits)
             return outcome
-        bars, outside = self._placed(exchange, window, rows, expected)
+        bars, outside = await self._placed(exchange, window, rows, expected)
         outcome.sources, outcome.refusals, outcome.outside = (code,), refusals, outside
         absent = [start for start in expected if start not in bars]
         others = [candidate for candidate in candidates if candidate[0] != code]
@@ -191,7 +192,7 @@ class Filler:
     ) -> None:
         if not candles:
             return
-        bars = [
+        bars = (
             Bar(
                 instrument=window.instrument,
                 exchange=exchange,
@@ -206,7 +207,7 @@ class Filler:
                 sources=(code,),
             )
             for start, opened, high, low, close, volume in candles
-        ]
+        )
         # Minutes make the day's bar anew; where a source gave that bar itself, its word counts.
         given = await self._given_days(window, exchange) if window.interval == "1m" else []
         unfinished = await write_bars(
@@ -279,7 +280,7 @@ class Filler:
         source, mapping = one
         return await source.fetch(mapping, window.interval, *span, patience_s=patience_s)
 
-    def _placed(
+    async def _placed(
         self, exchange: str, window: Window, rows: Sequence[Candle], expected: Sequence[int]
     ) -> tuple[dict[int, Candle], int]:
         """Return the bars that belong to the window by their start, and how many belong to no session."""
@@ -287,22 +288,23 @@ class Filler:
         inside: set[int] | None = None
         bars: dict[int, Candle] = {}
         outside = 0
-        for row in rows:
-            start = row[0] * 1000
-            if window.interval == "1d":
-                opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, start))
-                if opens is None:
-                    outside += 1
+        async for part in slices(rows, _ROWS_AT_ONCE):
+            for row in part:
+                start = row[0] * 1000
+                if window.interval == "1d":
+                    opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, start))
+                    if opens is None:
+                        outside += 1
+                        continue
+                    start = opens
+                elif start not in wanted:
+                    if inside is None:
+                        whole = self._trading.between(exchange, window.from_ms, window.to_ms)
+                        inside = set(minutes_of(whole))
+                    outside += start not in inside
                     continue
-                start = opens
-            elif start not in wanted:
-                if inside is None:
-                    whole = self._trading.between(exchange, window.from_ms, window.to_ms)
-                    inside = set(minutes_of(whole))
-                outside += start not in inside
-                continue
-            if start in wanted:
-                bars[start] = (start // 1000, *row[1:])
+                if start in wanted:
+                    bars[start] = (start // 1000, *row[1:])
         return bars, outside
 
     async def _second_opinion(
@@ -322,7 +324,7 @@ class Filler:
         except NobodyAnswered as error:
             outcome.refusals += error.refusals
             return
-        more, _ = self._placed(window.instrument.partition(":")[0], window, rows, expected)
+        more, _ = await self._placed(window.instrument.partition(":")[0], window, rows, expected)
         outcome.refusals += refusals
         self._judge(window, bars, more, code)
         fresh = {start: row for start, row in more.items() if start not in bars}
@@ -342,7 +344,7 @@ class Filler:
             rows, code, _ = await first_that_answers([other], lambda one: self._ask(one, window, span, 5.0))
         except NobodyAnswered:
             return
-        more, _ = self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
+        more, _ = await self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
         self._judge(window, bars, more, code)
 
     def _judge(

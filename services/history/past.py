@@ -35,6 +35,7 @@ from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import ControlRecord
 from services.market_data.trading_time import TradingTime
+from services.pipeline.giving_way import GivingWay
 from services.pipeline.supervisor import end_together
 from services.storage.client import make_client
 from services.storage.retention import Retention
@@ -73,6 +74,7 @@ class Past:
         refill: Callable[[Mapping[str, list[Bar]]], None] = lambda _: None,
         planned: Callable[[], Sequence[str]] | None = None,
         sources: Mapping[str, HistorySource] | None = None,
+        giving_way: GivingWay | None = None,
     ) -> None:
         self.config = config
         self._clock = clock
@@ -113,6 +115,7 @@ class Past:
             planned=planned or (lambda: list(self._candidates)),
             known=lambda: list(self._candidates),
             depth=config.depth,
+            giving_way=giving_way,
         )
         self.service = HistoryService(
             self.redis,

@@ -93,8 +93,13 @@ def plan(
         window_ms = max((offer.window_ms for offer in offered), default=now_ms)
         cuts = [now_ms - offer.depth_ms for offer in offered if offer.depth_ms]
         windows += windows_of(instrument, interval, spans, window_ms, cuts)
-    windows.sort(key=lambda window: (-window.to_ms, window.instrument))
+    windows.sort(key=newest_first)
     return windows
+
+
+def newest_first(window: Window) -> tuple[int, str]:
+    """Return what windows are sorted by: those that end last come first."""
+    return -window.to_ms, window.instrument
 
 
 def runs_of(starts: Sequence[int], step_ms: int) -> list[Span]:

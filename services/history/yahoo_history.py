@@ -60,7 +60,9 @@ class YahooHistory(HistorySource):
         if adjusted and not daily:
             raise ValueError("Yahoo adjusts daily prices only")
         url = base + yahoo_chart.chart_path(mapping.search_code, interval, from_s, to_s)
-        answer = yahoo_chart.decode_chart(await self._get(url), interval)
+        raw = await self._get(url)
+        # Up to ten thousand rows: not on the loop.
+        answer = await asyncio.to_thread(yahoo_chart.decode_chart, raw, interval)
         rows = yahoo_chart.adjust(answer) if adjusted else list(answer.rows)
         now_ms = self.clock.now_ms()
         if daily:

@@ -41,6 +41,7 @@ class BarGrid:
         self._calendar = calendar
         self._sessions: dict[str, Session] = {}
         self._spans: dict[tuple[str, Interval], Span] = {}
+        self._first_cuts: dict[str, tuple[int, int]] = {}
 
     def session_of(self, exchange: str, at_ms: int) -> Session | None:
         """Return the session whose bars a trade at `at_ms` belongs to; None when the exchange is closed."""
@@ -114,8 +115,13 @@ class BarGrid:
         hours = HOURS.get(exchange)
         if not self._calendar.always_open or hours is None:
             return session.open_ms
+        known = self._first_cuts.get(exchange)
+        if known is not None and known[0] == session.open_ms:
+            return known[1]
         day = self._calendar.trading_day(exchange, session.open_ms)
-        return round(datetime.combine(day, hours.opens, hours.zone).timestamp() * 1000)
+        cut_ms = round(datetime.combine(day, hours.opens, hours.zone).timestamp() * 1000)
+        self._first_cuts[exchange] = (session.open_ms, cut_ms)
+        return cut_ms
 
 
 def _midnight_ms(exchange: str, day: date) -> int:

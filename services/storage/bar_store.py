@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
 from services.errors import StorageError
@@ -97,7 +98,8 @@ async def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[list[
     try:
         async with client.pipeline(transaction=False) as pipe:
             for command in commands:
-                pipe.execute_command(*command)
+                # Thousands of numbers: making texts of them first takes a third of the time.
+                pipe.execute_command(*command, **{NEVER_DECODE: True})
             replies = await pipe.execute(raise_on_error=False)
     except RedisError as error:
         raise storage_error(error) from error
@@ -126,27 +128,21 @@ def _joined(columns: Sequence[list[Any]], fold: Fold) -> list[Candle]:
             if [row[0] for row in volumes] == starts
             else _at(dict(volumes), starts)
         )
-        return [
-            (
-                max(start, fold.from_ms) // 1000,
-                float(opened[1]),
-                float(high[1]),
-                float(low[1]),
-                float(close[1]),
-                None if volume is None else int(float(volume)),
-            )
-            for start, opened, high, low, close, volume in zip(
-                starts, opens, highs, lows, closes, volume_of, strict=True
-            )
-        ]
+        # Only a folded bucket may begin before what was asked for.
+        from_s = [start // 1000 for start in starts]
+        if fold.bucket_ms > MINUTE_MS:
+            from_s = [max(start, fold.from_ms // 1000) for start in from_s]
+        prices = [[float(row[1]) for row in column] for column in columns[:4]]
+        traded = [None if volume is None else int(float(volume)) for volume in volume_of]
+        return list(zip(from_s, *prices, traded, strict=True))
     by_field = [dict(column) for column in (opens, highs, lows, closes)]
     volume_by_start = dict(volumes)
     candles: list[Candle] = []
     for start in starts:
-        prices = [values.get(start) for values in by_field]
-        if None in prices:
+        found = [values.get(start) for values in by_field]
+        if None in found:
             continue
-        opened, high, low, close = (float(price) for price in prices if price is not None)
+        opened, high, low, close = (float(price) for price in found if price is not None)
         volume = volume_by_start.get(start)
         whole = None if volume is None else int(float(volume))
         candles.append((max(start, fold.from_ms) // 1000, opened, high, low, close, whole))

@@ -78,7 +78,8 @@ async def test_every_recipe_runs_as_printed(demo: Daemon, tmp_path: Path) -> Non
     unbuffered = environment | {"PYTHONUNBUFFERED": "1"}
     assert "NSE:RELIANCE" in await first_lines(sys.executable, streams, environment=unbuffered)
     table = await run(sys.executable, frame, environment=environment)
-    assert "close" in table and "volume" in table, table
+    assert "close" in table, table
+    assert "volume" in table, table
     shell = [line for block in blocks(PAGE, "sh") for line in block.splitlines() if line]
     assert len(shell) == 7
     for line in shell:

@@ -52,7 +52,7 @@ def test_every_tick_goes_the_whole_path_between_the_fakes(mode: Mode) -> None:
     with path(20, mode) as the_path:
         the_path.run(640)
         the_path.check()
-        stream = next(sink for sink in the_path.daemon._sinks if sink.name == "stream")
+        stream = next(sink for sink in the_path.daemon.sinks if sink.name == "stream")
         # Beside the ticks only the records of the connection's beginning.
         assert 640 <= stream.counters.written <= 640 + 40
 

@@ -17,7 +17,7 @@ from services.pipeline.ledger import LASTING_S
 
 def shown(daemon: LiveDataIngestion) -> tuple[str, str]:
     """Return the metrics page and the human status."""
-    page, _ = MetricsPage(daemon, daemon._gateway.client_figures).render()
+    page, _ = MetricsPage(daemon.view, daemon.gateway.client_figures).render()
     printed = StringIO()
     console = Console(width=200, file=printed)
     console.print(status_view({"providers": [], "pipeline": daemon.pipeline_status()}))
@@ -31,16 +31,16 @@ async def test_a_lasting_imbalance_is_a_fault_in_status_metrics_readiness_and_lo
     )
     daemon = LiveDataIngestion(config, provider_settings=dict, clock=clock)
     with capture_logs() as logs:
-        daemon._ledger.look()
+        daemon.ledger.look()
         page, status = shown(daemon)
         assert 'marketd_ledger_fault{account="sink stream"} 0.0' in page
         assert "ledger balances" in status
-        (stream,) = [sink for sink in daemon._sinks if sink.name == "stream"]
+        (stream,) = [sink for sink in daemon.sinks if sink.name == "stream"]
         stream.counters.offered += 3
-        daemon._ledger.look()
+        daemon.ledger.look()
         clock.advance(LASTING_S + 1)
-        daemon._ledger.look()
-        daemon._ledger.look()
+        daemon.ledger.look()
+        daemon.ledger.look()
         page, status = shown(daemon)
     assert 'marketd_ledger_fault{account="sink stream"} 1.0' in page
     assert 'marketd_ledger_imbalance{account="sink stream"} 3.0' in page

@@ -20,7 +20,7 @@ async def test_a_daemon_that_routes_nothing_takes_no_choice_of_route(tmp_path: P
     )
     daemon = LiveDataIngestion(config, provider_settings=dict, clock=ManualClock())
     with pytest.raises(ConfigurationError, match="stands by"):
-        daemon.switch_route("NSE:TCS", "YF", for_s=60.0, by="ops", why="")
+        daemon.routes.switch_route("NSE:TCS", "YF", for_s=60.0, by="ops", why="")
 
 
 async def test_the_backfill_announces_nothing_into_streams_that_are_drained(
@@ -39,6 +39,6 @@ async def test_the_backfill_announces_nothing_into_streams_that_are_drained(
     monkeypatch.setattr(live_data_ingestion, "drain_all", drained)
     for name in ("past", "sink:stream"):
         daemon.supervisor.keep(name, asyncio.Event().wait, core=False)  # type: ignore[arg-type]
-    await daemon._spool.open()
+    await daemon.storage.spool.open()
     await daemon.stop()
     assert running == ["sink:stream"]

@@ -76,6 +76,15 @@ export function clockTime(ms: number): string {
   return new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
+/** Begin and end of a span in words: with the date where one of them is not of today. */
+export function spanText(fromMs: number, toMs: number): string {
+  const isToday = (ms: number): boolean => new Date(ms).toDateString() === new Date().toDateString();
+  const dated = !isToday(fromMs) || !isToday(toMs);
+  const shown = (ms: number): string =>
+    dated ? `${new Date(ms).toLocaleDateString([], { day: "numeric", month: "short" })} ${clockTime(ms)}` : clockTime(ms);
+  return `${shown(fromMs)} to ${shown(toMs)}`;
+}
+
 /** Call `work` once in the next frame, however often it is asked for before. */
 export function inNextFrame(work: () => void): () => void {
   let asked = false;

@@ -1,6 +1,6 @@
 // The list of what happened: gaps, switches, silence, links that broke. Newest first, bounded.
 
-import { clockTime, el, make } from "./dom";
+import { clockTime, el, make, spanText } from "./dom";
 import type { Message } from "./types";
 
 const KEPT = 200;
@@ -13,11 +13,11 @@ export interface MarketEvent {
 }
 
 const WORDS: Record<string, (message: Message) => string> = {
-  gap: (m) => `no data from ${clockTime(Number(m.from))} to ${clockTime(Number(m.to))}: ${String(m.reason)}`,
+  gap: (m) => `no data from ${spanText(Number(m.from), Number(m.to))}: ${String(m.reason)}`,
   stale: (m) => `nobody delivers: ${String(m.reason ?? "silence")}`,
   resumed: () => "data flows again",
   switched: (m) => `${String(m.from_src)} → ${String(m.to_src)}: ${String(m.reason)}`,
-  backfilled: (m) => `filled from ${clockTime(Number(m.from))} to ${clockTime(Number(m.to))}`,
+  backfilled: (m) => `filled from ${spanText(Number(m.from), Number(m.to))}`,
   session: (m) => `the market ${m.session === "open" || m.event === "open" ? "opens" : "closes"}`,
   resync: () => "the stored history was lost; everything begins anew",
   skipped: (m) => `${String(m.n ?? m.count ?? "some")} messages left out: this page is too slow`,

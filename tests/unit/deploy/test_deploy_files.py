@@ -39,7 +39,7 @@ async def _metrics_page() -> str:
         state_dir=Path("/nowhere"),
     )
     daemon = LiveDataIngestion(config, provider_settings=dict)
-    page, _ = MetricsPage(daemon, daemon._gateway.client_figures).render()
+    page, _ = MetricsPage(daemon.view, daemon.gateway.client_figures).render()
     return page.decode()
 
 

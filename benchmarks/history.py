@@ -1,0 +1,105 @@
+"""How long a client waits for past candles: `GET /api/history`, one request after another on one connection.
+
+Against the demo as a process of its own, with its simulated market at work and nothing else to do: the past
+before its start is fetched when it is asked for the first time, and not beside the measurement. Beside the
+wait, which a busy machine makes longer, stands the processor time that a request takes of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from benchmarks.report import result, row
+from benchmarks.rig import DaemonProcess, usage
+
+ORDER = 45
+INSTRUMENTS = ("NSE:RELIANCE", "NASDAQ:AAPL", "CRYPTO:BTC-USD")
+ASKED = (("1m", 500), ("5m", 200), ("1d", 60))
+GOAL = "500 candles of 1m"
+_STORED_WITHIN_S = 180.0
+_BEFORE_S = 600
+_REST_S = 10.0
+
+
+class Took(NamedTuple):
+    """What requests of one kind took: the wait of each, and the daemon's processor time for one, in ms."""
+
+    waits_ms: list[float]
+    cpu_ms: float
+
+
+async def measure(quick: bool) -> dict[str, Any]:
+    """Measure the time from the request to the last byte of the answer, by interval and count."""
+    times = 200 if quick else 1_000
+    settings = {"BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0}
+    to_s = int(time.time()) - _BEFORE_S
+    took: dict[str, Took] = {}
+    with tempfile.TemporaryDirectory(prefix="marketd-bench-") as folder:
+        async with (
+            DaemonProcess(Path(folder) / "state", "--demo", **settings) as daemon,
+            aiohttp.ClientSession(daemon.api_url) as session,
+        ):
+            asked = {
+                f"{count} candles of {interval}": [
+                    f"/api/history/{name}?interval={interval}&count={count}&to={to_s}" for name in INSTRUMENTS
+                ]
+                for interval, count in ASKED
+            }
+            for addresses in asked.values():
+                for address in addresses:
+                    await _until_stored(session, address)
+            rest = await _resting_share(daemon.pid)
+            for name, addresses in (asked | {"nothing (/healthz)": ["/healthz"]}).items():
+                took[name] = await _took(session, daemon.pid, addresses, times, rest)
+    rows = []
+    for name, found in took.items():
+        waits = sorted(found.waits_ms)
+        goal = 5 if name == GOAL else None
+        rows.append(row(f"{name}: median wait", waits[len(waits) // 2], "ms", at_most=goal))
+        rows.append(row(f"{name}: 99th of 100", waits[len(waits) * 99 // 100], "ms"))
+        rows.append(row(f"{name}: the daemon's processor time", found.cpu_ms, "ms"))
+    return result(
+        rows, waits_ms={name: [round(each, 3) for each in it.waits_ms] for name, it in took.items()}
+    )
+
+
+async def _until_stored(session: aiohttp.ClientSession, address: str) -> None:
+    deadline_s = time.monotonic() + _STORED_WITHIN_S
+    while True:
+        async with session.get(address) as answer:
+            body = await answer.json()
+        if answer.status == 200 and body["complete"]:
+            return
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"{address} was never complete: {str(body)[:300]}")
+        await asyncio.sleep(1.0)
+
+
+async def _resting_share(pid: int) -> float:
+    """Return how much of a processor the daemon uses for its market alone."""
+    before, began_s = usage(pid).cpu_s, time.perf_counter()
+    await asyncio.sleep(_REST_S)
+    return (usage(pid).cpu_s - before) / (time.perf_counter() - began_s)
+
+
+async def _took(
+    session: aiohttp.ClientSession, pid: int, addresses: list[str], times: int, resting_share: float
+) -> Took:
+    before, began_s = usage(pid).cpu_s, time.perf_counter()
+    waits = [await _timed(session, addresses[number % len(addresses)]) for number in range(times)]
+    resting_s = resting_share * (time.perf_counter() - began_s)
+    return Took(waits, max(0.0, usage(pid).cpu_s - before - resting_s) / times * 1000)
+
+
+async def _timed(session: aiohttp.ClientSession, address: str) -> float:
+    began_s = time.perf_counter()
+    async with session.get(address) as answer:
+        await answer.read()
+        answer.raise_for_status()
+    return (time.perf_counter() - began_s) * 1000
