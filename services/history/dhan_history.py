@@ -98,8 +98,9 @@ class DhanHistory(HistorySource):
         if self._http is None:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S))
         try:
+            # The token goes to the address that is set and nowhere else.
             async with self._http.post(
-                url, json=body | {"dhanClientId": client_id}, headers=headers
+                url, json=body | {"dhanClientId": client_id}, headers=headers, allow_redirects=False
             ) as answer:
                 raw = await answer.read()
                 if 200 <= answer.status < 300:

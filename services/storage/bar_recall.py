@@ -4,8 +4,8 @@ Runs once when a daemon takes up the work, before any writer. Of every exchange 
 stream, and what waits on disk behind it: the ticks of the last minutes make their bars anew, and the `bar`
 records among them tell which of these were said already, so that none is said twice unless it changed. What
 a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
-minute, or too busy to be read as far back, the series of single ticks stand in for it. What was fetched of the time since, while no daemon ran,
-counts for more than what was forming then.
+minute, or too busy to be read as far back, the series of single ticks stand in for it. What was fetched of
+the time since, while no daemon ran, counts for more than what was forming then.
 """
 
 from __future__ import annotations

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from aiohttp.typedefs import Handler
 
 from services.errors import (
     CredentialsMissing,
     CredentialsRejected,
+    ProviderError,
     ProviderRateLimited,
     ProviderUnavailable,
     RequestRefused,
@@ -219,3 +224,28 @@ def test_dhan_is_told_what_an_instrument_is(
 def test_the_test_s_day_is_a_trading_day() -> None:
     assert date(2026, 11, 11).weekday() < 5
     assert BOTH[0].instrument == RELIANCE
+
+
+async def test_the_token_does_not_follow_a_redirect_to_somebody_else(past: Past, rig: PastRig) -> None:
+    seen: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("access-token", ""))
+        return web.json_response({})
+
+    async def moved(request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect(f"http://localhost:{other.port}{request.path}")
+
+    async with served(elsewhere) as other, served(moved) as first:
+        rig.settings["DHAN_REST_URL"] = f"http://127.0.0.1:{first.port}"
+        with pytest.raises(ProviderError, match="307"):
+            await past.sources["DHAN"].fetch(BOTH[0], "1m", OPEN_MS, CLOSE_MS)
+    assert seen == []
+
+
+@contextlib.asynccontextmanager
+async def served(handler: Handler) -> AsyncIterator[TestServer]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    async with TestServer(app) as server:
+        yield server
