@@ -15,6 +15,7 @@ from services.errors import ConfigurationError
 from services.gateway.backend import Readiness
 from services.gateway.server import Gateway, GatewayConfig
 from tests.support.gateway import GatewayRig, running_gateway
+from tests.support.options import option_desk
 
 TOKENS = {"desk": "correct-horse"}
 
@@ -226,7 +227,7 @@ async def test_the_metrics_page_shows_what_the_status_shows() -> None:
 
 
 async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
-    async with running_gateway() as rig:
+    async with option_desk() as options, running_gateway(options=options.desk) as rig:
         _, document, _ = await get(rig, "/openapi.json")
         assert document["openapi"] == "3.1.0"
         for path, item in document["paths"].items():
@@ -235,8 +236,9 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
                 continue
             assert list(item) == (["get", "post"] if path == "/api/backfill" else ["get"])
             query = "?instruments=NSE:TCS" if path in ("/api/quotes", "/api/stream") else ""
-            async with rig.http.get(rig.url + path.replace("{instrument}", "NSE:TCS") + query) as response:
-                assert response.status == 200
+            address = path.replace("{instrument}", "NSE:TCS").replace("{underlying}", "NSE:NIFTY")
+            async with rig.http.get(rig.url + address + query) as response:
+                assert response.status == 200, path
                 assert response.content_type in item["get"]["responses"]["200"]["content"]
                 if response.content_type == "application/json":
                     schema = item["get"]["responses"]["200"]["content"]["application/json"]["schema"]
@@ -300,7 +302,11 @@ def check(value: Any, schema: dict[str, Any]) -> None:
             elif isinstance(schema.get("additionalProperties"), dict):
                 check(item, schema["additionalProperties"])
     if isinstance(value, list):
-        for item in value:
+        kinds_by_place = schema.get("prefixItems", [])
+        for item, kind in zip(value, kinds_by_place, strict=False):
+            check(item, kind)
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        for item in value[len(kinds_by_place) :]:
             check(item, schema.get("items", {}))
 
 
