@@ -334,7 +334,7 @@ class LiveDataIngestion:
         self._option_interest = OptionInterestStore(config.redis_url, retention_ms=config.tick_retention_ms)
         self._options = OptionsManager(
             self.clock,
-            option_sources(provider_settings, self.clock, config.option_order),
+            option_sources(provider_settings, self.clock, config.option_order, self._past.quotas),
             resolve=self._underlyings.find,
             conventions=self._option_conventions,
             on_chain=self._note_chain,
