@@ -58,4 +58,4 @@ def options(
         print(json.dumps(chain, indent=2))
         return
     days = dict(zip(known["expiries"], known["dates"], strict=True))
-    out.print(chain_view(chain, days.get(chain["expiry"], str(chain["expiry"])), strikes))
+    out.print(chain_view(chain, days.get(chain["expiry"], str(chain["expiry"])), strikes, out.width))

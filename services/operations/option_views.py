@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,28 +14,33 @@ _SYMBOL, _STRIKE, _SIDE, _SPOT, _LAST, _VOLUME, _OI, _CHANGE, _EXPIRY, _DELTA, _
     range(14)
 )
 _COLUMNS = ("OI", "change", "volume", "IV %", "delta", "bid", "ask", "last")
+_NARROW = ("OI", "IV %", "delta", "last")
+_WIDE_FROM = 150
+"""So many characters the table needs with all columns."""
 
 
-def chain_view(chain: Mapping[str, Any], day: str, strikes: int) -> Group:
+def chain_view(chain: Mapping[str, Any], day: str, strikes: int, width: int = _WIDE_FROM) -> Group:
     """Return a chain as one screen: at most `strikes` strikes each way of the one at the money (0: all).
 
-    `chain` is an answer of `/api/options/{underlying}/chain`, `day` the date of its expiry.
+    `chain` is an answer of `/api/options/{underlying}/chain`, `day` the date of its expiry. With a `width` of
+    less than 150 characters only the most needed columns are shown.
     """
     rows = _by_strike(chain["symbols"])
     shown = _around(list(rows), chain["atm_strike"], strikes)
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", style="green")
-    table.add_column(f"{day}", justify="center")
-    for column in reversed(_COLUMNS):
-        table.add_column(column, justify="right", style="red")
+    columns = _COLUMNS if width >= _WIDE_FROM else _NARROW
+    for column in columns:
+        table.add_column(column, justify="right", style="green", no_wrap=True)
+    table.add_column(day, justify="center", no_wrap=True)
+    for column in reversed(columns):
+        table.add_column(column, justify="right", style="red", no_wrap=True)
     for strike in shown:
         sides = rows[strike]
         at_the_money = strike == chain["atm_strike"]
         table.add_row(
-            *_cells(sides.get("call")),
+            *_cells(sides.get("call"), columns),
             f"[reverse bold] {strike} [/]" if at_the_money else strike,
-            *reversed(_cells(sides.get("put"))),
+            *reversed(_cells(sides.get("put"), columns)),
         )
     hidden = len(rows) - len(shown)
     return Group(
@@ -78,21 +83,22 @@ def _around(strikes: list[str], middle: str | None, each_way: int) -> list[str]:
     return strikes[max(0, at - each_way) : at + each_way + 1]
 
 
-def _cells(leg: Mapping[str, Any] | None) -> list[str]:
+def _cells(leg: Mapping[str, Any] | None, columns: Sequence[str]) -> list[str]:
     if leg is None:
-        return ["-"] * len(_COLUMNS)
+        return ["-"] * len(columns)
     f = leg["f"]
     change = "-" if f[_CHANGE] is None else f"{f[_CHANGE]:+,}"
-    return [
-        _count(f[_OI]),
-        change,
-        _count(f[_VOLUME]),
-        _text(f[_IV], 1),
-        _text(f[_DELTA], 2),
-        _text(leg["bid"], 2),
-        _text(leg["ask"], 2),
-        f"[bold]{_text(f[_LAST], 2)}[/]",
-    ]
+    cells = {
+        "OI": _count(f[_OI]),
+        "change": change,
+        "volume": _count(f[_VOLUME]),
+        "IV %": _text(f[_IV], 1),
+        "delta": _text(f[_DELTA], 2),
+        "bid": _text(leg["bid"], 2),
+        "ask": _text(leg["ask"], 2),
+        "last": f"[bold]{_text(f[_LAST], 2)}[/]",
+    }
+    return [cells[column] for column in columns]
 
 
 def _count(value: int | None) -> str:

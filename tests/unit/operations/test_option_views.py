@@ -62,6 +62,16 @@ def test_only_strikes_around_the_money_are_shown_and_the_others_are_counted() ->
     assert "2 more strikes" in lines[-1]
 
 
+def test_a_narrow_terminal_gets_fewer_columns_and_nothing_is_cut() -> None:
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(chain_view(chain(), "2026-12-29", 0, width=80))
+    text = capture.get()
+    assert "…" not in text
+    assert "2,000  13.2   0.50  111.50" in text
+    assert "volume" not in text
+
+
 def test_what_is_missing_or_unknown_is_a_dash_and_refusals_are_told() -> None:
     lone = leg("25000", "put", bid=None)
     lone["f"][6:8] = [None, None]
