@@ -398,6 +398,8 @@ def _ingestion_config(
         option_order=settings.option_order(),
         option_rates=settings.rates(),
         option_year_days=settings.option_year_days,
+        news_every_s=settings.news_every_s,
+        news_topics=settings.topics(),
         api_max_clients=settings.api_max_clients,
         memory_limit_bytes=settings.memory_limit_mib << 20,
     )

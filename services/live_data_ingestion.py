@@ -34,6 +34,7 @@ from services.diagnosis import Diagnosis, Sources
 from services.errors import ConfigurationError, MarketdError, StorageError, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
+from services.gateway.news_api import NewsSource
 from services.gateway.options_api import OptionDesk, interest_of
 from services.gateway.server import Gateway, GatewayConfig
 from services.history.backfill import BackfillDepth
@@ -50,6 +51,8 @@ from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryReq
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
+from services.news import yahoo_news
+from services.news.desk import NewsDesk
 from services.operations.first_connects import FILE as FIRST_CONNECTS
 from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
@@ -92,6 +95,7 @@ from services.storage.leadership import Leadership, LeasePolicy, LeaseTimes, Rol
 from services.storage.led_times import LED_TIMES_NAME, LedTimes
 from services.storage.lookup import stored_newest
 from services.storage.losses import LossDeclaration
+from services.storage.news_stream import NewsBoard
 from services.storage.option_interest import OptionInterestStore
 from services.storage.redis_lease import RedisLease
 from services.storage.redis_sink import QUEUE_LIMIT, RedisSink
@@ -121,6 +125,7 @@ LEADING_TASKS = (
     "silence",
     "quality",
     "past",
+    "news",
     "reports",
 )
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
@@ -147,6 +152,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     the same Redis; without `serves_clients` it answers health and status, and sends clients to gateways.
     `option_order` are the sources of option chains, `option_rates` interest in percent a
     year by currency, `option_year_days` the day count of greeks.
+    `news_every_s` is how often the news of an instrument, or of one of `news_topics`, are fetched; 0: never.
     """
 
     database_url: str
@@ -177,6 +183,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     option_order: tuple[str, ...] = DEFAULT_ORDER
     option_rates: Mapping[str, float] = {}
     option_year_days: float = 365.0
+    news_every_s: float = 0.0
+    news_topics: tuple[str, ...] = ()
     api_max_clients: int = 2_000
     memory_limit_bytes: int = 0
     exchanges: tuple[str, ...] = ()
@@ -339,6 +347,19 @@ class LiveDataIngestion:
             conventions=self._option_conventions,
             on_chain=self._note_chain,
         )
+        self._news_board = NewsBoard(config.redis_url)
+        self._yahoo_news = yahoo_news.YahooNews(
+            provider_settings, self.clock, self._past.quotas[yahoo_news.CODE]
+        )
+        self._news = NewsDesk(
+            self._news_board,
+            self.clock,
+            code=yahoo_news.CODE,
+            fetch=self._yahoo_news.fetch,
+            wanted=self._news_wanted,
+            topics=config.news_topics,
+            every_s=config.news_every_s,
+        )
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -356,6 +377,7 @@ class LiveDataIngestion:
             self.bars,
             routes=self,
             options=OptionDesk(self._options, self._option_interest, self._underlyings.find),
+            news=NewsSource(self._news_board, self.is_known, self._news.ask),
         )
         self._subscriptions = (
             DynamicSubscriptions(
@@ -485,6 +507,9 @@ class LiveDataIngestion:
         await until_hurried(self._gateway.stop(), self._hurry)
         await until_hurried(self._options.close(), self._hurry)
         await until_hurried(self._option_interest.close(), self._hurry)
+        await self.supervisor.end("news")
+        await until_hurried(self._yahoo_news.close(), self._hurry)
+        await until_hurried(self._news_board.close(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
         await self.supervisor.end("past")
@@ -677,6 +702,8 @@ class LiveDataIngestion:
         self.supervisor.keep("streams", self._streams.run, core=False)
         await self._past.lead(self.epoch)
         self.supervisor.keep("past", self._past.run, core=False)
+        if self.config.news_every_s:
+            self.supervisor.keep("news", self._news.run, core=False)
         self.supervisor.keep("mappings", lambda: self._mappings.run(self._apply_mappings))
         if self._credentials is not None:
             self.supervisor.keep("credentials", self._credentials.run, core=False)
@@ -829,6 +856,13 @@ class LiveDataIngestion:
                 self._instruments[mapping.instrument] = mapping
         self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
         self._underlyings.load(snapshot.mappings)
+        self._news.load(
+            {
+                mapping.instrument: mapping.search_code
+                for mapping in snapshot.mappings
+                if mapping.provider_code == yahoo_news.CODE
+            }
+        )
 
     # ---- options --------------------------------------------------------------------------------
 
@@ -843,6 +877,13 @@ class LiveDataIngestion:
         underlying = self._underlyings.find(chain.underlying)
         if underlying is not None and self._leadership.may_write():
             self._option_interest.offer(interest_of(chain, underlying))
+
+    def _news_wanted(self) -> set[str]:
+        """Return single instruments that are watched, leased or pinned; whole exchanges are too much."""
+        wanted = {*self.broadcast.watched(), *self.config.pinned_instruments}
+        if self._subscriptions is not None:
+            wanted |= self._subscriptions.leased
+        return {key for key in wanted if not key.endswith(":*")}
 
     # ---- what a recording needs -----------------------------------------------------------------
 
@@ -959,6 +1000,7 @@ class LiveDataIngestion:
             "silence": self._judge.alarms(),
             "quality": self._quality_status(),
             "options": self._options.status(),
+            "news": self._news.status(),
             "ledger": self.providers.ledger(),
             "accounts": self._ledger.status(),
             "backfill": self._past.status(),

@@ -241,6 +241,28 @@ _OI = _object(
     max_pain={"type": ["string", "null"]},
     source=_TEXT,
 )
+_NEWS = _object(
+    ["instrument", "news"],
+    instrument={"type": ["string", "null"]},
+    fetched_ms={
+        **_MS_OR_NULL,
+        "description": "when its news were last fetched; null: not yet, or not here",
+    },
+    news=_list(
+        _object(
+            ["id", "ts_ms", "received_ms", "headline", "publisher", "url", "instruments", "symbols", "src"],
+            id=_TEXT,
+            ts_ms={**_MS, "description": "when it was published, UTC epoch milliseconds"},
+            received_ms=_MS,
+            headline=_TEXT,
+            publisher=_TEXT,
+            url={"type": ["string", "null"]},
+            instruments=_list(_KEY),
+            symbols={**_list(_TEXT), "description": "the provider's symbols that are mapped to nothing"},
+            src=_TEXT,
+        )
+    ),
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -447,6 +469,19 @@ def openapi_document() -> dict[str, Any]:
                     _UNDERLYING,
                     _query("expiry", f"{_EXPIRY_WORDS}; the next one if absent, needed with time", _TEXT),
                     _query("time", "UTC epoch seconds; now if absent", {"type": "integer"}),
+                ],
+            ),
+            "/api/news": _operation(
+                "news",
+                "News, the last published first",
+                json_of("articles; asking counts as interest in the instrument", _NEWS),
+                parameters=[
+                    _query("instrument", "only about this one", {**_TEXT, "examples": ["NASDAQ:AAPL"]}),
+                    _query(
+                        "limit",
+                        "at most so many",
+                        {"type": "integer", "minimum": 1, "maximum": 500, "default": 50},
+                    ),
                 ],
             ),
             "/api/routes": _operation(

@@ -13,7 +13,9 @@ import pytest
 
 from services.errors import ConfigurationError
 from services.gateway.backend import Readiness
+from services.gateway.news_api import NewsSource
 from services.gateway.server import Gateway, GatewayConfig
+from services.storage.news_stream import NewsBoard
 from tests.support.gateway import GatewayRig, running_gateway
 from tests.support.options import option_desk
 
@@ -226,8 +228,10 @@ async def test_the_metrics_page_shows_what_the_status_shows() -> None:
         assert "correct" not in text
 
 
-async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
-    async with option_desk() as options, running_gateway(options=options.desk) as rig:
+async def test_the_description_names_exactly_the_addresses_that_exist(redis_url: str) -> None:
+    board = NewsBoard(redis_url)
+    news = NewsSource(board, lambda _: True, lambda _: None)
+    async with option_desk() as options, running_gateway(options=options.desk, news=news) as rig:
         _, document, _ = await get(rig, "/openapi.json")
         assert document["openapi"] == "3.1.0"
         for path, item in document["paths"].items():
@@ -248,6 +252,7 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         assert runner is not None
         routed = {resource.canonical for resource in runner.app.router.resources()}
         assert routed == described
+    await board.close()
 
 
 async def test_an_operators_choice_is_asked_for_in_json_and_refused_with_the_reason() -> None:

@@ -16,6 +16,7 @@ import aiohttp
 from services.data_broadcast import DataBroadcast
 from services.errors import ConfigurationError
 from services.gateway.backend import InstrumentView, Readiness
+from services.gateway.news_api import NewsSource
 from services.gateway.options_api import OptionDesk
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
@@ -286,13 +287,14 @@ async def running_gateway(
     max_entries: int = 1_000_000,
     bars: BarSink | None = None,
     options: OptionDesk | None = None,
+    news: NewsSource | None = None,
     **config: Any,
 ) -> AsyncIterator[GatewayRig]:
     """A gateway on a free loopback port, stopped (within its bound) at the end.
 
     With `redis_url` the market's records go into streams there, and clients that come back are
     answered from them. `bars` hears the market's records and is what charts show; `options` answers for
-    option chains.
+    option chains, `news` for news.
     """
     backend = StubBackend(instruments)
     broadcast = DataBroadcast(SystemClock())
@@ -302,7 +304,7 @@ async def running_gateway(
         history = StreamHistory(redis_url)
         stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
     gateway = Gateway(
-        backend, broadcast, GatewayConfig(**config), history, bars, routes=backend, options=options
+        backend, broadcast, GatewayConfig(**config), history, bars, routes=backend, options=options, news=news
     )
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
