@@ -4,12 +4,13 @@ Runs once when a daemon takes up the work, before any writer. Of every exchange 
 stream, and what waits on disk behind it: the ticks of the last minutes make their bars anew, and the `bar`
 records among them tell which of these were said already, so that none is said twice unless it changed. What
 a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
-minute, the series of single ticks stand in for it.
+minute, or too busy to be read as far back, the series of single ticks stand in for it. What was fetched of the time since, while no daemon ran,
+counts for more than what was forming then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +37,8 @@ LOOK_BACK_MS = 150_000
 _AHEAD_MS = 5_000
 """A tick's time may be this far ahead of when it was accepted."""
 _LAST_SAID_MS = 2_000
+MOST_ENTRIES = 150_000
+"""So many entries of a stream are read at most: a start does not take longer the busier the market is."""
 _PAGE = 2_000
 _CHUNK = 1_000
 _TOGETHER = 50
@@ -52,13 +55,25 @@ class Recalled(msgspec.Struct):
 
 
 class BarRecall:
-    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk."""
+    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk.
 
-    def __init__(self, client: Redis, builder: BarBuilder, grid: BarGrid, spool: Spool | None = None) -> None:
+    Of a stream about `most` entries are read, unless ticks of it wait on disk: those are in no series.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        builder: BarBuilder,
+        grid: BarGrid,
+        spool: Spool | None = None,
+        *,
+        most: int = MOST_ENTRIES,
+    ) -> None:
         self._client = client
         self._builder = builder
         self._grid = grid
         self._spool = spool
+        self._most = most
         self.found = Recalled(said=[])
 
     async def run(
@@ -67,17 +82,17 @@ class BarRecall:
         instruments: Mapping[str, str],
         newest_ms: Mapping[str, int],
     ) -> Recalled:
-        """Recall all exchanges that `positions` (the newest of each) names.
+        """Recall all exchanges that `positions` (the newest of each) names, up to there.
 
         `instruments` maps instrument keys to their exchanges, `newest_ms` to the time of their newest tick.
         Raises `StorageError` when Redis does not answer.
         """
         self._builder.recall_known(newest_ms)
-        for exchange, (last_ms, _) in positions.items():
-            if last_ms:
+        for exchange, last in positions.items():
+            if last[0]:
                 await self._recall_exchange(
                     exchange,
-                    last_ms,
+                    last,
                     [key for key, of in instruments.items() if of == exchange],
                     newest_ms,
                 )
@@ -87,10 +102,16 @@ class BarRecall:
         return self.found
 
     async def _recall_exchange(
-        self, exchange: str, last_ms: int, instruments: Sequence[str], newest_ms: Mapping[str, int]
+        self, exchange: str, last: Position, instruments: Sequence[str], newest_ms: Mapping[str, int]
     ) -> None:
+        last_ms = last[0]
         try:
-            window_ms, records = await self._window(exchange, last_ms)
+            newest_minutes = await self._newest_minutes(instruments)
+            # No live bar can begin after the last record: these were fetched.
+            fetched = {key for key, start_ms in newest_minutes.items() if start_ms > last_ms}
+            await self._refill(exchange, {key: newest_minutes[key] for key in fetched})
+            instruments = [key for key in instruments if key not in fetched]
+            window_ms, records = await self._window(exchange, last)
             records += await self._waiting(exchange, window_ms, records)
             whole_from_ms = -(-(window_ms + _AHEAD_MS) // MINUTE_MS) * MINUTE_MS
             open_ms = (last_ms - _LAST_SAID_MS) // MINUTE_MS * MINUTE_MS
@@ -98,19 +119,21 @@ class BarRecall:
                 fresh = [key for key in instruments if newest_ms.get(key, 0) >= open_ms]
                 await self._from_series(exchange, fresh, open_ms, whole_from_ms)
             from_ms = min(whole_from_ms, open_ms)
-            await self._recall_longer(exchange, instruments, from_ms)
+            await self._recall_longer(exchange, instruments, from_ms, newest_minutes)
         except RedisError as error:
             raise storage_error(error) from error
         except OSError as error:
             raise StorageError(f"Redis cannot be reached: {error}") from error
         for record in records:
-            self._take(record, whole_from_ms)
+            if record.symbol not in fetched or (isinstance(record, ControlRecord) and record.type == "gap"):
+                self._take(record, whole_from_ms)
 
     # ---- the last minutes -------------------------------------------------------------------------
 
-    async def _window(self, exchange: str, last_ms: int) -> tuple[int, list[Record]]:
+    async def _window(self, exchange: str, last: Position) -> tuple[int, list[Record]]:
         """Return the end of a stream, and from when on (of acceptance) it is whole."""
         key = tick_stream(exchange)
+        last_ms, upto = last[0], f"{last[0]}-{last[1]}"
         window_ms = last_ms - LOOK_BACK_MS
         oldest: Any = await self._client.xrange(key, "-", "+", 1)
         if not oldest:
@@ -119,10 +142,12 @@ class BarRecall:
         oldest_ms = parse_position(oldest[0][0])[0]
         if oldest_ms > window_ms and facts.get("entries-added") != facts["length"]:
             window_ms = oldest_ms
+        if self._spool is None or exchange not in self._spool.positions():
+            window_ms = max(window_ms, last_ms - await self._readable_ms(key, upto))
         records: list[Record] = []
         after = f"{window_ms}-0"
         while True:
-            page: Any = await self._client.xrange(key, after, "+", _PAGE)
+            page: Any = await self._client.xrange(key, after, upto, _PAGE)
             for entry_id, fields in page:
                 record = record_of(exchange, parse_position(entry_id), fields)
                 if record is not None:
@@ -130,6 +155,14 @@ class BarRecall:
             if len(page) < _PAGE:
                 return window_ms, records
             after = f"({page[-1][0]}"
+
+    async def _readable_ms(self, key: str, upto: str) -> int:
+        """Return how far back so many entries reach as may be read, going by the newest of them."""
+        newest: Any = await self._client.xrevrange(key, upto, "-", _PAGE)
+        if len(newest) < _PAGE:
+            return LOOK_BACK_MS
+        took_ms = parse_position(newest[0][0])[0] - parse_position(newest[-1][0])[0]
+        return took_ms * self._most // _PAGE
 
     async def _waiting(self, exchange: str, window_ms: int, stored: Sequence[Record]) -> list[Record]:
         """Return what waits on disk for the stream and is not in it."""
@@ -185,7 +218,17 @@ class BarRecall:
 
     # ---- what longer bars hold from before ----------------------------------------------------------
 
-    async def _recall_longer(self, exchange: str, instruments: Sequence[str], before_ms: int) -> None:
+    async def _refill(self, exchange: str, newest_minutes: Mapping[str, int]) -> None:
+        """Begin the longer bars of what was fetched with the stored minutes of the newest day."""
+        for key, newest_ms in newest_minutes.items():
+            day = self._grid.span_of(exchange, "1d", newest_ms)
+            if day is not None:
+                stored = await read_bars(self._client, key, exchange, "1m", day.start_ms, day.end_ms - 1)
+                self._builder.refill(key, stored)
+
+    async def _recall_longer(
+        self, exchange: str, instruments: Sequence[str], before_ms: int, newest_minutes: Mapping[str, int]
+    ) -> None:
         spans = [self._grid.span_of(exchange, interval, before_ms) for interval in LONGER]
         open_spans = [span for span in spans if span is not None and span.start_ms < before_ms < span.end_ms]
         if not open_spans:
@@ -194,7 +237,7 @@ class BarRecall:
         hour = self._grid.span_of(exchange, "1h", before_ms)
         hour_ms = day_ms if hour is None else max(day_ms, min(hour.start_ms, before_ms))
         waiting = await self._waiting_minutes(exchange, day_ms, before_ms)
-        active = await self._with_minutes_since(instruments, day_ms)
+        active = [key for key in instruments if newest_minutes.get(key, -1) >= day_ms]
         for key, minutes in waiting.items():
             stored = await read_bars(self._client, key, exchange, "1m", day_ms, before_ms - 1)
             self._recall_of({bar.start_ms: bar for bar in stored} | minutes, before_ms)
@@ -248,19 +291,19 @@ class BarRecall:
                 found.setdefault(bar.instrument, {})[bar.start_ms] = bar
         return found
 
-    async def _with_minutes_since(self, instruments: Iterable[str], from_ms: int) -> list[str]:
-        keys = list(instruments)
-        found: list[str] = []
-        for first in range(0, len(keys), _CHUNK):
-            chunk = keys[first : first + _CHUNK]
+    async def _newest_minutes(self, instruments: Sequence[str]) -> dict[str, int]:
+        """Return the start of the newest stored minute of those instruments that have any."""
+        found: dict[str, int] = {}
+        for first in range(0, len(instruments), _CHUNK):
+            chunk = instruments[first : first + _CHUNK]
             pipeline: Any = self._client.pipeline(transaction=False)
             for key in chunk:
                 pipeline.execute_command("TS.GET", bar_series(key, "1m", "close"))
             for key, reply in zip(chunk, await pipeline.execute(raise_on_error=False), strict=True):
                 if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
                     raise reply
-                if not isinstance(reply, Exception) and reply and int(reply[0]) >= from_ms:
-                    found.append(key)
+                if not isinstance(reply, Exception) and reply:
+                    found[key] = int(reply[0])
         return found
 
 
