@@ -85,6 +85,16 @@ class Settings(BaseSettings):
     option_year_days: float = Field(
         365, ge=200, le=366, description="Days that make a year for greeks: 365 calendar days by default."
     )
+    news_every_s: int = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="Seconds between two requests for one instrument's news (of Yahoo); 0 asks for none.",
+    )
+    news_topics: str = Field(
+        "^GSPC,^NSEI",
+        description="What news are always asked for: comma-separated Yahoo symbols or words; may be empty.",
+    )
     api_host: str = Field("127.0.0.1", description="Address the HTTP and WebSocket server listens on.")
     api_port: int = Field(
         8080, ge=0, le=65535, description="Its port; 0 takes any free port and writes it to runtime.json."
@@ -336,6 +346,10 @@ class Settings(BaseSettings):
     def option_order(self) -> tuple[str, ...]:
         """Return who is asked for option chains, first choice first."""
         return tuple(code.upper() for code in _split(self.option_providers))
+
+    def topics(self) -> tuple[str, ...]:
+        """Return what news are always asked for."""
+        return tuple(_split(self.news_topics))
 
     def allowed_origins(self) -> tuple[str, ...]:
         """Return the configured browser origins."""

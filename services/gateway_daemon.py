@@ -29,6 +29,7 @@ from services.diagnosis import Diagnosis, Sources
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
 from services.gateway.limits import limits_for
+from services.gateway.news_api import NewsSource
 from services.gateway.recovery import RecoveryLimits
 from services.gateway.server import Gateway, GatewayConfig
 from services.history.past import Past, PastConfig
@@ -55,6 +56,7 @@ from services.storage.credentials import replace_credentials
 from services.storage.ingest_reports import ReportBook
 from services.storage.keys import EPOCH, INTEREST
 from services.storage.lookup import stored_newest
+from services.storage.news_stream import NewsBoard
 from services.storage.stream_follower import StreamFollower
 from services.storage.stream_history import StreamHistory
 
@@ -120,6 +122,7 @@ class GatewayDaemon:
         self._grid = BarGrid(calendar)
         # Builds what forms, for the chart channel; finished bars come from the streams like every record.
         self._bars = BarSink(lambda: BarBuilder(self._grid, follow=True), self.clock, lambda _record: None)
+        self._news = NewsBoard(config.redis_url)
         limits = limits_for(config.api_max_clients)
         self._gateway = Gateway(
             self,
@@ -134,6 +137,8 @@ class GatewayDaemon:
             ),
             StreamHistory(config.redis_url),
             self._bars,
+            # News are fetched by the ingest daemon, and read from their stream here.
+            news=NewsSource(self._news, self.is_known, lambda _instrument: None),
         )
         self._reader = make_client(config.redis_url, name="marketd:reader")
         self._looker = make_client(config.redis_url, name="marketd:looker")
@@ -222,6 +227,7 @@ class GatewayDaemon:
         await until_hurried(self._gateway.stop(), self._hurry)
         pending = await self.supervisor.stop()
         await self._past.close()
+        await self._news.close()
         await self._reader.aclose()
         await self._looker.aclose()
         await self._catalogue.close()

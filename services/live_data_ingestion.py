@@ -170,6 +170,8 @@ class LiveDataIngestion:
         await until_hurried(self.gateway.stop(), self._hurry)
         await until_hurried(self.options.manager.close(), self._hurry)
         await until_hurried(self.options.interest.close(), self._hurry)
+        await self.supervisor.end("news")
+        await until_hurried(self._it.news.close(), self._hurry)
         if not self.supervisor.failure:
             await self.routing.first_connects.stopped()
         await until_hurried(self.past.close(), self._hurry)
@@ -257,6 +259,7 @@ class LiveDataIngestion:
         self.past.load(snapshot)
         self._it.known.load(snapshot)
         self.options.underlyings.load(snapshot.mappings)
+        self._it.news.load(snapshot)
 
     # ---- what others ask ------------------------------------------------------------------------
 

@@ -91,6 +91,11 @@ class DynamicSubscriptions:
         self.changes = 0
         """How often the upstream subscriptions were changed."""
 
+    @property
+    def leased(self) -> frozenset[str]:
+        """The members of `md:interest` as they were last seen."""
+        return frozenset(self._leased)
+
     def changed(self) -> None:
         """Look soon: a client began or ceased to watch something."""
         self._wake.set()

@@ -1,7 +1,8 @@
 """Dhan's option chains, simulated: `/v2/optionchain` and `/v2/optionchain/expirylist`.
 
-Stands beside the quotes of `dhan_rest` and shares their account. One unique request (underlying and
-expiry) in three seconds, as documented; the second one is refused in the style of the data API.
+Stands beside the charts of `dhan_charts` and shares their account and its limit of data requests. One unique
+request (underlying and expiry) in three seconds, as documented; the second one is refused in the style of
+the data API.
 Source: DhanHQ v2 option chain documentation, annexure of errors.
 """
 
@@ -109,6 +110,8 @@ class DhanOptionChains:
                 },
                 status=401,
             )
+        if simulator.charts.limit.refusal() is not None:
+            return None, self._too_many()
         if not simulator.data_plan_active:
             return None, self._refuse("806", "Data APIs not subscribed")
         try:
@@ -118,16 +121,19 @@ class DhanOptionChains:
         key = (request.path, wanted.UnderlyingScrip, wanted.UnderlyingSeg, wanted.Expiry)
         now_s = time.monotonic()
         if now_s - self._last_s.get(key, -1e9) < self.seconds_per_request:
-            simulator.fault_counts["rate_limited"] += 1
-            return None, self._refuse(
-                "805", "Too many requests. Further requests may result in the user being blocked."
-            )
+            return None, self._too_many()
         self._last_s[key] = now_s
         return wanted, None
 
     def _underlying(self, wanted: _Wanted) -> Instrument | None:
         listing = self._simulator.listing(f"{wanted.UnderlyingSeg}:{wanted.UnderlyingScrip}")
         return None if listing is None else listing.instrument
+
+    def _too_many(self) -> web.Response:
+        self._simulator.fault_counts["rate_limited"] += 1
+        return self._refuse(
+            "805", "Too many requests. Further requests may result in the user being blocked."
+        )
 
     def _refuse(self, code: str, message: str) -> web.Response:
         self.refused[code] += 1

@@ -25,6 +25,7 @@ from simulators.inject import for_each
 from simulators.market import Kind, Tick
 from simulators.stream import Encoded, Listing, StreamSimulator
 from simulators.universe import PriceRow, made_up_spec, yahoo_rows
+from simulators.yahoo_news import YahooNewsroom
 from simulators.yahoo_option_chains import YahooOptionChains
 from simulators.yahoo_rest import YahooCharts
 
@@ -69,6 +70,7 @@ class YahooSimulator(StreamSimulator):
         self.canonical_ids = canonical_ids
         self.charts = YahooCharts(self)
         self.option_chains = YahooOptionChains(self)
+        self.news = YahooNewsroom(self)
         self._rows = {**yahoo_rows(), **(instruments or {})}
         self._version_of: dict[int, str] = {}
         self._slots_of: dict[int, dict[str, None]] = {}
@@ -92,6 +94,7 @@ class YahooSimulator(StreamSimulator):
         app.router.add_get("/", self._stream)
         self.charts.add_routes(app)
         self.option_chains.add_routes(app)
+        self.news.add_routes(app)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         version = "2" if request.query.get("version") == "2" else "1"

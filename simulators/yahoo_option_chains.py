@@ -1,6 +1,6 @@
 """Yahoo's option chains, simulated: `/v7/finance/options/{symbol}`, refused without cookie and crumb.
 
-Stands beside the stream on the same port and shows the same market.
+Stands beside the charts on the same port, shares their limit and shows the same market.
 Source: the answers that yfinance 1.7.0 reads.
 """
 
@@ -15,7 +15,6 @@ from aiohttp import web
 from simulators import option_market
 from simulators.market import Instrument, Kind
 from simulators.option_market import NEW_YORK, OptionLeg
-from simulators.rest_limits import RequestLimit
 from simulators.yahoo_rest import CRUMB
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ class YahooOptionChains:
 
     def __init__(self, simulator: YahooSimulator) -> None:
         self._simulator = simulator
-        self.limit = RequestLimit(5.0)
         self.crumb_ended = False
         self.answered: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -42,7 +40,7 @@ class YahooOptionChains:
     async def _options(self, request: web.Request) -> web.Response:
         simulator = self._simulator
         simulator.note("http", f"GET {request.path_qs}")
-        if self.limit.refusal() is not None:
+        if simulator.charts.limit.refusal() is not None:
             simulator.fault_counts["rate_limited"] += 1
             self.refused["429"] += 1
             return web.Response(status=429, text="Too Many Requests\r\n")

@@ -36,6 +36,7 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     the same Redis; without `serves_clients` it answers health and status, and sends clients to gateways.
     `option_order` are the sources of option chains, `option_rates` interest in percent a
     year by currency, `option_year_days` the day count of greeks.
+    `news_every_s` is how often the news of an instrument, or of one of `news_topics`, are fetched; 0: never.
     """
 
     database_url: str
@@ -66,6 +67,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     option_order: tuple[str, ...] = DEFAULT_ORDER
     option_rates: Mapping[str, float] = {}
     option_year_days: float = 365.0
+    news_every_s: float = 0.0
+    news_topics: tuple[str, ...] = ()
     api_max_clients: int = 2_000
     memory_limit_bytes: int = 0
     exchanges: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ def make_gateway(config: IngestionConfig, stages: Stages, view: DaemonView, rout
         stages.bars,
         routes=routes,
         options=stages.options.desk,
+        news=stages.news.source,
     )
 
 

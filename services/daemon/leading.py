@@ -33,6 +33,7 @@ LEADING_TASKS = (
     "silence",
     "quality",
     "past",
+    "news",
     "reports",
 )
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
@@ -117,6 +118,8 @@ class Leading:
         keep("streams", it.streams.run, core=False)
         await it.past.lead(it.state.epoch)
         keep("past", it.past.run, core=False)
+        if it.news.wanted_at_all:
+            keep("news", it.news.desk.run, core=False)
         keep("mappings", lambda: it.mappings.run(self._apply_mappings))
         if it.routing.credentials is not None:
             keep("credentials", it.routing.credentials.run, core=False)

@@ -16,6 +16,7 @@ from services.options.manager import OptionsManager
 from services.options.source import DERIVATIVES_OF, Underlying
 from services.options.sources import option_sources
 from services.options.underlyings import Underlyings
+from services.rest.quota import Quota
 from services.storage.option_interest import OptionInterestStore
 
 
@@ -28,6 +29,7 @@ class Options:
         clock: Clock,
         *,
         settings: Callable[[], Mapping[str, str]],
+        quotas: Mapping[str, Quota],
         may_write: Callable[[], bool],
     ) -> None:
         self._config = config
@@ -36,7 +38,7 @@ class Options:
         self.interest = OptionInterestStore(config.redis_url, retention_ms=config.tick_retention_ms)
         self.manager = OptionsManager(
             clock,
-            option_sources(settings, clock, config.option_order),
+            option_sources(settings, clock, config.option_order, quotas),
             resolve=self.underlyings.find,
             conventions=self._conventions,
             on_chain=self._note_chain,

@@ -14,6 +14,7 @@ from services.catalogue.watch import MappingWatch
 from services.daemon.config import IngestionConfig
 from services.daemon.flow import Flow
 from services.daemon.instruments import KnownInstruments
+from services.daemon.news import News
 from services.daemon.options import Options
 from services.daemon.routing import Routing
 from services.daemon.state import DaemonState
@@ -66,6 +67,7 @@ class Stages:
     sinks: tuple[Sink, ...]
     past: Past
     options: Options
+    news: News
     streams: StreamKeeper
     probe: HealthProbe
     ledger: LedgerAudit
@@ -112,6 +114,11 @@ def make_stages(
     )
     past = _make_past(config, clock, calendar, settings, flow, bars, known, loop_lag)
     past.ledger.flowing = lambda instrument: state.running and routing.providers.delivers(instrument)
+    subscriptions = (
+        _make_subscriptions(config, clock, routing, broadcast, known)
+        if config.dynamic_subscriptions
+        else None
+    )
     return Stages(
         demo=config.demo,
         clock=clock,
@@ -128,7 +135,18 @@ def make_stages(
         bars=bars,
         sinks=sinks,
         past=past,
-        options=Options(config, clock, settings=settings, may_write=storage.leadership.may_write),
+        options=Options(
+            config, clock, settings=settings, quotas=past.quotas, may_write=storage.leadership.may_write
+        ),
+        news=News(
+            config,
+            clock,
+            settings=settings,
+            quotas=past.quotas,
+            broadcast=broadcast,
+            subscriptions=subscriptions,
+            is_known=known.__contains__,
+        ),
         streams=StreamKeeper(
             config.redis_url,
             clock=clock,
@@ -141,9 +159,7 @@ def make_stages(
         vitals=_make_vitals(config, relieve),
         loop_lag=loop_lag,
         broadcast=broadcast,
-        subscriptions=_make_subscriptions(config, clock, routing, broadcast, known)
-        if config.dynamic_subscriptions
-        else None,
+        subscriptions=subscriptions,
     )
 
 

@@ -131,6 +131,7 @@ class DaemonView:
             "silence": it.routing.judge.alarms(),
             "quality": it.routing.quality_status(),
             "options": it.options.manager.status(),
+            "news": it.news.desk.status(),
             "ledger": it.routing.providers.ledger(),
             "accounts": it.ledger.status(),
             "backfill": it.past.status(),

@@ -171,6 +171,98 @@ _ROUTE = _object(
     candidates={"type": "array", "items": {"type": "object"}},
     events={"type": "array", "items": {"type": "object"}, "description": "oldest first"},
 )
+_REFUSALS = {
+    **_list(_object(["provider", "reason", "message"], provider=_TEXT, reason=_TEXT, message=_TEXT)),
+    "description": "who was asked before and did not answer, in the order they were asked",
+}
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+_COUNT_OR_NULL = {"type": ["integer", "null"]}
+_EXPIRY = {**_COUNT, "description": "when the contracts end, UTC epoch seconds"}
+_EXPIRIES = _object(
+    ["underlying", "source", "expiries", "dates", "refusals"],
+    underlying=_KEY,
+    source={**_TEXT, "description": "code of the provider that answered"},
+    expiries={**_list(_EXPIRY), "description": "ascending"},
+    dates=_list({**_TEXT, "format": "date"}),
+    refusals=_REFUSALS,
+)
+_LEG = _object(
+    ["f", "bid", "ask", "bid_size", "ask_size", "age_ms", "greeks_by"],
+    f={
+        "type": "array",
+        "description": "symbol, strike, call or put, spot, last price, volume, open interest, its change, "
+        "expiry (UTC epoch seconds), delta, gamma, theta (a day), vega (a percentage point), implied "
+        "volatility (percent); null where unknown",
+        "prefixItems": [
+            *(_TEXT, _TEXT, {"enum": ["call", "put"]}, _NUMBER_OR_NULL, _NUMBER_OR_NULL),
+            *(_COUNT_OR_NULL, _COUNT_OR_NULL, _COUNT_OR_NULL, _EXPIRY, *[_NUMBER_OR_NULL] * 5),
+        ],
+        "minItems": 14,
+        "maxItems": 14,
+    },
+    bid=_NUMBER_OR_NULL,
+    ask=_NUMBER_OR_NULL,
+    bid_size=_COUNT_OR_NULL,
+    ask_size=_COUNT_OR_NULL,
+    age_ms=_COUNT,
+    greeks_by={"enum": ["vendor", "computed", None]},
+)
+_CHAIN = _object(
+    ["timestamp", "underlying_price", "symbols", "underlying", "source", "expiry", "age_ms", "refusals"],
+    timestamp=_MS,
+    underlying_price=_NUMBER_OR_NULL,
+    symbols={**_list(_LEG), "description": "by strike, calls before puts"},
+    underlying=_KEY,
+    source=_TEXT,
+    expiry=_EXPIRY,
+    age_ms=_COUNT,
+    forward={**_NUMBER_OR_NULL, "description": "what the greeks rest on"},
+    forward_by={"enum": ["parity", "carry", None]},
+    atm_strike={"type": ["string", "null"]},
+    style={"enum": ["european", "american"]},
+    completeness={**_NUMBER, "description": "share of the legs that are there, 0 to 1"},
+    missing={"type": "array", "items": {"type": "array", "prefixItems": [_TEXT, _TEXT]}},
+    pcr={**_NUMBER_OR_NULL, "description": "open puts per open call"},
+    pcr_volume=_NUMBER_OR_NULL,
+    max_pain={"type": ["string", "null"]},
+    refusals=_REFUSALS,
+)
+_OI = _object(
+    ["underlying", "expiry", "timestamp", "strikes", "total_call_oi", "total_put_oi", "pcr"],
+    underlying=_KEY,
+    expiry=_EXPIRY,
+    timestamp=_MS_OR_NULL,
+    strikes=_list(
+        _object(["strike", "call_oi", "put_oi"], strike=_TEXT, call_oi=_COUNT_OR_NULL, put_oi=_COUNT_OR_NULL)
+    ),
+    total_call_oi=_COUNT,
+    total_put_oi=_COUNT,
+    pcr=_NUMBER_OR_NULL,
+    max_pain={"type": ["string", "null"]},
+    source=_TEXT,
+)
+_NEWS = _object(
+    ["instrument", "news"],
+    instrument={"type": ["string", "null"]},
+    fetched_ms={
+        **_MS_OR_NULL,
+        "description": "when its news were last fetched; null: not yet, or not here",
+    },
+    news=_list(
+        _object(
+            ["id", "ts_ms", "received_ms", "headline", "publisher", "url", "instruments", "symbols", "src"],
+            id=_TEXT,
+            ts_ms={**_MS, "description": "when it was published, UTC epoch milliseconds"},
+            received_ms=_MS,
+            headline=_TEXT,
+            publisher=_TEXT,
+            url={"type": ["string", "null"]},
+            instruments=_list(_KEY),
+            symbols={**_list(_TEXT), "description": "the provider's symbols that are mapped to nothing"},
+            src=_TEXT,
+        )
+    ),
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -221,6 +313,12 @@ def _query(name: str, description: str, schema: dict[str, Any], *, required: boo
 
 def _path(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "path", "description": description, "schema": schema, "required": True}
+
+
+_UNDERLYING = _path(
+    "underlying", "an instrument key or its symbol", {**_TEXT, "examples": ["NIFTY", "NASDAQ:AAPL"]}
+)
+_EXPIRY_WORDS = "UTC epoch seconds, or a date such as 2026-12-29"
 
 
 def openapi_document() -> dict[str, Any]:
@@ -351,6 +449,41 @@ def openapi_document() -> dict[str, Any]:
                     "security": [{}, {"bearer": []}],
                 }
             },
+            "/api/options/{underlying}/expiries": _operation(
+                "optionExpiries",
+                "When the options on an underlying end",
+                json_of("expiries; 404 when there are none, 503 with every source's reason", _EXPIRIES),
+                parameters=[_UNDERLYING],
+            ),
+            "/api/options/{underlying}/chain": _operation(
+                "optionChain",
+                "All options of one expiry, with greeks",
+                json_of("a chain; 404 for no such expiry, 503 with every source's reason", _CHAIN),
+                parameters=[_UNDERLYING, _query("expiry", f"{_EXPIRY_WORDS}; the next one if absent", _TEXT)],
+            ),
+            "/api/options/{underlying}/oi": _operation(
+                "optionInterest",
+                "Open interest by strike, now or as it was",
+                json_of("by strike; 404 when nothing was stored by then", _OI),
+                parameters=[
+                    _UNDERLYING,
+                    _query("expiry", f"{_EXPIRY_WORDS}; the next one if absent, needed with time", _TEXT),
+                    _query("time", "UTC epoch seconds; now if absent", {"type": "integer"}),
+                ],
+            ),
+            "/api/news": _operation(
+                "news",
+                "News, the last published first",
+                json_of("articles; asking counts as interest in the instrument", _NEWS),
+                parameters=[
+                    _query("instrument", "only about this one", {**_TEXT, "examples": ["NASDAQ:AAPL"]}),
+                    _query(
+                        "limit",
+                        "at most so many",
+                        {"type": "integer", "minimum": 1, "maximum": 500, "default": 50},
+                    ),
+                ],
+            ),
             "/api/routes": _operation(
                 "routes",
                 "Every provider, what it can do and serves, and the state of routing",

@@ -100,7 +100,8 @@ class OptionsApi:
             # Asked before whether it exists: the answer must not tell.
             raise HttpError(403, "forbidden", "this token is not for this instrument")
         if underlying is None:
-            raise HttpError(404, "unknown_instrument", f"{text[:60]!r} is not mapped")
+            told = f"{text[:60]!r} is mapped to no equity, ETF or index, which options are written on"
+            raise HttpError(404, "unknown_instrument", told)
         return underlying, self._desk
 
     @staticmethod

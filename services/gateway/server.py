@@ -33,6 +33,7 @@ from services.gateway.history_api import PastApi
 from services.gateway.http_api import HttpApi
 from services.gateway.limits import ClientLimits, is_loopback
 from services.gateway.metrics import MetricsPage
+from services.gateway.news_api import NewsApi, NewsSource
 from services.gateway.options_api import OptionDesk, OptionsApi
 from services.gateway.origin import OriginPolicy
 from services.gateway.outbox import SharedFrames
@@ -93,6 +94,7 @@ class Gateway:
         bars: BarSource | None = None,
         routes: RoutesBackend | None = None,
         options: OptionDesk | None = None,
+        news: NewsSource | None = None,
     ) -> None:
         self.config = config
         self._routes = routes
@@ -100,6 +102,7 @@ class Gateway:
         self._broadcast = broadcast
         self._limits = config.limits
         self._options = OptionsApi(broadcast.clock, options)
+        self._news = NewsApi(news)
         try:
             authenticator = Authenticator(config.tokens)
         except ValueError as error:
@@ -154,6 +157,7 @@ class Gateway:
         PastApi(self._backend, self._directory).add_routes(app.router)
         RoutesApi(self._routes).add_routes(app.router)
         self._options.add_routes(app.router)
+        self._news.add_routes(app.router)
         if config.serves_clients:
             app.router.add_get("/ws", self._sockets.handle)
             app.router.add_get("/api/stream", self._event_streams.handle, allow_head=False)

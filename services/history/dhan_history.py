@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import aiohttp
 
 from services.errors import CredentialsMissing, ProviderUnavailable
-from services.history.quota import QuotaLimits
 from services.history.source import DAY_MS, HistorySource, Offer
 from services.market_data.bars import INTERVAL_MS, Interval
 from services.market_data.calendar import trading_day
 from services.market_data.instruments import AssetClass, InstrumentMapping
 from services.on_demand_provider import Candle
+from services.rest import vendor_limits
+from services.rest.quota import QuotaLimits
 from services.wire import dhan_charts
 
 DEFAULT_REST_URL = "https://api.dhan.co/v2"
@@ -45,11 +46,7 @@ class DhanHistory(HistorySource):
         },
         "1d": Offer(window_ms=10 * 365 * DAY_MS),
     }
-    limits: ClassVar[QuotaLimits] = QuotaLimits(
-        per_second=dhan_charts.DATA_REQUESTS_PER_S,
-        per_day=dhan_charts.DATA_REQUESTS_PER_DAY,
-        day_offset_s=19_800,
-    )
+    limits: ClassVar[QuotaLimits] = vendor_limits.DHAN
     _http: aiohttp.ClientSession | None = None
 
     def offer(self, mapping: InstrumentMapping, interval: str) -> Offer | None:

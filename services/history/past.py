@@ -23,7 +23,6 @@ from services.history.coverage_ledger import FILE, CoverageLedger
 from services.history.coverage_store import CoverageStore
 from services.history.dhan_history import DhanHistory
 from services.history.filler import Filler
-from services.history.quota import Quota
 from services.history.service import Forming, HistoryService
 from services.history.source import HistorySource
 from services.history.yahoo_history import YahooHistory
@@ -37,6 +36,7 @@ from services.market_data.records import ControlRecord
 from services.market_data.trading_time import TradingTime
 from services.pipeline.giving_way import GivingWay
 from services.pipeline.supervisor import end_together
+from services.rest.quota import Quota
 from services.storage.client import make_client
 from services.storage.retention import Retention
 
@@ -129,6 +129,11 @@ class Past:
         )
         self.leading = False
         self.service.may_fill = lambda: self.leading
+
+    @property
+    def quotas(self) -> dict[str, Quota]:
+        """The budget of every vendor's account, by code; whoever else asks the vendor takes from it too."""
+        return {code: source.quota for code, source in self.sources.items()}
 
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over the mappings: which providers an instrument has, the best first."""

@@ -13,11 +13,11 @@ from typing import ClassVar
 import msgspec
 
 from services.errors import ProviderRateLimited
-from services.history.quota import Quota, QuotaLimits
 from services.market_data.bars import INTERVAL_MS, Interval
 from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping
 from services.on_demand_provider import Candle, HistoricalDataProvider
+from services.rest.quota import Quota, QuotaLimits
 
 DAY_MS = 86_400_000
 PATIENCE_S = 30.0

@@ -9,7 +9,6 @@ import aiohttp
 
 from services.errors import ConfigurationError, TemporaryError
 
-_TIMEOUT = aiohttp.ClientTimeout(total=5, sock_connect=2)
 _LARGEST_FRAME_BYTES = 8 << 20
 
 
@@ -17,20 +16,23 @@ def _headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-async def fetch(api_url: str, path: str, token: str | None) -> Any:
-    """Return the JSON answer of `GET path`. Raises `TemporaryError` when the daemon does not answer."""
-    return await _ask("GET", api_url, path, token, None)
+async def fetch(api_url: str, path: str, token: str | None, *, within_s: float = 5.0) -> Any:
+    """Return the JSON answer of `GET path`. Raises `TemporaryError` when there is none within `within_s`."""
+    return await _ask("GET", api_url, path, token, None, within_s)
 
 
 async def send(api_url: str, path: str, token: str | None, body: dict[str, Any]) -> Any:
     """Return the JSON answer of `POST path`. Raises `TemporaryError` when the daemon does not answer."""
-    return await _ask("POST", api_url, path, token, body)
+    return await _ask("POST", api_url, path, token, body, 5.0)
 
 
-async def _ask(method: str, api_url: str, path: str, token: str | None, body: dict[str, Any] | None) -> Any:
+async def _ask(
+    method: str, api_url: str, path: str, token: str | None, body: dict[str, Any] | None, within_s: float
+) -> Any:
+    timeout = aiohttp.ClientTimeout(total=within_s, sock_connect=2)
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT, headers=_headers(token)) as session,
+            aiohttp.ClientSession(timeout=timeout, headers=_headers(token)) as session,
             session.request(method, f"{api_url}{path}", json=body) as response,
         ):
             answer = await response.json()

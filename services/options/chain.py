@@ -147,6 +147,11 @@ def quotes_of(answer: OptionChain) -> Sequence[OptionQuote]:
     return found
 
 
+def has_greeks(quote: OptionQuote) -> bool:
+    """Tell whether the vendor says all that would be computed otherwise."""
+    return None not in (quote.iv, quote.delta, quote.gamma, quote.theta, quote.vega)
+
+
 def price_of(quote: OptionQuote) -> float | None:
     """Return the price a leg's volatility may rest on, None when nothing says it.
 
@@ -196,11 +201,9 @@ def _leg(quote: OptionQuote, price: float | None, terms: Terms | None, symbol: s
 def _greeks(
     quote: OptionQuote, price: float | None, terms: Terms | None
 ) -> tuple[Greeks | None, GreeksBy | None]:
-    if quote.iv is not None and quote.delta is not None:
-        vendors = (quote.gamma, quote.theta, quote.vega)
-        if None not in vendors:
-            gamma, theta, vega = vendors
-            return Greeks(quote.iv, quote.delta, gamma, theta, vega), "vendor"  # type: ignore[arg-type]
+    if has_greeks(quote):
+        vendors = (quote.iv, quote.delta, quote.gamma, quote.theta, quote.vega)
+        return Greeks(*vendors), "vendor"  # type: ignore[arg-type]
     if terms is None:
         return None, None
     strike = float(quote.strike)

@@ -1,8 +1,8 @@
 """Dhan as a source of option chains: asks, keeps within the limits, and says what a refusal means.
 
 Source: DhanHQ v2 documentation (option chain, errors, rate limits). The account's data limit is five
-requests a second for everything; the limit of one unique request in three seconds is kept by the manager,
-which gives the same answer to all who ask meanwhile.
+requests a second for everything, past bars too: the quota is shared with them. The limit of one unique
+request in three seconds is kept by the manager, which gives the same answer to all who ask meanwhile.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from services.errors import (
 from services.market_data.clock import Clock
 from services.on_demand_provider import OpenInterest, OptionChain, OptionsDataProvider, chain_of
 from services.options.open_interest import open_interest_of
-from services.options.source import Settings, Underlying
+from services.options.source import LEFT_FOR_HISTORY, PATIENCE_S, Settings, Underlying
 from services.provider_lifecycle import CredentialGate
 from services.rest.client import RestAnswer, RestClient, common_refusal
-from services.rest.pacing import Pacer
+from services.rest.quota import Quota
 from services.wire import dhan_options as wire
 from services.wire.option_fields import INDIA, INDIAN_EXPIRY, expiry_day, expiry_moment_s
 
 CODE = "DHAN"
 DEFAULT_URL = "https://api.dhan.co/v2"
-REQUESTS_PER_S = 5.0
 _CREDENTIALS = ("DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN")
 _TOO_MANY = frozenset({"DH-904", "805"})
 _REFUSED = frozenset({"DH-901", "DH-902", "DH-903", "DH-906", "806", "807", "808", "809", "810"})
@@ -52,11 +51,11 @@ class DhanOptions(OptionsDataProvider):
     `CredentialsRejected`, `ProviderRateLimited`, `ProviderUnavailable`, `WireFormatError`.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, quota: Quota) -> None:
         self._settings = settings
         self._clock = clock
         self._client = RestClient("Dhan", clock)
-        self._pacer = Pacer("Dhan", clock, per_s=REQUESTS_PER_S)
+        self._quota = quota
         self._gate = CredentialGate(settings, code=CODE, credential_names=_CREDENTIALS)
 
     async def get_option_chain(self, symbol: str, expiry: int) -> OptionChain:
@@ -91,7 +90,7 @@ class DhanOptions(OptionsDataProvider):
         expires_ms = credential_expiry_ms(token)
         if expires_ms is not None and expires_ms <= self._clock.now_ms():
             raise CredentialsMissing("Dhan's access token has expired", reason="token_expired")
-        await self._pacer.turn()
+        await self._quota.take(PATIENCE_S, leave=LEFT_FOR_HISTORY)
         fingerprint = self._gate.fingerprint()
         base = settings.get("DHAN_REST_URL") or DEFAULT_URL
         headers = {"access-token": token, "client-id": settings["DHAN_CLIENT_ID"]}
@@ -101,7 +100,7 @@ class DhanOptions(OptionsDataProvider):
             if isinstance(refusal, CredentialsRejected):
                 self._gate.condemn(fingerprint, refusal)
             elif isinstance(refusal, ProviderRateLimited):
-                self._pacer.pause(refusal.retry_after_s or wire.SECONDS_PER_REQUEST)
+                self._quota.pause(refusal.retry_after_s or wire.SECONDS_PER_REQUEST, str(refusal))
             raise refusal
         return answer
 

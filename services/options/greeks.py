@@ -111,6 +111,11 @@ def _of_the_payoff(side: OptionSide, strike: float, terms: Terms) -> Greeks:
     return Greeks(None, sign if in_the_money else 0.0, 0.0, 0.0, 0.0)
 
 
+def load() -> None:
+    """Load QuantLib now: in a thread, before the first chain that needs it, ticks hardly wait for it."""
+    _quantlib()
+
+
 @lru_cache(maxsize=1)
 def _quantlib() -> ModuleType:
     import QuantLib

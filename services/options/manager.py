@@ -20,7 +20,8 @@ import structlog
 from services.errors import ProviderUnavailable
 from services.market_data.clock import Clock
 from services.on_demand_provider import OptionChain, OptionQuote
-from services.options.chain import Chain, Conventions, assemble
+from services.options import greeks
+from services.options.chain import Chain, Conventions, assemble, has_greeks, quotes_of
 from services.options.source import DERIVATIVES_OF, OptionSource, Underlying
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
 from services.wire.option_fields import expiry_day
@@ -93,6 +94,7 @@ class OptionsManager:
         self._on_chain = on_chain
         self._chains: dict[tuple[str, date], _Kept] = {}
         self._expiries: dict[str, _Kept] = {}
+        self._can_compute = False
         self._refused: dict[str, Refusal] = {}
         self.asked: dict[str, int] = {}
         """Requests made of each source."""
@@ -214,6 +216,9 @@ class OptionsManager:
 
         (answer, source), code, refusals = await first_that_answers(self._candidates(underlying), call)
         self._note(underlying, code, refusals)
+        if not self._can_compute and not all(has_greeks(quote) for quote in quotes_of(answer)):
+            await asyncio.to_thread(greeks.load)
+            self._can_compute = True
         chain = assemble(
             answer,
             underlying=underlying.key,

@@ -17,9 +17,10 @@ from services.market_data.clock import Clock
 from services.market_data.instruments import AssetClass
 from services.on_demand_provider import OpenInterest, OptionChain, OptionsDataProvider, chain_of
 from services.options.open_interest import open_interest_of
-from services.options.source import Settings, Underlying
+from services.options.source import PATIENCE_S, Settings, Underlying
+from services.rest.breaker import Breaker
 from services.rest.client import RestAnswer, RestClient, common_refusal
-from services.rest.pacing import Breaker, Pacer
+from services.rest.quota import Quota
 from services.wire import nse_options as wire
 from services.wire.option_fields import INDIA, INDIAN_EXPIRY, expiry_day, expiry_moment_s
 
@@ -45,12 +46,12 @@ def symbol_of(underlying: Underlying) -> str | None:
 class NseOptions(OptionsDataProvider):
     """Option chains of NSE from its website. Symbols are NSE's, indices marked as in `INDEX:NIFTY`."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, quota: Quota) -> None:
         self._settings = settings
         self._client = RestClient(
             "NSE", clock, headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "gzip, deflate"}
         )
-        self._pacer = Pacer("NSE", clock, per_s=0.5, burst=2)
+        self._quota = quota
         self._breaker = Breaker("NSE", clock)
         self._one_at_a_time = asyncio.Lock()
         self._warm = False
@@ -107,10 +108,10 @@ class NseOptions(OptionsDataProvider):
         if not self._warm:
             self._client.forget_cookies()
             for page in wire.WARM_UP_PATHS:
-                await self._pacer.turn()
+                await self._quota.take(PATIENCE_S)
                 self._judge(await self._client.get(base + page, headers=_PAGE_HEADERS))
             self._warm = True
-        await self._pacer.turn()
+        await self._quota.take(PATIENCE_S)
         headers = {**_API_HEADERS, "Referer": f"{base}/option-chain"}
         answer = await self._client.get(base + path, query=query, headers=headers)
         self._judge(answer)
@@ -120,7 +121,7 @@ class NseOptions(OptionsDataProvider):
         common = common_refusal("NSE", answer)
         if common is not None:
             if common.retry_after_s:
-                self._pacer.pause(common.retry_after_s)
+                self._quota.pause(common.retry_after_s, str(common))
             raise common
         if answer.status != 200:
             self._warm = False

@@ -11,6 +11,10 @@ from services.on_demand_provider import OptionsDataProvider
 from services.wire.option_fields import INDIA, NEW_YORK
 
 Settings = Callable[[], Mapping[str, str]]
+PATIENCE_S = 10.0
+"""So long a request waits for its turn; then the next source is asked."""
+LEFT_FOR_HISTORY = 0.1
+"""The part of a vendor's requests of the day that chains leave for gaps in the past."""
 
 DERIVATIVES_OF = {"NSE": "NFO", "BSE": "BFO", "MCX": "MCX"}
 """Where the contracts on instruments of an exchange are listed."""

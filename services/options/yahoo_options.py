@@ -1,8 +1,8 @@
-"""Yahoo Finance as a source of option chains of US underlyings: cookie and crumb, then one request a second.
+"""Yahoo Finance as a source of option chains of US underlyings: cookie and crumb, then a request a chain.
 
 Source: yfinance 1.7.0: a cookie from `fc.yahoo.com`, a crumb from `/v1/test/getcrumb`, both sent with
 `/v7/finance/options`; without them the answer is 401. There is no published limit; after 429 it is minutes
-until the next answer.
+until the next answer. The quota is shared with past bars.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from services.errors import ProviderUnavailable, UnexpectedAnswer
 from services.market_data.clock import Clock
 from services.on_demand_provider import OpenInterest, OptionChain, OptionsDataProvider, chain_of
 from services.options.open_interest import open_interest_of
-from services.options.source import DERIVATIVES_OF, Settings, Underlying
-from services.rest.client import RestAnswer, RestClient, common_refusal
-from services.rest.pacing import Pacer
+from services.options.source import DERIVATIVES_OF, PATIENCE_S, Settings, Underlying
+from services.rest.browser_client import BrowserClient
+from services.rest.client import RestAnswer, common_refusal
+from services.rest.quota import Quota
 from services.wire import yahoo_options as wire
 from services.wire.option_fields import AMERICAN_EXPIRY, NEW_YORK, expiry_day, expiry_moment_s
 
@@ -26,9 +27,6 @@ DEFAULT_URL = "https://query2.finance.yahoo.com"
 DEFAULT_COOKIE_URL = "https://fc.yahoo.com"
 RATE_LIMIT_WAIT_S = 120.0
 _CRUMB_PATH = "/v1/test/getcrumb"
-_HEADERS = {
-    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0"
-}
 
 
 def symbol_of(underlying: Underlying) -> str | None:
@@ -40,10 +38,10 @@ def symbol_of(underlying: Underlying) -> str | None:
 class YahooOptions(OptionsDataProvider):
     """Option chains of US underlyings. Symbols are Yahoo's, as in `AAPL` or `^SPX`."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, quota: Quota) -> None:
         self._settings = settings
-        self._client = RestClient("Yahoo", clock, headers=_HEADERS)
-        self._pacer = Pacer("Yahoo", clock, per_s=1.0, burst=3)
+        self._client = BrowserClient("Yahoo", clock)
+        self._quota = quota
         self._crumb = ""
         self._one_crumb = asyncio.Lock()
 
@@ -82,7 +80,7 @@ class YahooOptions(OptionsDataProvider):
         base = (self._settings().get("YAHOO_REST_URL") or DEFAULT_URL).rstrip("/")
         crumb = await self._fetch_crumb(base)
         query = {"crumb": crumb} | ({} if day is None else {"date": wire.expiry_query(day)})
-        await self._pacer.turn()
+        await self._quota.take(PATIENCE_S)
         return self._judge(
             await self._client.get(base + wire.options_path(quote(symbol, safe="")), query=query)
         )
@@ -93,10 +91,10 @@ class YahooOptions(OptionsDataProvider):
                 cookie_url = self._settings().get("YAHOO_COOKIE_URL") or (
                     DEFAULT_COOKIE_URL if base == DEFAULT_URL else base
                 )
-                await self._pacer.turn()
+                await self._quota.take(PATIENCE_S)
                 # Its status does not matter (404 is usual): it sets the cookie.
                 self._judge(await self._client.get(cookie_url))
-                await self._pacer.turn()
+                await self._quota.take(PATIENCE_S)
                 answer = self._judge(await self._client.get(base + _CRUMB_PATH))
                 crumb = answer.body.decode("utf-8", "replace").strip()
                 if answer.status != 200 or not crumb or "<" in crumb or len(crumb) > 64:
@@ -108,6 +106,6 @@ class YahooOptions(OptionsDataProvider):
         common = common_refusal("Yahoo", answer)
         if common is not None:
             if answer.status == 429:
-                self._pacer.pause(common.retry_after_s or RATE_LIMIT_WAIT_S)
+                self._quota.pause(common.retry_after_s or RATE_LIMIT_WAIT_S, str(common))
             raise common
         return answer

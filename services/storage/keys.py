@@ -30,6 +30,9 @@ SHARDS = "md:shards"
 STATUS = "md:status"
 """Hash: what each leading ingest daemon says of itself once a second, in JSON; field: its shard, or `*`."""
 
+NEWS = "md:news"
+"""Stream of articles, in the order they were heard of; an article that is told of again replaces itself."""
+
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")
 """The fields of a tick that are kept as series, in the order they are written."""

@@ -72,11 +72,12 @@ async def test_every_recipe_runs_as_printed(demo: Daemon, tmp_path: Path) -> Non
         outputs, ("NSE:", "NSE:", "one ", "ticks today", "price", "to go on"), strict=True
     ):
         assert proof in output, (proof, output)
-    streams, frame = tmp_path / "streams.py", tmp_path / "frame.py"
-    for script, example in zip((streams, frame), blocks(PYTHON_CLIENT, "python"), strict=True):
+    streams, callbacks, frame = (tmp_path / f"{name}.py" for name in ("streams", "callbacks", "frame"))
+    for script, example in zip((streams, callbacks, frame), blocks(PYTHON_CLIENT, "python"), strict=True):
         script.write_text(example.replace("http://127.0.0.1:8080", demo.runtime["api_url"]), encoding="utf-8")
     unbuffered = environment | {"PYTHONUNBUFFERED": "1"}
     assert "NSE:RELIANCE" in await first_lines(sys.executable, streams, environment=unbuffered)
+    assert "NSE:RELIANCE" in await first_lines(sys.executable, callbacks, environment=unbuffered)
     table = await run(sys.executable, frame, environment=environment)
     assert "close" in table, table
     assert "volume" in table, table

@@ -13,8 +13,11 @@ import pytest
 
 from services.errors import ConfigurationError
 from services.gateway.backend import Readiness
+from services.gateway.news_api import NewsSource
 from services.gateway.server import Gateway, GatewayConfig
+from services.storage.news_stream import NewsBoard
 from tests.support.gateway import GatewayRig, running_gateway
+from tests.support.options import option_desk
 
 TOKENS = {"desk": "correct-horse"}
 
@@ -225,8 +228,10 @@ async def test_the_metrics_page_shows_what_the_status_shows() -> None:
         assert "correct" not in text
 
 
-async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
-    async with running_gateway() as rig:
+async def test_the_description_names_exactly_the_addresses_that_exist(redis_url: str) -> None:
+    board = NewsBoard(redis_url)
+    news = NewsSource(board, lambda _: True, lambda _: None)
+    async with option_desk() as options, running_gateway(options=options.desk, news=news) as rig:
         _, document, _ = await get(rig, "/openapi.json")
         assert document["openapi"] == "3.1.0"
         for path, item in document["paths"].items():
@@ -235,8 +240,9 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
                 continue
             assert list(item) == (["get", "post"] if path == "/api/backfill" else ["get"])
             query = "?instruments=NSE:TCS" if path in ("/api/quotes", "/api/stream") else ""
-            async with rig.http.get(rig.url + path.replace("{instrument}", "NSE:TCS") + query) as response:
-                assert response.status == 200
+            address = path.replace("{instrument}", "NSE:TCS").replace("{underlying}", "NSE:NIFTY")
+            async with rig.http.get(rig.url + address + query) as response:
+                assert response.status == 200, path
                 assert response.content_type in item["get"]["responses"]["200"]["content"]
                 if response.content_type == "application/json":
                     schema = item["get"]["responses"]["200"]["content"]["application/json"]["schema"]
@@ -246,6 +252,7 @@ async def test_the_description_names_exactly_the_addresses_that_exist() -> None:
         assert runner is not None
         routed = {resource.canonical for resource in runner.app.router.resources()}
         assert routed == described
+    await board.close()
 
 
 async def test_an_operators_choice_is_asked_for_in_json_and_refused_with_the_reason() -> None:
@@ -300,7 +307,11 @@ def check(value: Any, schema: dict[str, Any]) -> None:
             elif isinstance(schema.get("additionalProperties"), dict):
                 check(item, schema["additionalProperties"])
     if isinstance(value, list):
-        for item in value:
+        kinds_by_place = schema.get("prefixItems", [])
+        for item, kind in zip(value, kinds_by_place, strict=False):
+            check(item, kind)
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        for item in value[len(kinds_by_place) :]:
             check(item, schema.get("items", {}))
 
 

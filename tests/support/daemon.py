@@ -52,8 +52,8 @@ async def run_script(
     return process.returncode, output.decode(), errors.decode()
 
 
-_QUIET = {"API_PORT": 0, "BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0}
-"""Nothing of the past is fetched, unless a test is about that."""
+_QUIET = {"API_PORT": 0, "BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0, "NEWS_EVERY_S": 0}
+"""Nothing of the past is fetched, and no news, unless a test is about that."""
 
 
 class Daemon:

@@ -16,6 +16,8 @@ import aiohttp
 from services.data_broadcast import DataBroadcast
 from services.errors import ConfigurationError
 from services.gateway.backend import InstrumentView, Readiness
+from services.gateway.news_api import NewsSource
+from services.gateway.options_api import OptionDesk
 from services.gateway.server import Gateway, GatewayConfig
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import SystemClock
@@ -284,12 +286,15 @@ async def running_gateway(
     redis_url: str | None = None,
     max_entries: int = 1_000_000,
     bars: BarSink | None = None,
+    options: OptionDesk | None = None,
+    news: NewsSource | None = None,
     **config: Any,
 ) -> AsyncIterator[GatewayRig]:
     """A gateway on a free loopback port, stopped (within its bound) at the end.
 
     With `redis_url` the market's records go into streams there, and clients that come back are
-    answered from them. `bars` hears the market's records and is what charts show.
+    answered from them. `bars` hears the market's records and is what charts show; `options` answers for
+    option chains, `news` for news.
     """
     backend = StubBackend(instruments)
     broadcast = DataBroadcast(SystemClock())
@@ -298,7 +303,9 @@ async def running_gateway(
     if redis_url is not None:
         history = StreamHistory(redis_url)
         stream = StreamWriter(redis_url, max_entries=max_entries, **quick())
-    gateway = Gateway(backend, broadcast, GatewayConfig(**config), history, bars, routes=backend)
+    gateway = Gateway(
+        backend, broadcast, GatewayConfig(**config), history, bars, routes=backend, options=options, news=news
+    )
     url = await gateway.start()
     serving = asyncio.create_task(gateway.run())
     writing = asyncio.create_task(stream.run()) if stream else None

@@ -1,12 +1,14 @@
 """Client of the marketd market-data daemon.
 
-`Client` is the WebSocket as an async iterator of typed records. `marketd_client.streams` reads the Redis
-streams, `marketd_client.frames` makes pandas data frames; both need `redis`, the latter `pandas`.
+`Client` is the WebSocket as an async iterator of typed records, `DataSource` hands them to callbacks, and
+news too. `marketd_client.streams` reads the Redis streams, `marketd_client.frames` makes pandas data frames;
+both need `redis`, the latter `pandas`.
 """
 
 from marketd_client.backoff import Backoff
 from marketd_client.client import Client
-from marketd_client.errors import ClientError, ConnectionRefused, SubscriptionRefused
+from marketd_client.data_source import DataSource
+from marketd_client.errors import ClientError, ConnectionRefused, NewsRefused, SubscriptionRefused
 from marketd_client.records import (
     Bar,
     Control,
@@ -19,15 +21,21 @@ from marketd_client.records import (
     Tick,
     Trimmed,
 )
+from marketd_client.updates import BarUpdate, NewsUpdate, QuoteUpdate, TradeUpdate
 
 __all__ = [
     "Backoff",
     "Bar",
+    "BarUpdate",
     "Client",
     "ClientError",
     "ConnectionRefused",
     "Control",
+    "DataSource",
     "Disconnected",
+    "NewsRefused",
+    "NewsUpdate",
+    "QuoteUpdate",
     "Record",
     "ResumePoint",
     "ServerNotice",
@@ -35,5 +43,6 @@ __all__ = [
     "Subscribed",
     "SubscriptionRefused",
     "Tick",
+    "TradeUpdate",
     "Trimmed",
 ]

@@ -3,7 +3,8 @@
 ClientError
 ├── ConnectionRefused       a close code 4500-4999, or a handshake answered with a 4xx status
 ├── SubscriptionRefused     the daemon answered a subscription with an error
-└── HistoryRefused          the daemon answered a question about the past with an error
+├── HistoryRefused          the daemon answered a question about the past with an error
+└── NewsRefused             the daemon answers no news, for instance for lack of a scope
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ class SubscriptionRefused(ClientError):
 
 class HistoryRefused(ClientError):
     """The daemon does not answer a question about the past; `status` is HTTP's, `code` the daemon's."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status = status
+        self.code = code
+
+
+class NewsRefused(ClientError):
+    """The daemon does not answer news; `status` is HTTP's, `code` the daemon's."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")

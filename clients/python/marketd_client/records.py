@@ -91,8 +91,8 @@ class Subscribed:
     """The daemon has begun to send `accepted`.
 
     `recovered` is None at the first connection. After a reconnection, or where a `resume` was given, True
-    means that everything missed follows, and False that it does not: `snapshot` then has the newest values, and
-    `reason` says why.
+    means that everything missed follows, and False that it does not: `snapshot` then has the newest
+    values, and `reason` says why.
     """
 
     accepted: tuple[str, ...]

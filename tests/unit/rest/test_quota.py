@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.errors import ProviderRateLimited
-from services.history.quota import Quota, QuotaLimits
 from services.market_data.clock import ManualClock
+from services.rest.quota import Quota, QuotaLimits
 
 
 @pytest.fixture
@@ -29,6 +29,32 @@ async def test_requests_are_spaced_evenly_and_below_the_limit(slept: list[float]
         await quota.take(10)
     spacing = 1 / (5 * 0.9)
     assert slept == pytest.approx([spacing, 2 * spacing, 3 * spacing])
+
+
+async def test_after_a_rest_a_burst_goes_at_once_and_the_rate_holds_behind_it(slept: list[float]) -> None:
+    clock = ManualClock()
+    quota = Quota("YF", QuotaLimits(per_second=1, burst=3), clock)
+    clock.advance(100)
+    for _ in range(5):
+        await quota.take(10)
+    spacing = 1 / 0.9
+    assert slept == pytest.approx([spacing, 2 * spacing])
+    # Nothing is saved up beyond the burst.
+    clock.advance(1_000)
+    slept.clear()
+    for _ in range(4):
+        await quota.take(10)
+    assert [wait_s for wait_s in slept if wait_s > 1e-9] == pytest.approx([spacing])
+
+
+async def test_who_leaves_a_part_of_the_day_is_refused_before_the_others(slept: list[float]) -> None:
+    quota = Quota("DHAN", QuotaLimits(per_second=1000, per_day=20), ManualClock())
+    for _ in range(18):
+        await quota.take(10, leave=0.1)
+    with pytest.raises(ProviderRateLimited, match="2 are left") as caught:
+        await quota.take(10, leave=0.1)
+    assert caught.value.reason == "quota_day"
+    await quota.take(10)
 
 
 async def test_who_has_no_patience_is_told_and_takes_nothing(slept: list[float]) -> None:

@@ -1,7 +1,8 @@
 """How often a provider may be asked: evenly spaced requests, a number a day, and pauses it asks for.
 
-Stands before every request of a history source. One quota per provider and process: limits count per
-account, so nothing else may ask beside it. Waits by the monotonic clock; the day is the vendor's.
+Stands before every request for a vendor's data: past bars, option chains, news. One quota per provider and
+process: limits count per account, so nothing else may ask beside it. Waits by the monotonic clock; the day
+is the vendor's.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ _SAVED_EVERY = 10
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """`per_second` requests, evenly; `per_day` in all (0: no limit) by the day `day_offset_s` east of UTC."""
+    """`per_second` requests, evenly, after a pause `burst` of them at once; `per_day` in all (0: no limit) by
+    the day `day_offset_s` east of UTC."""
 
     per_second: float
+    burst: int = 1
     per_day: int = 0
     day_offset_s: int = 0
 
@@ -62,20 +65,25 @@ class Quota:
         """How many requests may still be made today; None where there is no limit."""
         return max(0, self.limits.per_day - self.used_today) if self.limits.per_day else None
 
-    async def take(self, patience_s: float) -> None:
+    async def take(self, patience_s: float, *, leave: float = 0.0) -> None:
         """Wait for leave to make one request, at most `patience_s` seconds.
 
-        Raises `ProviderRateLimited` at once when it would take longer or nothing is left of the day.
+        `leave` is the part of the day's number that is left for others. Raises `ProviderRateLimited` at once
+        when it would take longer or nothing is left of the day.
         """
-        if self.left_today == 0:
-            self._refuse("quota_day", f"all {self.limits.per_day} requests of the day are used", None)
+        left, per_day = self.left_today, self.limits.per_day
+        if left is not None and left <= leave * per_day:
+            kept = f", {left} are left for what matters more" if left else ""
+            self._refuse("quota_day", f"its {per_day} requests of the day are used{kept}", None)
         now_s = self._clock.monotonic_s()
-        at_s = max(now_s, self._next_s, self._paused_s)
+        every_s = 1.0 / (self.limits.per_second * _MARGIN)
+        due_s = max(self._next_s, self._paused_s, now_s - (self.limits.burst - 1) * every_s)
+        at_s = max(now_s, due_s)
         if at_s - now_s > patience_s:
             reason = "quota_pause" if self._paused_s >= self._next_s else "quota_second"
             told = self._pause_reason if reason == "quota_pause" else "other requests come first"
             self._refuse(reason, told, at_s - now_s)
-        self._next_s = at_s + 1.0 / (self.limits.per_second * _MARGIN)
+        self._next_s = due_s + every_s
         self._count()
         if at_s > now_s:
             await asyncio.sleep(at_s - now_s)
@@ -84,7 +92,7 @@ class Quota:
         """Ask nothing for `wait_s` seconds: the provider said that it was too much."""
         self._paused_s = max(self._paused_s, self._clock.monotonic_s() + wait_s)
         self._pause_reason = reason
-        _log.warning("history_source_paused", provider=self.code, wait_s=wait_s, reason=reason)
+        _log.warning("provider_requests_paused", provider=self.code, wait_s=wait_s, reason=reason)
 
     @property
     def paused_s(self) -> float:
