@@ -5,6 +5,7 @@ import {
   createChart,
   createSeriesMarkers,
   HistogramSeries,
+  TickMarkType,
   type CandlestickData,
   type IChartApi,
   type ISeriesApi,
@@ -19,7 +20,7 @@ import { decimals, el, make, price, put } from "./dom";
 import { eventsOf, type MarketEvent } from "./events";
 import type { Socket } from "./socket";
 import { changePercent, state, type Listed } from "./state";
-import type { Candle, History, Message } from "./types";
+import type { Candle, History, Message, Route } from "./types";
 
 const INTERVALS = [
   { id: "1m", socket: "1", label: "1m" },
@@ -44,6 +45,7 @@ export class ChartPanel {
   private interval: (typeof INTERVALS)[number] = INTERVALS[0];
   private newestS = 0;
   private firstS = 0;
+  private past: MarketEvent[] = []; // switches and gaps from before this page was opened
   private round = 0;
   onClosed: () => void = () => {};
 
@@ -116,7 +118,9 @@ export class ChartPanel {
   }
 
   heard(event: MarketEvent): void {
-    if (event.key === this.key) this.mark();
+    if (event.key !== this.key) return;
+    if (event.type === "backfilled") this.refresh();
+    else this.mark();
   }
 
   private build(): void {
@@ -124,8 +128,8 @@ export class ChartPanel {
     this.chart = createChart(el("chart"), {
       autoSize: true,
       layout: { attributionLogo: false, fontFamily: "inherit" },
-      timeScale: { timeVisible: true, secondsVisible: false },
-      // What the axis says is local time; the data is UTC.
+      timeScale: { timeVisible: true, secondsVisible: false, tickMarkFormatter: axisText },
+      // What axis and crosshair say is local time; the data is UTC.
       localization: { timeFormatter: (time: Time) => new Date(Number(time) * 1000).toLocaleString() },
     });
     this.candles = this.chart.addSeries(CandlestickSeries);
@@ -150,7 +154,9 @@ export class ChartPanel {
       const path = `/api/history/${encodeURIComponent(item.key)}?interval=${this.interval.id}&count=${BARS}&forming=true`;
       const history = await ask<History>(path);
       if (round !== this.round) return;
+      this.past = history.missing?.map(([from, , reason]) => ({ at: from * 1000, type: "gap", key: item.key, text: reason })) ?? [];
       this.fill(history.candles);
+      void this.markSwitches(item.key, round);
       this.hint(history.candles.length ? "" : "No bars yet. The first one appears with the next tick.");
       el("chart-complete").hidden = history.complete || !history.candles.length;
     } catch (error) {
@@ -160,11 +166,21 @@ export class ChartPanel {
     }
   }
 
+  /** Mark what was switched before this page was opened; a token may not allow asking for it. */
+  private async markSwitches(key: string, round: number): Promise<void> {
+    const route = await ask<Route>(`/api/routes/${encodeURIComponent(key)}?events=200`).catch(() => null);
+    if (!route || round !== this.round) return;
+    const switches = route.events.filter((event) => event.from && event.to && event.from !== event.to);
+    this.past.push(...switches.map((event) => ({ at: event.at_ms, type: "switched", key, text: event.reason })));
+    this.mark();
+  }
+
   private fill(candles: Candle[]): void {
     this.candles!.setData(candles.map(bar));
     this.volumes!.setData(candles.map(volume));
     this.newestS = candles.at(-1)?.[0] ?? 0;
     this.firstS = candles[0]?.[0] ?? 0;
+    Object.assign(el("chart").dataset, { bars: candles.length, interval: this.interval.id, last: candles.at(-1)?.join(" ") ?? "" });
     this.chart!.timeScale().fitContent();
     this.mark();
   }
@@ -181,6 +197,7 @@ export class ChartPanel {
       this.firstS ||= candle[0];
       this.candles!.update(bar(candle));
       this.volumes!.update(volume(candle));
+      el("chart").dataset.last = candle.join(" ");
       this.hint("");
     }
   }
@@ -189,20 +206,34 @@ export class ChartPanel {
     if (!this.markers || !this.item) return;
     const colours = getComputedStyle(document.documentElement);
     const stepS = { "1m": 60, "5m": 300, "15m": 900, "1h": 3600, "1d": 86_400 }[this.interval.id];
-    const marks = eventsOf(this.item.key).flatMap((event): SeriesMarker<Time>[] => {
+    const shown = new Set<string>();
+    const marks = [...eventsOf(this.item.key), ...this.past].flatMap((event): SeriesMarker<Time>[] => {
       const look = MARKED[event.type];
       const atS = Math.floor(event.at / 1000 / stepS) * stepS;
-      if (!look || atS < this.firstS) return [];
+      const once = `${event.type} ${atS}`;
+      if (!look || !this.firstS || atS < this.firstS || shown.has(once)) return [];
+      shown.add(once);
       const color = colours.getPropertyValue(look.color).trim();
       return [{ time: Math.min(atS, this.newestS) as UTCTimestamp, position: "aboveBar", shape: look.shape, color, text: event.type }];
     });
     this.markers.setMarkers(marks.sort((a, b) => Number(a.time) - Number(b.time)));
+    // For those who cannot see the canvas, and for whoever reads the page by program.
+    el("chart").setAttribute("aria-label", `Candle chart of ${this.item.key}${[...new Set(marks.map((mark) => `, ${mark.text}`))].join("")}`);
   }
 
   private hint(text: string): void {
     el("chart-hint").hidden = !text;
     put(el("chart-hint"), text);
   }
+}
+
+/** Time on the axis, in the reader's zone, as coarse as the axis asks for. */
+function axisText(time: Time, kind: TickMarkType): string {
+  const at = new Date(Number(time) * 1000);
+  if (kind === TickMarkType.Year) return String(at.getFullYear());
+  if (kind === TickMarkType.Month) return at.toLocaleDateString([], { month: "short" });
+  if (kind === TickMarkType.DayOfMonth) return at.toLocaleDateString([], { day: "numeric", month: "short" });
+  return at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
 const bar = ([time, open, high, low, close]: Candle): CandlestickData => ({ time: time as UTCTimestamp, open, high, low, close });

@@ -125,6 +125,12 @@ export type Candle = [number, number, number, number, number, number | null];
 export interface History {
   candles: Candle[];
   complete: boolean;
+  /** From and to in UTC epoch seconds, and why. */
+  missing?: [number, number, string][];
+}
+
+export interface Route {
+  events: { at_ms: number; action: string; from: string | null; to: string | null; reason: string }[];
 }
 
 export type Message = { type: string; [field: string]: unknown };
