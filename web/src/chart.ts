@@ -45,6 +45,9 @@ export class ChartPanel {
   private interval: (typeof INTERVALS)[number] = INTERVALS[0];
   private newestS = 0;
   private firstS = 0;
+  private bars = new Map<number, Candle>();
+  private early: Candle[] = []; // live bars that came before the past
+  private loading = false;
   private past: MarketEvent[] = []; // switches and gaps from before this page was opened
   private round = 0;
   onClosed: () => void = () => {};
@@ -142,6 +145,8 @@ export class ChartPanel {
   private async load(): Promise<void> {
     const item = this.item!;
     const round = ++this.round;
+    this.loading = true;
+    this.early = [];
     for (const button of el("intervals").children as HTMLCollectionOf<HTMLElement>) {
       button.ariaPressed = String(button.dataset.interval === this.interval.id);
     }
@@ -157,10 +162,11 @@ export class ChartPanel {
       this.past = history.missing?.map(([from, , reason]) => ({ at: from * 1000, type: "gap", key: item.key, text: reason })) ?? [];
       this.fill(history.candles);
       void this.markSwitches(item.key, round);
-      this.hint(history.candles.length ? "" : "No bars yet. The first one appears with the next tick.");
+      this.hint(this.bars.size ? "" : "No bars yet. The first one appears with the next tick.");
       el("chart-complete").hidden = history.complete || !history.candles.length;
     } catch (error) {
       if (round !== this.round) return;
+      this.past = [];
       this.fill([]);
       this.hint(error instanceof Refused ? error.message : "The past cannot be read; live bars appear all the same.");
     }
@@ -176,28 +182,41 @@ export class ChartPanel {
   }
 
   private fill(candles: Candle[]): void {
+    this.bars = new Map(candles.map((candle) => [candle[0], candle]));
+    for (const candle of this.early) this.bars.set(candle[0], candle);
+    this.early = [];
+    this.loading = false;
+    this.draw();
+    this.chart!.timeScale().fitContent();
+  }
+
+  /** Draw all bars anew, oldest first. */
+  private draw(): void {
+    const candles = [...this.bars.values()].sort((a, b) => a[0] - b[0]);
     this.candles!.setData(candles.map(bar));
     this.volumes!.setData(candles.map(volume));
     this.newestS = candles.at(-1)?.[0] ?? 0;
     this.firstS = candles[0]?.[0] ?? 0;
     Object.assign(el("chart").dataset, { bars: candles.length, interval: this.interval.id, last: candles.at(-1)?.join(" ") ?? "" });
-    this.chart!.timeScale().fitContent();
     this.mark();
   }
 
   private take(message: Message): void {
     if (message.type !== "chart_update" || message.instrumentKey !== this.key || message.interval !== this.interval.socket) return;
     for (const candle of message.ohlcv as Candle[]) {
-      // The chart takes what is newest or newer; a bar revised further back needs the past anew.
-      if (candle[0] < this.newestS) {
-        this.refresh();
-        return;
+      if (this.loading) {
+        this.early.push(candle); // drawn when the past has come
+        continue;
       }
-      this.newestS = candle[0];
-      this.firstS ||= candle[0];
-      this.candles!.update(bar(candle));
-      this.volumes!.update(volume(candle));
-      el("chart").dataset.last = candle.join(" ");
+      this.bars.set(candle[0], candle);
+      if (candle[0] < this.newestS || !this.newestS) {
+        this.draw(); // a bar further back was revised
+      } else {
+        this.newestS = candle[0];
+        this.candles!.update(bar(candle));
+        this.volumes!.update(volume(candle));
+        Object.assign(el("chart").dataset, { bars: this.bars.size, last: candle.join(" ") });
+      }
       this.hint("");
     }
   }
