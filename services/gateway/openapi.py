@@ -171,6 +171,58 @@ _ROUTE = _object(
     candidates={"type": "array", "items": {"type": "object"}},
     events={"type": "array", "items": {"type": "object"}, "description": "oldest first"},
 )
+_REFUSALS = {
+    **_list(_object(["provider", "reason", "message"], provider=_TEXT, reason=_TEXT, message=_TEXT)),
+    "description": "sources that were asked before the one that answered, and why they did not",
+}
+_EXPIRIES = _object(
+    ["underlying", "source", "expiries", "dates", "refusals"],
+    underlying=_KEY,
+    source=_TEXT,
+    expiries={**_list(_COUNT), "description": "UTC epoch seconds, ascending"},
+    dates={**_list(_TEXT), "description": "the same as days where the underlying is listed"},
+    refusals=_REFUSALS,
+)
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+_LEG_FIELDS = {
+    "type": "array",
+    "description": "symbol, strike, call or put, spot, last price, volume, open interest, its change, expiry in "
+    "UTC epoch seconds, delta, gamma, theta, vega, implied volatility in percent",
+    "prefixItems": [
+        _TEXT,
+        _TEXT,
+        {"enum": ["call", "put"]},
+        *[_NUMBER_OR_NULL] * 5,
+        _COUNT,
+        *[_NUMBER_OR_NULL] * 5,
+    ],
+    "minItems": 14,
+    "maxItems": 14,
+}
+_CHAIN = _object(
+    ["timestamp", "underlying_price", "symbols", "refusals"],
+    timestamp=_COUNT,
+    underlying_price=_NUMBER_OR_NULL,
+    symbols=_list(_object(["f"], f=_LEG_FIELDS)),
+    refusals=_REFUSALS,
+)
+_OPEN_INTEREST = _object(
+    ["underlying", "expiry", "timestamp", "strikes", "total_call_oi", "total_put_oi", "pcr"],
+    underlying=_KEY,
+    expiry=_COUNT,
+    timestamp=_COUNT,
+    strikes=_list(
+        _object(
+            ["strike", "call_oi", "put_oi"],
+            strike=_TEXT,
+            call_oi={"type": ["integer", "null"]},
+            put_oi={"type": ["integer", "null"]},
+        )
+    ),
+    total_call_oi=_COUNT,
+    total_put_oi=_COUNT,
+    pcr={"type": ["number", "null"], "description": "puts by calls"},
+)
 _READINESS = _object(["ready", "reasons", "demo"], ready=_FLAG, reasons=_list(_TEXT), demo=_FLAG)
 
 
@@ -221,6 +273,33 @@ def _query(name: str, description: str, schema: dict[str, Any], *, required: boo
 
 def _path(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "path", "description": description, "schema": schema, "required": True}
+
+
+def _option_operations() -> dict[str, Any]:
+    underlying = _path("underlying", "an instrument key or a symbol", {**_TEXT, "examples": ["NSE:NIFTY"]})
+    expiry = _query(
+        "expiry",
+        "UTC epoch seconds, or a day as 2026-12-31; the next one when not given",
+        {**_TEXT, "examples": ["2026-12-31"]},
+    )
+    time = _query("time", "as it was then, UTC epoch seconds; with expiry", _COUNT)
+    return {
+        "/api/options/{underlying}/expiries": _operation(
+            "expiries", "Expiries of an underlying", _answer("expiries", _EXPIRIES), parameters=[underlying]
+        ),
+        "/api/options/{underlying}/chain": _operation(
+            "chain",
+            "One option chain",
+            _answer("the chain; 503 with every source's reason when none answers", _CHAIN),
+            parameters=[underlying, expiry],
+        ),
+        "/api/options/{underlying}/oi": _operation(
+            "openInterest",
+            "Open interest by strike",
+            _answer("now, or as it was stored", _OPEN_INTEREST),
+            parameters=[underlying, expiry, time],
+        ),
+    }
 
 
 def openapi_document() -> dict[str, Any]:
@@ -377,6 +456,7 @@ def openapi_document() -> dict[str, Any]:
                 ],
             ),
             "/api/routes/{instrument}/switch": _switch_operation(),
+            **_option_operations(),
             "/api/stream": _operation(
                 "stream",
                 "Live data as server-sent events, one message of the WebSocket protocol each",
