@@ -31,12 +31,17 @@ class Pages:
         page = await context.new_page()
         page.set_default_timeout(20_000 * FACTOR)
         page.on("console", self._heard)
+        page.on("request", lambda request: self._asked(request.url))
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
         try:
             await page.goto(url)
             yield page
         finally:
             await context.close()
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:")):
+            self.complaints.append(f"foreign request: {url}")
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -82,6 +82,8 @@ export interface Pipeline {
   streams?: {
     groups?: { exchange: string; group: string; lag: number | null; pending: number; idle_ms: number | null; trimmed: boolean }[];
   };
+  /** Feeds and instruments that bring less than they should, in words. */
+  silence?: Record<string, string>;
   lease?: { role: string; reason?: string };
   mappings?: { version: number; instruments: number; state: string; reason: string };
   process?: { rss_bytes?: number; memory_limit_bytes?: number; open_descriptors?: number; descriptor_limit?: number };
