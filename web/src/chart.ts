@@ -131,7 +131,7 @@ export class ChartPanel {
     this.chart = createChart(el("chart"), {
       autoSize: true,
       layout: { attributionLogo: false, fontFamily: "inherit" },
-      timeScale: { timeVisible: true, secondsVisible: false, tickMarkFormatter: axisText },
+      timeScale: { timeVisible: true, secondsVisible: false, rightOffset: 4, tickMarkFormatter: axisText },
       // What axis and crosshair say is local time; the data is UTC.
       localization: { timeFormatter: (time: Time) => new Date(Number(time) * 1000).toLocaleString() },
     });

@@ -46,7 +46,7 @@ el("token").addEventListener("change", () => useToken(el<HTMLInputElement>("toke
 async function start(): Promise<void> {
   try {
     const description = (await (await fetch("/openapi.json")).json()) as Document;
-    put(el("about"), description.info.description);
+    put(el("about"), description.info.description.replaceAll("`", ""));
     for (const [path, methods] of Object.entries(description.paths)) {
       for (const [method, operation] of Object.entries(methods)) el("operations").append(card(path, method, operation));
     }

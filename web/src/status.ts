@@ -111,7 +111,7 @@ function showFigures(pipeline: Pipeline, clients: Clients): void {
 function showClients(clients: Clients, pipeline: Pipeline): void {
   const groups = pipeline.streams?.groups ?? [];
   const rows = [
-    ...(clients.sessions ?? []).map((it) => [`${it.name || "anonymous"} ${it.address}`, "WebSocket", whole.format(it.instruments), `${whole.format(it.lag_ms)} ms`, whole.format(it.skipped)]),
+    ...(clients.sessions ?? []).map((it) => [`${it.name || "anonymous"} ${it.address}`, it.protocol === "sse" ? "event stream" : "WebSocket", whole.format(it.instruments), `${whole.format(it.lag_ms)} ms`, whole.format(it.skipped)]),
     ...groups.map((it) => [it.group, `stream ${it.exchange}`, `${whole.format(it.pending)} pending`, orDash(it.lag, (lag) => `${whole.format(lag)} entries`), it.trimmed ? "entries lost" : ""]),
   ];
   el("clients-hint").hidden = rows.length > 0;

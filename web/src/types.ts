@@ -101,6 +101,7 @@ export interface ClientSession {
   id: string;
   name: string;
   address: string;
+  protocol: string;
   instruments: number;
   lag_ms: number;
   skipped: number;
