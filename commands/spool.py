@@ -51,7 +51,9 @@ def replay(demo: _DemoOption = False, as_json: AsJson = False) -> None:
     with quiet_logs(settings):
         accounts = asyncio.run(_replay_spool(settings, demo=demo))
     if as_json:
-        print(json.dumps({name: msgspec.to_builtins(counters) for name, counters in accounts.items()}, indent=2))
+        print(
+            json.dumps({name: msgspec.to_builtins(counters) for name, counters in accounts.items()}, indent=2)
+        )
         return
     for name, counters in accounts.items():
         lost = sum(counters.dropped.values()) + sum(counters.rejected.values())

@@ -237,7 +237,9 @@ def _hops(hops: Mapping[str, Any]) -> Metric:
 
 
 def _gateway(clients: dict[str, Any]) -> Iterator[Metric]:
-    yield _gauge("marketd_clients", "Clients connected, over WebSocket and as event streams.", clients["connected"])
+    yield _gauge(
+        "marketd_clients", "Clients connected, over WebSocket and as event streams.", clients["connected"]
+    )
     yield _gauge("marketd_client_subscriptions", "Instruments watched, over all clients.", clients["watched"])
     yield _gauge(
         "marketd_client_lag_seconds", "How far the slowest client reads behind.", clients["lag_ms_max"] / 1000

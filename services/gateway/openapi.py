@@ -186,8 +186,8 @@ _EXPIRIES = _object(
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 _LEG_FIELDS = {
     "type": "array",
-    "description": "symbol, strike, call or put, spot, last price, volume, open interest, its change, expiry in "
-    "UTC epoch seconds, delta, gamma, theta, vega, implied volatility in percent",
+    "description": "symbol, strike, call or put, spot, last price, volume, open interest, its change, expiry "
+    "in UTC epoch seconds, delta, gamma, theta, vega, implied volatility in percent",
     "prefixItems": [
         _TEXT,
         _TEXT,

@@ -17,7 +17,6 @@ from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
 from simulators.market import Market
 from simulators.yahoo import YahooSimulator
-from tests.support.daemon import Daemon
 from tests.support.databases import temporary_database
 from tests.support.eventually import FACTOR, eventually
 from tests.support.gateway import running_gateway
@@ -55,7 +54,9 @@ async def text_of(page: Page, selector: str) -> str:
 
 
 async def keys_shown(page: Page) -> list[str]:
-    found: list[str] = await page.locator("#rows tr[data-key]").evaluate_all("rows => rows.map(r => r.dataset.key)")
+    found: list[str] = await page.locator("#rows tr[data-key]").evaluate_all(
+        "rows => rows.map(r => r.dataset.key)"
+    )
     return found
 
 
@@ -72,7 +73,9 @@ async def test_prices_are_live_and_the_table_is_searched_sorted_and_walked_by_ke
         await expect(price).not_to_have_text(first, timeout=5_000 * FACTOR)
         await expect(page.locator("#link")).to_have_text("Live")
         for code in ("DHAN", "YF"):
-            await expect(page.locator(f'article[data-code="{code}"] .pill')).to_have_attribute("data-state", "good")
+            await expect(page.locator(f'article[data-code="{code}"] .pill')).to_have_attribute(
+                "data-state", "good"
+            )
 
         await page.keyboard.press("/")
         await expect(page.locator("#search")).to_be_focused()
@@ -228,7 +231,9 @@ async def test_a_token_is_asked_for_refused_and_taken(pages: Pages) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_phone_never_scrolls_sideways(stack: Stack, tmp_path: Path, pages: Pages, scheme: str) -> None:
+async def test_a_phone_never_scrolls_sideways(
+    stack: Stack, tmp_path: Path, pages: Pages, scheme: str
+) -> None:
     async with (
         stack.daemon(tmp_path / "state") as daemon,
         pages.open(
@@ -290,7 +295,9 @@ async def test_the_interface_can_be_tried_from_its_page(pages: Pages) -> None:
         await quotes.get_by_role("button", name="Send").click()
         await expect(quotes.locator("> .pill")).to_have_text("200 OK")
         await expect(quotes.locator(".answer")).to_contain_text('"last_price": 1234.5')
-        await expect(quotes.locator(".curl")).to_contain_text("/api/quotes?instruments=NSE%3ARELIANCE%2CNASDAQ%3AAAPL'")
+        await expect(quotes.locator(".curl")).to_contain_text(
+            "/api/quotes?instruments=NSE%3ARELIANCE%2CNASDAQ%3AAAPL'"
+        )
         stream = page.locator("#stream")
         await stream.locator("summary").click()
         await stream.get_by_role("button", name="Send").click()

@@ -1,4 +1,4 @@
-"""The command line as one meets it: grouped help with examples that exist, JSON, completion, no colours in files."""
+"""The command line as one meets it: help in groups, true examples, JSON, completion, no colours in files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def options_of(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
 
-@pytest.mark.parametrize(("name", "command"), list(every_command()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "command"), list(every_command()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_says_what_it_does_and_speaks_json(name: str, command: Any) -> None:
     assert command.help
     assert command.help.splitlines()[0].endswith((".", ";", ",")), command.help
@@ -64,12 +66,20 @@ async def test_help_teaches_and_has_no_colours_in_a_file(tmp_path: Path) -> None
     environment.pop("FORCE_COLOR", None)
     code, text, _ = await run_script("main.py", "--help", environment=environment)
     assert code == 0
-    for words in ("Running", "Looking at a running daemon", "The past", "Mappings and providers", "Examples:"):
+    for words in (
+        "Running",
+        "Looking at a running daemon",
+        "The past",
+        "Mappings and providers",
+        "Examples:",
+    ):
         assert words in text
     assert "\x1b" not in text
 
 
-async def test_status_in_a_file_has_no_colours_and_watch_survives_a_restart(stack: Stack, tmp_path: Path) -> None:
+async def test_status_in_a_file_has_no_colours_and_watch_survives_a_restart(
+    stack: Stack, tmp_path: Path
+) -> None:
     async with stack.daemon(tmp_path / "state") as daemon:
         environment = clean_environment(
             STATE_DIR=tmp_path / "state", DATABASE_URL=stack.database_url, REDIS_URL=stack.redis_url

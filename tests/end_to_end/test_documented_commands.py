@@ -19,7 +19,6 @@ import pytest
 import typer
 
 import main
-
 from tests.support.daemon import ROOT, clean_environment
 from tests.support.eventually import FACTOR, eventually
 from tests.support.stack import SCRIP_MASTER, Stack
@@ -29,16 +28,16 @@ GUIDES = ("README.md", "MULTI_PROVIDER_SETUP.md")
 
 DEMO_TEST = "tests/end_to_end/test_demo_and_readme.py"
 _NOT_RUN: dict[str, str] = {
-    r"make (demo|run)\b": "the daemon itself: it does not end (tests/end_to_end, tests/integration/test_setup.py)",
+    r"make (demo|run)\b": "the daemon itself: does not end (tests/integration/test_setup.py)",
     r"make (test|check)\b": "runs this test among others",
     r"sudo |systemctl ": "needs root and systemd (tests/unit/deploy/test_deploy_files.py)",
     r"curl -N ": "does not end (tests/integration/test_gateway_event_stream.py)",
-    r"python main\.py run --role": "does not end (tests/end_to_end/test_several_gateways.py, test_shards.py)",
-    r"STATE_DIR=\S+ .*main\.py run": "does not end (tests/end_to_end/test_several_gateways.py, test_shards.py)",
+    r"python main\.py run --role": "does not end (tests/end_to_end/test_several_gateways.py)",
+    r"STATE_DIR=\S+ .*main\.py run": "does not end (tests/end_to_end/test_several_gateways.py)",
     r"python data_migration/populate_instrument_mappings\.py( --dry-run| --instruments my\.csv)?$": (
         "downloads Dhan's list; run with a file instead, below and in tests/integration/test_populate.py"
     ),
-    r"\.venv/bin/python main\.py doctor": "fails where anything is amiss (tests/end_to_end/test_operator_commands.py)",
+    r"\.venv/bin/python main\.py doctor": "may fail (tests/end_to_end/test_operator_commands.py)",
     r"REDIS_ADMIN_PASSWORD=…": "secrets to fill in (tests/faults/test_security_rights.py)",
     r'NOTICE_COMMAND="': "a setting, not a command (tests/end_to_end/test_notices_of_the_daemon.py)",
     r"(exchange|exchanges|NFO|NSE BSE NFO BFO|MCX|NSE BSE),": "lines of a file, not commands",

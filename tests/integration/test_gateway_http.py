@@ -331,7 +331,9 @@ async def test_the_dashboard_loads_nothing_from_elsewhere_and_runs_no_inline_scr
         assert not re.search(r"<script(?![^>]*\bsrc=)", page)
         assert not re.search(r"\son[a-z]+=|style=\"", page)
         script = Path(__file__).parents[2] / "web" / "dist" / "app.js"
-        assert not re.search(r"https?://(?!www\.w3\.org|www\.tradingview\.com)", script.read_text(encoding="utf-8"))
+        assert not re.search(
+            r"https?://(?!www\.w3\.org|www\.tradingview\.com)", script.read_text(encoding="utf-8")
+        )
 
 
 async def test_a_taken_port_is_a_configuration_error_that_names_the_setting() -> None:

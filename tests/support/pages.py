@@ -1,4 +1,4 @@
-"""Pages of the dashboard in a Chromium of this machine, driven by Playwright; what the page complains of is kept."""
+"""Pages of the dashboard in this machine's Chromium, driven by Playwright; what they complain of is kept."""
 
 from __future__ import annotations
 

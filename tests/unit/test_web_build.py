@@ -1,4 +1,4 @@
-"""What the gateway serves is what the dashboard's sources make: `web/dist` is committed, and must not lag behind."""
+"""What the gateway serves is what the dashboard's sources make: the committed `web/dist` must not lag."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_what_is_served_is_what_the_sources_make(tmp_path: Path) -> None:
     copy = tmp_path / "web"
     shutil.copytree(WEB, copy, ignore=shutil.ignore_patterns("node_modules", "dist"))
     fetched = subprocess.run([command, "ci", "--ignore-scripts"], cwd=copy, capture_output=True, text=True)
-    if fetched.returncode and re.search(r"ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|network", fetched.stderr):
+    if fetched.returncode and re.search(
+        r"ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|network", fetched.stderr
+    ):
         pytest.skip("NOT TESTED: that web/dist is what its sources make, as npm cannot fetch packages")
     assert fetched.returncode == 0, fetched.stderr
     built = subprocess.run([command, "run", "build"], cwd=copy, capture_output=True, text=True)

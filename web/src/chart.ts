@@ -136,7 +136,12 @@ export class ChartPanel {
       localization: { timeFormatter: (time: Time) => new Date(Number(time) * 1000).toLocaleString() },
     });
     this.candles = this.chart.addSeries(CandlestickSeries);
-    this.volumes = this.chart.addSeries(HistogramSeries, { priceScaleId: "volume", priceFormat: { type: "volume" } });
+    this.volumes = this.chart.addSeries(HistogramSeries, {
+      priceScaleId: "volume",
+      priceFormat: { type: "volume" },
+      lastValueVisible: false,
+      priceLineVisible: false,
+    });
     this.chart.priceScale("volume").applyOptions({ scaleMargins: { top: 0.82, bottom: 0 } });
     this.markers = createSeriesMarkers(this.candles, []);
     this.paint();
