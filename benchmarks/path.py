@@ -214,6 +214,9 @@ class TickPath:
             self.turn()
             self.hear(self.replies())
         for sink in self.daemon._sinks:
+            if sink.name == "bar_series":
+                # It writes finished bars, of which so short a while has none.
+                continue
             counters = sink.counters
             done = counters.written + counters.collapsed
             assert done >= self.ticks, f"{sink.name}: {done} of {self.ticks} ticks done"

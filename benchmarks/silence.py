@@ -1,11 +1,11 @@
 """How well silence is judged: precision, recall and time to detect, per fault and class of liquidity.
 
-    python -m benchmarks.silence [--days 3] [--seed 4711] [--out benchmarks/results]
+    python -m benchmarks.silence [--days 3] [--seed 90210] [--out benchmarks/results]
 
 Generated days (`benchmarks/generated_market.py`), with and without a second provider as witness. Each day
 begins with what two ordinary days before it taught, as after a restart. A fault counts as found within the
 bound of `docs/silence.md`; a finding on an instrument without a fault is a false alarm. The rules were tuned
-on seed 1, and seed 2026 showed an error that was mended, so the published figures are from a third.
+on seed 1, and seeds 2026 and 4711 showed errors that were mended, so the published figures are from a fourth.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ def main() -> None:
     """Run it and write the JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--days", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=4711)
+    parser.add_argument("--seed", type=int, default=90210)
     parser.add_argument("--per-class", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     chosen = parser.parse_args()

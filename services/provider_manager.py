@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -21,8 +21,8 @@ from services.market_data.instruments import InstrumentMapping, MappingSnapshot,
 from services.market_data.records import DataIngestionFormat, ProviderTick, Record
 from services.pipeline.supervisor import Supervisor
 from services.provider_registry import ProviderFactory, ProviderRegistry
-from services.provider_runtime import ProviderRuntime
-from services.routing.book import Forced
+from services.provider_runtime import PreparedRows, ProviderRuntime
+from services.routing.book import Candidates, Forced, candidates_of, changed_between
 from services.routing.router import Router
 from services.routing.rules import RoutingRules
 from services.silence.judge import SilenceJudge
@@ -43,6 +43,16 @@ class FirstConnectPacing(Protocol):
     async def note(self, code: str) -> None:
         """The first connection is made now."""
         ...
+
+
+class _Prepared(NamedTuple):
+    """A mapping snapshot with all that was worked out before it is taken over."""
+
+    snapshot: MappingSnapshot
+    by_provider: dict[str, list[InstrumentMapping]]
+    candidates: Candidates
+    rows: dict[str, PreparedRows]
+    changed: list[str]
 
 
 class ProviderManager:
@@ -70,6 +80,7 @@ class ProviderManager:
         self._publish = publish
         self._supervisor = supervisor
         self._show_reference = show_reference
+        self._changing = asyncio.Lock()
         self.registry = ProviderRegistry(dict(factories) if factories is not None else None)
         self.registry.bind(self)
         self._calendar = calendar or MarketCalendar()
@@ -93,12 +104,26 @@ class ProviderManager:
 
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over a mapping snapshot: build its providers and decide the first routes. No I/O."""
-        self._snapshot = snapshot
-        factories = self.registry.factories()
+        self._take_over(self._prepare(snapshot))
+
+    def _prepare(self, snapshot: MappingSnapshot) -> _Prepared:
+        """Work out what a snapshot changes; changes nothing itself, so it may run in a thread."""
         by_provider: dict[str, list[InstrumentMapping]] = {entry.code: [] for entry in snapshot.providers}
         for mapping in snapshot.mappings:
             by_provider.setdefault(mapping.provider_code, []).append(mapping)
-        self.router.book.load(snapshot.mappings)
+        candidates = candidates_of(snapshot.mappings)
+        rows = {
+            entry.code: runtime.prepare(entry, by_provider[entry.code])
+            for entry in snapshot.providers
+            if (runtime := self._runtimes.get(entry.code)) is not None and runtime.provider is not None
+        }
+        changed = changed_between(self.router.book.candidates, candidates)
+        return _Prepared(snapshot, by_provider, candidates, rows, changed)
+
+    def _take_over(self, prepared: _Prepared) -> None:
+        snapshot = self._snapshot = prepared.snapshot
+        factories = self.registry.factories()
+        self.router.book.load(prepared.candidates)
         for entry in snapshot.providers:
             runtime = self._runtimes.setdefault(entry.code, ProviderRuntime(entry, self._clock))
             if runtime.provider is None:
@@ -107,19 +132,30 @@ class ProviderManager:
                     _log.error("provider_unknown", provider=entry.code, remedy="install its package")
                 else:
                     runtime.provider = factory(self._context(runtime))
-            self.router.flows.disarm_gone(runtime, by_provider[entry.code])
-            runtime.load(entry, by_provider[entry.code])
+            rows = prepared.rows.get(entry.code)
+            if rows is None:
+                # New here, or a provider of another kind than when the snapshot was prepared.
+                rows = runtime.prepare(entry, prepared.by_provider[entry.code])
+            self.router.flows.disarm_gone(runtime, rows.gone)
+            runtime.take_over(rows)
+            self.router.flows.arm_renamed(runtime, rows.gone)
 
     async def apply(self, snapshot: MappingSnapshot) -> None:
         """Go over to a changed mapping snapshot while running; what did not change is not touched.
 
         What is new is subscribed before what is gone is let go.
         """
+        async with self._changing:
+            # In a thread, because a long table takes longer than the event loop may stand still.
+            prepared = await asyncio.to_thread(self._prepare, snapshot)
+            await self._apply(prepared)
+
+    async def _apply(self, prepared: _Prepared) -> None:
         before = set(self._runtimes)
-        codes = {entry.code for entry in snapshot.providers}
-        flowed = self.router.flows.flowed()
-        self.load(snapshot)
-        self.router.flows.leave_gone(flowed, codes)
+        codes = {entry.code for entry in prepared.snapshot.providers}
+        flowed = self.router.flows.flowed(prepared.changed)
+        self._take_over(prepared)
+        self.router.flows.leave_gone(prepared.changed, flowed, codes)
         for code in codes - before:
             self._keep(code)
         await asyncio.sleep(0)
@@ -130,13 +166,18 @@ class ProviderManager:
 
     async def _release(self) -> None:
         """Let go of every symbol that no instrument is routed by, nor waits for."""
-        needed = self.router.wishes.needed()
+        needed = await self.router.wishes.needed()
         for code, runtime in self._runtimes.items():
             if runtime.provider is not None:
                 for symbol in runtime.provider.wanted:
-                    if symbol not in needed[code]:
+                    if symbol not in needed.get(code, ()) and not self._needs(runtime, symbol):
                         self._orders.setdefault(code, {})[symbol] = False
         await self._send_orders()
+
+    def _needs(self, runtime: ProviderRuntime, symbol: str) -> bool:
+        """Tell whether a symbol has come to be needed while all were being looked through."""
+        row = runtime.instrument_of.get(symbol)
+        return row is not None and self.router.wishes.needs(row)
 
     def seed(self, newest: Iterable[DataIngestionFormat]) -> None:
         """Recall the newest stored ticks: the same ones are not stored again, and the gap since is known."""
@@ -198,6 +239,10 @@ class ProviderManager:
 
     async def providers_changed(self) -> None:
         """Build and start what is registered now, and end what is not any more."""
+        async with self._changing:
+            await self._change_providers()
+
+    async def _change_providers(self) -> None:
         snapshot = self._snapshot
         if snapshot is None:
             return
@@ -411,6 +456,12 @@ class ProviderManager:
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self.router.book.active.get(instrument)
+
+    def delivers(self, instrument: str) -> bool:
+        """Tell whether data of an instrument comes just now, as far as is known: a quiet one's, too."""
+        book = self.router.book
+        code = book.active.get(instrument)
+        return code is not None and instrument not in book.gaps and book.flows(instrument, code)
 
     def running(self) -> list[BaseMarketDataProvider]:
         """Return every provider there is."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from services.base_provider import BaseMarketDataProvider, Delivery, ProviderState
 from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping, ProviderEntry
-from services.market_data.normaliser import Normaliser
+from services.market_data.normaliser import Normaliser, PreparedInstruments
 from services.market_data.records import DataIngestionFormat
 from services.silence.pulse import Pulse
 
@@ -34,6 +34,18 @@ _AWAY = (
     ProviderState.BACKING_OFF,
     ProviderState.STALE,
 )
+
+
+class PreparedRows(NamedTuple):
+    """A provider's rows of a snapshot, to be taken over; `gone` are symbols with what they stood for."""
+
+    entry: ProviderEntry
+    instruments: PreparedInstruments
+    pulses: dict[str, Pulse]
+    symbol_of: dict[str, str]
+    instrument_of: dict[str, InstrumentMapping]
+    exchanges: frozenset[str]
+    gone: list[tuple[str, str]]
 
 
 class ProviderRuntime:
@@ -63,22 +75,41 @@ class ProviderRuntime:
 
     def load(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> None:
         """Take over the provider's rows of a mapping snapshot."""
-        self.entry = entry
-        self.normaliser.delayed = self.delivery != Delivery.REAL_TIME.value
-        self.normaliser.load(rows)
-        before = self.instrument_of
-        kept = {
-            row.provider_symbol: self.pulses[row.provider_symbol]
-            for row in rows
-            if row.provider_symbol in before and before[row.provider_symbol].instrument == row.instrument
-        }
+        self.take_over(self.prepare(entry, rows))
+
+    def prepare(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> PreparedRows:
+        """Return what `take_over` is to be given; changes nothing, so it may run in a thread."""
+        before, pulses = self.instrument_of, {}
+        for row in rows:
+            symbol, known = row.provider_symbol, before.get(row.provider_symbol)
+            kept = known is not None and known.instrument == row.instrument
+            pulses[symbol] = self.pulses[symbol] if kept else Pulse()
+        instrument_of = {row.provider_symbol: row for row in rows}
+        gone = [
+            (symbol, row.instrument)
+            for symbol, row in before.items()
+            if symbol not in instrument_of or instrument_of[symbol].instrument != row.instrument
+        ]
+        return PreparedRows(
+            entry,
+            self.normaliser.prepare(rows, delayed=self.delivery != Delivery.REAL_TIME.value),
+            pulses,
+            {row.instrument: row.provider_symbol for row in rows},
+            instrument_of,
+            frozenset(row.exchange for row in rows),
+            gone,
+        )
+
+    def take_over(self, prepared: PreparedRows) -> None:
+        """Go over to prepared rows, all at once."""
+        self.entry = prepared.entry
+        self.normaliser.take_over(prepared.instruments)
         # The hot path holds on to this dictionary.
         self.pulses.clear()
-        self.pulses.update((row.provider_symbol, kept.get(row.provider_symbol) or Pulse()) for row in rows)
-        self.armed &= kept.keys()
-        self.symbol_of = {row.instrument: row.provider_symbol for row in rows}
-        self.instrument_of = {row.provider_symbol: row for row in rows}
-        self.exchanges = frozenset(row.exchange for row in rows)
+        self.pulses.update(prepared.pulses)
+        self.armed.difference_update(symbol for symbol, _ in prepared.gone)
+        self.symbol_of, self.instrument_of = prepared.symbol_of, prepared.instrument_of
+        self.exchanges = prepared.exchanges
 
     @property
     def delivery(self) -> str:

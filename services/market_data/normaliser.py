@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from math import nan
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -174,6 +175,15 @@ class _InstrumentState:
         self.day_low = reference_price(grid, tick.day_low, decimals)
 
 
+class PreparedInstruments(NamedTuple):
+    """A set of instruments that a normaliser is about to take over."""
+
+    states: dict[str, _InstrumentState]
+    changed: list[tuple[_InstrumentState, InstrumentMapping]]
+    tallies: dict[str, ExchangeTally]
+    delayed: bool
+
+
 class Normaliser:
     """Normalises the ticks of one provider.
 
@@ -198,16 +208,31 @@ class Normaliser:
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Replace the set of instruments; those that stay keep their memory."""
+        self.take_over(self.prepare(mappings, delayed=self.delayed))
+
+    def prepare(self, mappings: Iterable[InstrumentMapping], *, delayed: bool) -> PreparedInstruments:
+        """Return what `take_over` is to be given; changes nothing, so it may run in a thread."""
         states: dict[str, _InstrumentState] = {}
+        changed: list[tuple[_InstrumentState, InstrumentMapping]] = []
+        tallies = dict(self.tallies)
         for mapping in mappings:
             state = self._states.get(mapping.provider_symbol)
             if state is None or state.mapping.instrument != mapping.instrument:
-                state = _InstrumentState(mapping, delayed=self.delayed)
-            else:
-                state.use(mapping, delayed=self.delayed)
-            state.tally = self.tallies.setdefault(mapping.exchange, ExchangeTally())
+                state = _InstrumentState(mapping, delayed=delayed)
+                state.tally = tallies.setdefault(mapping.exchange, state.tally)
+            elif delayed != self.delayed or state.mapping != mapping:
+                changed.append((state, mapping))
             states[mapping.provider_symbol] = state
-        self._states = states
+        return PreparedInstruments(states, changed, tallies, delayed)
+
+    def take_over(self, prepared: PreparedInstruments) -> None:
+        """Go over to a prepared set of instruments; what did not change is not touched."""
+        self.delayed = prepared.delayed
+        self.tallies = prepared.tallies
+        for state, mapping in prepared.changed:
+            state.use(mapping, delayed=self.delayed)
+            state.tally = self.tallies.setdefault(mapping.exchange, ExchangeTally())
+        self._states = prepared.states
 
     def seed(self, provider_symbol: str, newest: DataIngestionFormat) -> None:
         """Recall the newest stored tick, so that a restart does not store the same one again."""

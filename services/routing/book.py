@@ -70,6 +70,27 @@ class Watch:
             trial.broken()
 
 
+Candidates = dict[str, tuple[InstrumentMapping, ...]]
+"""The mappings of each instrument, in the order of preference."""
+
+
+def candidates_of(mappings: Iterable[InstrumentMapping]) -> Candidates:
+    """Return the candidates that a snapshot's mappings make."""
+    found: dict[str, list[InstrumentMapping]] = {}
+    for mapping in mappings:
+        found.setdefault(mapping.instrument, []).append(mapping)
+    return {
+        key: tuple(sorted(rows, key=lambda row: (not row.is_primary, row.priority, row.provider_code)))
+        for key, rows in found.items()
+    }
+
+
+def changed_between(before: Candidates, after: Candidates) -> list[str]:
+    """Return the instruments of which any mapping is new, gone or different."""
+    gone = [key for key in before if key not in after]
+    return gone + [key for key, rows in after.items() if before.get(key) != rows]
+
+
 class RouteBook:
     """All routes. `runtimes` are the manager's, by code; `interest` None: every instrument is wanted."""
 
@@ -95,15 +116,9 @@ class RouteBook:
         """Ticks of a new source that were not let through, because the old one had delivered that time."""
         self._histories: dict[str, RouteHistory] = {}
 
-    def load(self, mappings: Iterable[InstrumentMapping]) -> None:
-        """Take over the mappings of a snapshot; routes stay as they are."""
-        candidates: dict[str, list[InstrumentMapping]] = {}
-        for mapping in mappings:
-            candidates.setdefault(mapping.instrument, []).append(mapping)
-        self.candidates = {
-            key: tuple(sorted(rows, key=lambda row: (not row.is_primary, row.priority, row.provider_code)))
-            for key, rows in candidates.items()
-        }
+    def load(self, candidates: Candidates) -> None:
+        """Take over the candidates of a snapshot; routes stay as they are."""
+        self.candidates = candidates
         for gone in self._histories.keys() - self.candidates.keys():
             del self._histories[gone]
         for gone in self.forced.keys() - self.candidates.keys():

@@ -57,9 +57,7 @@ class Flows:
             mapping = runtime.instrument_of.get(symbol)
             if mapping is None:
                 continue
-            if self._judge is not None:
-                pulse = runtime.arm(symbol)
-                self._judge.arm(code, mapping.instrument, mapping.exchange, pulse, now_ms)
+            self._arm(runtime, symbol, mapping, now_ms)
             watch = book.watches.get(mapping.instrument)
             silent = watch is not None and watch.trouble in SILENT
             if book.active.get(mapping.instrument) == code and not silent:
@@ -77,12 +75,23 @@ class Flows:
             if mapping is not None:
                 self._disarm(runtime, symbol, mapping.instrument)
 
-    def disarm_gone(self, runtime: ProviderRuntime, rows: Iterable[InstrumentMapping]) -> None:
-        """Expect nothing more of symbols that are not among `rows`, which the runtime is about to load."""
-        kept = {row.provider_symbol: row.instrument for row in rows}
-        for symbol, mapping in runtime.instrument_of.items():
-            if kept.get(symbol) != mapping.instrument:
-                self._disarm(runtime, symbol, mapping.instrument)
+    def disarm_gone(self, runtime: ProviderRuntime, gone: Iterable[tuple[str, str]]) -> None:
+        """Expect nothing more of symbols that are about to stand for nothing, or for something else."""
+        for symbol, instrument in gone:
+            self._disarm(runtime, symbol, instrument)
+
+    def arm_renamed(self, runtime: ProviderRuntime, gone: Iterable[tuple[str, str]]) -> None:
+        """Expect data of symbols that stand for something else by now, and whose data flows on."""
+        now_ms = self._book.clock.now_ms()
+        for symbol, _ in gone:
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is not None and symbol in runtime.flowing:
+                self._arm(runtime, symbol, mapping, now_ms)
+
+    def _arm(self, runtime: ProviderRuntime, symbol: str, mapping: InstrumentMapping, now_ms: int) -> None:
+        if self._judge is not None:
+            pulse = runtime.arm(symbol)
+            self._judge.arm(runtime.entry.code, mapping.instrument, mapping.exchange, pulse, now_ms)
 
     def _disarm(self, runtime: ProviderRuntime, symbol: str, instrument: str) -> None:
         if self._judge is not None and runtime.disarm(symbol):
@@ -90,14 +99,21 @@ class Flows:
 
     # ---- routes that end ------------------------------------------------------------------------
 
-    def flowed(self) -> set[str]:
-        """Return the instruments whose present route brings data; for `leave_gone`."""
-        return {key for key, code in self._book.active.items() if self._book.flows(key, code)}
+    def flowed(self, instruments: Iterable[str]) -> set[str]:
+        """Return those `instruments` whose present route brings data; for `leave_gone`."""
+        active, flows = self._book.active, self._book.flows
+        return {key for key in instruments if key in active and flows(key, active[key])}
 
-    def leave_gone(self, flowed: set[str], codes: set[str]) -> None:
-        """Give up the routes whose mapping is gone, and open the gaps of what flowed over them."""
+    def leave_gone(self, instruments: Iterable[str], flowed: set[str], codes: set[str]) -> None:
+        """Give up the routes whose mapping is gone, and open the gaps of what flowed over them.
+
+        `instruments` are those of which any mapping has changed.
+        """
         book, now_ms = self._book, self._book.clock.now_ms()
-        for instrument, code in list(book.active.items()):
+        for instrument in instruments:
+            code = book.active.get(instrument)
+            if code is None:
+                continue
             if book.row(instrument, code) is None:
                 reason = "mapping_removed" if code in codes else "provider_deactivated"
                 book.leave(instrument)

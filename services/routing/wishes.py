@@ -6,8 +6,12 @@ vain, or left, stays subscribed for a while, in case it is needed again.
 
 from __future__ import annotations
 
+import asyncio
+
 from services.market_data.instruments import InstrumentMapping
 from services.routing.book import RouteBook
+
+_A_TURN = 2_000
 
 
 class Wishes:
@@ -41,14 +45,25 @@ class Wishes:
             for row in self._needed_of(instrument):
                 self._wishes.setdefault(row.provider_code, {})[row.provider_symbol] = True
 
-    def needed(self) -> dict[str, set[str]]:
-        """Return the symbols to be subscribed, by provider code."""
+    async def needed(self) -> dict[str, set[str]]:
+        """Return the symbols to be subscribed, by provider code; some thousand instruments a turn."""
         needed: dict[str, set[str]] = {code: set() for code in self._book.runtimes}
-        for instrument in self._book.candidates:
-            if self._book.wanted(instrument):
+        for count, instrument in enumerate(list(self._book.candidates), start=1):
+            if instrument in self._book.candidates and self._book.wanted(instrument):
                 for row in self._needed_of(instrument):
-                    needed[row.provider_code].add(row.provider_symbol)
+                    needed.setdefault(row.provider_code, set()).add(row.provider_symbol)
+            if count % _A_TURN == 0:
+                await asyncio.sleep(0)
         return needed
+
+    def needs(self, row: InstrumentMapping) -> bool:
+        """Tell whether what a mapping names is to be subscribed just now."""
+        book = self._book
+        return (
+            row.instrument in book.candidates
+            and book.wanted(row.instrument)
+            and row in self._needed_of(row.instrument)
+        )
 
     def _needed_of(self, instrument: str) -> list[InstrumentMapping]:
         """Return the first in the order, who serves, and who may have to."""

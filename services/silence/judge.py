@@ -210,7 +210,12 @@ class SilenceJudge:
     def _is_halted(self, watch: Watch) -> bool:
         """Tell whether the other providers are silent too, though they should tick."""
         missing = sum(
-            other.rate * other.silence_s(self._now_s) for other in watch.others if self._is_witness(other)
+            other.rate * silence_s
+            for other in watch.others
+            # What came since it was looked at counts: its own turn may come later in this call.
+            if other.pulse.ticks == other.ticks
+            and (silence_s := other.silence_s(self._now_s)) >= LEAST_SILENCE_S
+            and self._is_witness(other)
         )
         return missing >= HALT_TICKS
 

@@ -183,7 +183,11 @@ async def test_what_an_operator_switched_off_stays_off(
         update instruments set is_active = false where symbol = 'WIPRO'
     """)
     _, plan = await populate_from(database, Sources(SHIPPED_LIST, master))
-    assert notes(plan, Kind.KEPT) == {"NSE:TCS at DHAN": "not active"}
+    assert notes(plan, Kind.KEPT) == {
+        "NSE:TCS at DHAN": "not active",
+        "NSE:WIPRO at DHAN": "the instrument is not active",
+        "NSE:WIPRO at YF": "the instrument is not active",
+    }
     row = await mapped(sql, "NSE:TCS", "DHAN")
     assert row is not None
     assert not row["is_active"]

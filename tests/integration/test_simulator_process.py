@@ -124,6 +124,7 @@ async def test_the_ready_line_names_everything_a_client_needs() -> None:
             "dhan_access_token",
             "yahoo_stream_url",
             "yahoo_rest_url",
+            "nse_rest_url",
             "control_url",
             "pid",
         }

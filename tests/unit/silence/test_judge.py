@@ -198,6 +198,16 @@ def test_trading_that_is_halted_at_both_providers_is_no_fault_of_either() -> Non
     assert stage.of("DHAN", LIQUID).finding is Finding.QUIET
 
 
+@pytest.mark.parametrize(("fault", "finding"), [("mute", Finding.MUTE), ("brown_out", Finding.BROWN_OUT)])
+def test_a_lively_witness_is_never_taken_for_a_halt(fault: str, finding: Finding) -> None:
+    stage = Stage(MIDDAY)
+    for provider in ("DHAN", "YF"):
+        stage.arm(provider, {LIQUID: 5.0, **PEERS})
+    stage.live(900)
+    break_(stage, fault, LIQUID)
+    stage.until("DHAN", LIQUID, finding, 60)
+
+
 def test_a_thin_instrument_is_found_by_what_the_other_provider_brings() -> None:
     stage = Stage(MIDDAY)
     thin = {"NSE:THIN": 1 / 40}
