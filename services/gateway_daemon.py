@@ -65,6 +65,8 @@ JUDGE_EVERY_S = 0.25
 AHEAD_S = 2.0
 """How long a client that comes from a quicker gateway is waited for with what it has already."""
 _STUCK_AFTER_S = 20.0
+_MOST_RECALLED = 20_000
+"""Entries of a stream that a gateway reads at its start for the bars that form: it serves within seconds."""
 _HISTORY_LOST = "history_lost"
 
 
@@ -300,17 +302,25 @@ class GatewayDaemon:
         if not self.epoch:
             raise StorageUnavailable("no ingest daemon has written to this Redis yet")
         await self._book.look(client)
-        await self._follow_new(self._exchanges, self._instruments)
-        recall = BarRecall(client, self._bars.begin(), self._grid)
+        positions = await self._look_at_new(self._exchanges, self._instruments)
+        recall = BarRecall(client, self._bars.begin(), self._grid, most=_MOST_RECALLED)
         newest = [tick for key in self._instruments if (tick := self.broadcast.latest(key)) is not None]
         newest_ms = {tick.symbol: tick.timestamp for tick in newest}
-        here = {name: parse_position(text) for name, text in self.broadcast.positions().items()}
+        here = {name: at for name, at in positions.items() if name in self._exchanges}
         await recall.run(here, {key: row.exchange for key, row in self._instruments.items()}, newest_ms)
+        # Followed from where the bars were recalled to: no tick is in them twice, and none is missing.
+        self._follower.follow(positions)
         self._obstacle = ""
         self._recalled = True
 
     async def _follow_new(self, exchanges: frozenset[str], instruments: Mapping[str, object]) -> None:
         """Follow what is not followed yet, from its end, and show what is newest. Raises `StorageError`."""
+        self._follower.follow(await self._look_at_new(exchanges, instruments))
+
+    async def _look_at_new(
+        self, exchanges: frozenset[str], instruments: Mapping[str, object]
+    ) -> dict[str, Position]:
+        """Show what is newest of what is not followed yet; return where that ends. Raises `StorageError`."""
         client, following = self._looker, self._follower.following
         new = sorted(exchanges - following)
         # The positions first: what comes meanwhile is read again, and never missed.
@@ -324,7 +334,7 @@ class GatewayDaemon:
                     newest[instrument] = tick
             self.broadcast.seed(newest.values())
         self.broadcast.seed_positions({name: at for name, at in positions.items() if name in exchanges})
-        self._follower.follow(positions)
+        return positions
 
     async def _look_at_epoch(self) -> None:
         try:

@@ -4,7 +4,7 @@ Runs once when a daemon takes up the work, before any writer. Of every exchange 
 stream, and what waits on disk behind it: the ticks of the last minutes make their bars anew, and the `bar`
 records among them tell which of these were said already, so that none is said twice unless it changed. What
 a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
-minute, the series of single ticks stand in for it. What was fetched of the time since, while no daemon ran,
+minute, or too busy to be read as far back, the series of single ticks stand in for it. What was fetched of the time since, while no daemon ran,
 counts for more than what was forming then.
 """
 
@@ -37,6 +37,8 @@ LOOK_BACK_MS = 150_000
 _AHEAD_MS = 5_000
 """A tick's time may be this far ahead of when it was accepted."""
 _LAST_SAID_MS = 2_000
+MOST_ENTRIES = 150_000
+"""So many entries of a stream are read at most: a start does not take longer the busier the market is."""
 _PAGE = 2_000
 _CHUNK = 1_000
 _TOGETHER = 50
@@ -53,13 +55,25 @@ class Recalled(msgspec.Struct):
 
 
 class BarRecall:
-    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk."""
+    """One recall into one builder. Without `spool`, as in a gateway, nothing of ours waits on disk.
 
-    def __init__(self, client: Redis, builder: BarBuilder, grid: BarGrid, spool: Spool | None = None) -> None:
+    Of a stream about `most` entries are read, unless ticks of it wait on disk: those are in no series.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        builder: BarBuilder,
+        grid: BarGrid,
+        spool: Spool | None = None,
+        *,
+        most: int = MOST_ENTRIES,
+    ) -> None:
         self._client = client
         self._builder = builder
         self._grid = grid
         self._spool = spool
+        self._most = most
         self.found = Recalled(said=[])
 
     async def run(
@@ -68,17 +82,17 @@ class BarRecall:
         instruments: Mapping[str, str],
         newest_ms: Mapping[str, int],
     ) -> Recalled:
-        """Recall all exchanges that `positions` (the newest of each) names.
+        """Recall all exchanges that `positions` (the newest of each) names, up to there.
 
         `instruments` maps instrument keys to their exchanges, `newest_ms` to the time of their newest tick.
         Raises `StorageError` when Redis does not answer.
         """
         self._builder.recall_known(newest_ms)
-        for exchange, (last_ms, _) in positions.items():
-            if last_ms:
+        for exchange, last in positions.items():
+            if last[0]:
                 await self._recall_exchange(
                     exchange,
-                    last_ms,
+                    last,
                     [key for key, of in instruments.items() if of == exchange],
                     newest_ms,
                 )
@@ -88,15 +102,16 @@ class BarRecall:
         return self.found
 
     async def _recall_exchange(
-        self, exchange: str, last_ms: int, instruments: Sequence[str], newest_ms: Mapping[str, int]
+        self, exchange: str, last: Position, instruments: Sequence[str], newest_ms: Mapping[str, int]
     ) -> None:
+        last_ms = last[0]
         try:
             newest_minutes = await self._newest_minutes(instruments)
             # No live bar can begin after the last record: these were fetched.
             fetched = {key for key, start_ms in newest_minutes.items() if start_ms > last_ms}
             await self._refill(exchange, {key: newest_minutes[key] for key in fetched})
             instruments = [key for key in instruments if key not in fetched]
-            window_ms, records = await self._window(exchange, last_ms)
+            window_ms, records = await self._window(exchange, last)
             records += await self._waiting(exchange, window_ms, records)
             whole_from_ms = -(-(window_ms + _AHEAD_MS) // MINUTE_MS) * MINUTE_MS
             open_ms = (last_ms - _LAST_SAID_MS) // MINUTE_MS * MINUTE_MS
@@ -115,9 +130,10 @@ class BarRecall:
 
     # ---- the last minutes -------------------------------------------------------------------------
 
-    async def _window(self, exchange: str, last_ms: int) -> tuple[int, list[Record]]:
+    async def _window(self, exchange: str, last: Position) -> tuple[int, list[Record]]:
         """Return the end of a stream, and from when on (of acceptance) it is whole."""
         key = tick_stream(exchange)
+        last_ms, upto = last[0], f"{last[0]}-{last[1]}"
         window_ms = last_ms - LOOK_BACK_MS
         oldest: Any = await self._client.xrange(key, "-", "+", 1)
         if not oldest:
@@ -126,10 +142,12 @@ class BarRecall:
         oldest_ms = parse_position(oldest[0][0])[0]
         if oldest_ms > window_ms and facts.get("entries-added") != facts["length"]:
             window_ms = oldest_ms
+        if self._spool is None or exchange not in self._spool.positions():
+            window_ms = max(window_ms, last_ms - await self._readable_ms(key, upto))
         records: list[Record] = []
         after = f"{window_ms}-0"
         while True:
-            page: Any = await self._client.xrange(key, after, "+", _PAGE)
+            page: Any = await self._client.xrange(key, after, upto, _PAGE)
             for entry_id, fields in page:
                 record = record_of(exchange, parse_position(entry_id), fields)
                 if record is not None:
@@ -137,6 +155,14 @@ class BarRecall:
             if len(page) < _PAGE:
                 return window_ms, records
             after = f"({page[-1][0]}"
+
+    async def _readable_ms(self, key: str, upto: str) -> int:
+        """Return how far back so many entries reach as may be read, going by the newest of them."""
+        newest: Any = await self._client.xrevrange(key, upto, "-", _PAGE)
+        if len(newest) < _PAGE:
+            return LOOK_BACK_MS
+        took_ms = parse_position(newest[0][0])[0] - parse_position(newest[-1][0])[0]
+        return took_ms * self._most // _PAGE
 
     async def _waiting(self, exchange: str, window_ms: int, stored: Sequence[Record]) -> list[Record]:
         """Return what waits on disk for the stream and is not in it."""
