@@ -46,6 +46,7 @@ from commands.context import (
     credential_store,
     demo_settings,
     err,
+    examples_of,
     live_settings,
     market_day_files,
     out,
@@ -84,27 +85,35 @@ HURRIED_WITHIN_S = 4.0
 DEMO_SCRIP_MASTER = PROJECT_ROOT / "simulators" / "data" / "dhan-scrip-master.csv"
 
 app = typer.Typer(
-    help="marketd: market data from several providers into Redis TimeSeries, streams and WebSocket.",
+    help="marketd: market data from several providers into Redis TimeSeries, streams and WebSocket. "
+    "Without a command the daemon is run.",
+    epilog=examples_of("run --demo", "status", "why NSE:RELIANCE", "COMMAND --help"),
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    observe.status,
-    observe.why,
-    observe.tap,
-    options.options,
-    routes.routes,
-    doctor.doctor,
-    history.coverage,
-    history.backfill,
-    recording.record,
-    recording.replay,
-    drill.drill,
+_RUNNING, _WATCHING = "Running", "Looking at a running daemon"
+_PAST, _CHANGING, _TRYING = "The past", "Mappings and providers", "Recording and faults"
+for panel, command, *examples in (
+    (_WATCHING, observe.status, "status --watch", "status --json | jq '.providers[].state'"),
+    (_WATCHING, observe.why, "why NSE:RELIANCE"),
+    (_WATCHING, observe.tap, "tap 'NSE:*' --count 10", "tap NSE:TCS NASDAQ:AAPL --json"),
+    (_WATCHING, options.options, "options NIFTY --expiries", "options NIFTY --strikes 8"),
+    (_WATCHING, routes.routes, "routes", "routes NSE:RELIANCE --events 50"),
+    (_RUNNING, doctor.doctor, "doctor", "doctor --json"),
+    (_PAST, history.coverage, "coverage NSE:RELIANCE"),
+    (
+        _PAST,
+        history.backfill,
+        "backfill --instrument NSE:RELIANCE --interval 1m --from 2026-11-02 --to 2026-11-06",
+    ),
+    (_TRYING, recording.record, "record frames"),
+    (_TRYING, recording.replay, "replay frames --speed 10"),
+    (_TRYING, drill.drill, "drill", "drill redis-restart"),
 ):
-    app.command()(command)
-app.add_typer(spool.app, name="spool")
-app.add_typer(providers.app, name="providers")
-app.add_typer(mappings.app, name="mappings")
+    app.command(rich_help_panel=panel, epilog=examples_of(*examples))(command)
+app.add_typer(spool.app, name="spool", rich_help_panel=_RUNNING)
+app.add_typer(providers.app, name="providers", rich_help_panel=_CHANGING)
+app.add_typer(mappings.app, name="mappings", rich_help_panel=_CHANGING)
 routes.add_to(providers.app)
 quality.add_to(app)
 
@@ -124,7 +133,10 @@ class Part(str, Enum):
     GATEWAY = "gateway"
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_RUNNING,
+    epilog=examples_of("run", "run --demo", "run --role gateway", "run --role ingest --exchanges NSE,BSE"),
+)
 def run(
     demo: Annotated[
         bool, typer.Option("--demo", help="Simulated providers, data of its own, no keys.")
@@ -493,7 +505,7 @@ def _print_banner(api_url: str, *, demo: bool) -> None:
 def main() -> int:
     """Run the command line; return the exit code, never raise."""
     try:
-        app()
+        app(prog_name=os.environ.get("MARKETD_COMMAND"))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except MarketdError as error:

@@ -36,6 +36,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the raw answer.")]
 
 
+def examples_of(*lines: str) -> str:
+    """Return what stands below a command's help: these command lines, each a paragraph."""
+    return "\n\n".join(("Examples:", *(f"python main.py {line}" for line in lines)))
+
+
 # ---- settings ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from urllib.parse import quote
 
 import typer
 from rich.live import Live
+from rich.text import Text
 
 from commands.context import AsJson, out, running_daemon
-from services.errors import ConfigurationError
+from services.errors import ConfigurationError, TemporaryError
 from services.operations.daemon_client import fetch
 from services.operations.daemon_client import tap as tap_records
 from services.operations.terminal_views import status_view, tap_lines, why_view
@@ -23,25 +25,37 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
 ) -> None:
     """Show providers and pipeline of the running daemon."""
+    answer = _status()
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(answer, as_json=as_json)
+    elif as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        out.print(status_view(answer))
+
+
+def _status() -> Any:
     api_url, token = running_daemon()
+    return asyncio.run(fetch(api_url, "/api/providers/status", token))
 
-    async def once() -> Any:
-        return await fetch(api_url, "/api/providers/status", token)
 
+def _watch(first: Any, *, as_json: bool) -> None:
+    """Show the status every second; a daemon that is away is waited for."""
     if as_json:
-        if watch:
-            while True:
-                print(json.dumps(asyncio.run(once())), flush=True)
-                time.sleep(1)
-        print(json.dumps(asyncio.run(once()), indent=2))
-        return
-    if not watch:
-        out.print(status_view(asyncio.run(once())))
-        return
-    with Live(status_view(asyncio.run(once())), console=out, refresh_per_second=2) as live:
+        print(json.dumps(first), flush=True)
         while True:
             time.sleep(1)
-            live.update(status_view(asyncio.run(once())))
+            # One object a line: what reads this is told nothing else.
+            with contextlib.suppress(TemporaryError):
+                print(json.dumps(_status()), flush=True)
+    with Live(status_view(first), console=out, refresh_per_second=2) as live:
+        while True:
+            time.sleep(1)
+            try:
+                live.update(status_view(_status()))
+            except TemporaryError as error:
+                live.update(Text(f"{error}; waiting for it, Ctrl-C ends this"))
 
 
 def why(

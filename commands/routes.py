@@ -47,15 +47,16 @@ def routes(
         out.print(route_view(answer))
 
 
-def active(instrument: _Instrument) -> None:
+def active(instrument: _Instrument, as_json: AsJson = False) -> None:
     """Print the code of the provider that serves an instrument."""
-    print(_asked(_address(instrument))["active"] or "none")
+    code = _asked(_address(instrument))["active"]
+    print(json.dumps(code) if as_json else code or "none")
 
 
-def backup(instrument: _Instrument) -> None:
+def backup(instrument: _Instrument, as_json: AsJson = False) -> None:
     """Print who would take over from it, best first, one code a line."""
     codes = _asked(_address(instrument))["backup"]
-    print("\n".join(codes) if codes else "none")
+    print(json.dumps(codes) if as_json else "\n".join(codes) or "none")
 
 
 def switch(
@@ -65,6 +66,7 @@ def switch(
         str, typer.Option("--for", help="How long, such as 30m, 2h or 1d; then the order counts again.")
     ] = "1h",
     why: Annotated[str, typer.Option("--why", help="The reason, kept with the decision.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Prefer a provider for an instrument for a while; it takes over when it has proved itself."""
     api_url, token = running_daemon()
@@ -76,7 +78,9 @@ def switch(
     answer = asyncio.run(send(api_url, f"{_address(instrument)}/switch", token, body))
     _refuse(answer)
     forced = answer["forced"]
-    if forced is None:
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    elif forced is None:
         out.print(f"{instrument} follows the order of the mappings; {answer['active'] or 'nobody'} serves it")
     elif answer["active"] == forced["to"]:
         out.print(f"{instrument} is served by {forced['to']}")

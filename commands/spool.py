@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from commands.context import demo_settings, err, live_settings, out, quiet_logs, use_servers
+from commands.context import AsJson, demo_settings, err, live_settings, out, quiet_logs, use_servers
 from config.settings import Settings
 from services.errors import ConfigurationError, TemporaryError
 from services.operations.state_dir import StateDirectory
@@ -45,11 +45,16 @@ def inspect(
 
 
 @app.command()
-def replay(demo: _DemoOption = False) -> None:
+def replay(demo: _DemoOption = False, as_json: AsJson = False) -> None:
     """Write what waits on disk to Redis, while no daemon runs (a running one does that by itself)."""
     settings = _spool_settings(demo)
     with quiet_logs(settings):
         accounts = asyncio.run(_replay_spool(settings, demo=demo))
+    if as_json:
+        print(
+            json.dumps({name: msgspec.to_builtins(counters) for name, counters in accounts.items()}, indent=2)
+        )
+        return
     for name, counters in accounts.items():
         lost = sum(counters.dropped.values()) + sum(counters.rejected.values())
         stored = counters.written + counters.collapsed
@@ -90,6 +95,7 @@ async def _replay_spool(settings: Settings, *, demo: bool) -> dict[str, SinkCoun
 def drop(
     demo: _DemoOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Really throw the records away.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Throw away what waits on disk, for good."""
     from services.operations import spool_commands
@@ -107,7 +113,10 @@ def drop(
             )
         with quiet_logs(settings):
             dropped = asyncio.run(spool_commands.drop(folder)) if waiting else 0
-        out.print(f"{dropped} records dropped")
+        if as_json:
+            print(json.dumps({"dropped": dropped}))
+        else:
+            out.print(f"{dropped} records dropped")
 
 
 def _hold_spool(

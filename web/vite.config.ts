@@ -9,7 +9,10 @@ export default defineConfig({
     outDir: "dist",
     assetsDir: ".",
     // Names without a hash: the gateway asks browsers to look whether a file has changed.
-    rollupOptions: { output: { entryFileNames: "app.js", chunkFileNames: "[name].js", assetFileNames: "[name][extname]" } },
+    rollupOptions: {
+      input: { app: "index.html", docs: "docs.html" },
+      output: { entryFileNames: "[name].js", chunkFileNames: "shared.js", assetFileNames: "style[extname]" },
+    },
     // A data: URL in a style sheet is not allowed by the page's policy.
     assetsInlineLimit: 0,
     modulePreload: false,

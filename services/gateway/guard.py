@@ -39,7 +39,7 @@ _SCOPES = (
     ("/api/stream", TICKS),
 )
 """The scope that an address needs, by how it begins; those not listed need any token."""
-_FREE = frozenset({"/", "/openapi.json"})
+_FREE = frozenset({"/", "/docs", "/openapi.json"})
 _FREE_ON_THIS_MACHINE = frozenset({"/healthz", "/readyz", "/metrics"})
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 _ERROR_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

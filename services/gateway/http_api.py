@@ -49,6 +49,7 @@ class HttpApi:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register every address."""
         router.add_get("/", self.dashboard)
+        router.add_get("/docs", self.reference)
         router.add_get("/healthz", self.healthz)
         router.add_get("/readyz", self.readyz)
         router.add_get("/metrics", self.metrics)
@@ -167,6 +168,10 @@ class HttpApi:
     async def dashboard(self, _request: web.Request) -> web.FileResponse:
         """Return the dashboard's page."""
         return web.FileResponse(self._web_root / "index.html", headers={"Cache-Control": "no-cache"})
+
+    async def reference(self, _request: web.Request) -> web.FileResponse:
+        """Return the page to try this interface."""
+        return web.FileResponse(self._web_root / "docs.html", headers={"Cache-Control": "no-cache"})
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

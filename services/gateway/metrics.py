@@ -237,11 +237,25 @@ def _hops(hops: Mapping[str, Any]) -> Metric:
 
 
 def _gateway(clients: dict[str, Any]) -> Iterator[Metric]:
-    yield _gauge("marketd_clients", "WebSocket clients connected.", clients["connected"])
+    yield _gauge(
+        "marketd_clients", "Clients connected, over WebSocket and as event streams.", clients["connected"]
+    )
     yield _gauge("marketd_client_subscriptions", "Instruments watched, over all clients.", clients["watched"])
     yield _gauge(
         "marketd_client_lag_seconds", "How far the slowest client reads behind.", clients["lag_ms_max"] / 1000
     )
+    kinds = GaugeMetricFamily(
+        "marketd_clients_of_protocol", "Clients connected, by the protocol they speak.", labels=["protocol"]
+    )
+    lags = GaugeMetricFamily(
+        "marketd_clients_of_protocol_lag_seconds",
+        "How far the slowest client of a protocol reads behind.",
+        labels=["protocol"],
+    )
+    for protocol, figures in clients["by_protocol"].items():
+        kinds.add_metric([protocol], figures["connected"])
+        lags.add_metric([protocol], figures["lag_ms_max"] / 1000)
+    yield from (kinds, lags)
     counts = {
         "accepted": "WebSocket clients accepted.",
         "refused": "WebSocket clients refused at the handshake.",

@@ -542,6 +542,9 @@ def openapi_document() -> dict[str, Any]:
                 ],
             ),
             "/": _operation("dashboard", "The dashboard", _answer("a page", None, "text/html"), free=True),
+            "/docs": _operation(
+                "reference", "A page to try this interface", _answer("a page", None, "text/html"), free=True
+            ),
         },
         "components": {
             "schemas": {"Error": _ERROR},

@@ -110,9 +110,19 @@ class WebSocketEndpoint:
             "accepted": self.accepted,
             "refused": self.refused,
             "closed_by_code": dict(self.closed_by_code),
+            "by_protocol": self._by_protocol(now_s),
             **sums,
             "sessions": self._slowest(now_s),
         }
+
+    def _by_protocol(self, now_s: float) -> dict[str, dict[str, int]]:
+        """Return how many clients of each kind there are, and how far the slowest of them is behind."""
+        found = {protocol: {"connected": 0, "lag_ms_max": 0} for protocol in ("websocket", "sse")}
+        for session in self.sessions:
+            kind = found[session.protocol]
+            kind["connected"] += 1
+            kind["lag_ms_max"] = max(kind["lag_ms_max"], session.lag_ms(now_s))
+        return found
 
     def _slowest(self, now_s: float) -> list[dict[str, Any]]:
         """Return the clients that are furthest behind, at most `SHOWN_SESSIONS`."""

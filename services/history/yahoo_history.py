@@ -8,6 +8,7 @@ Prices are adjusted for splits by Yahoo, for dividends only on request.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -155,6 +155,7 @@ async def test_a_failing_handler_answers_500_without_a_trace() -> None:
         ("/metrics", 200),
         ("/openapi.json", 200),
         ("/", 200),
+        ("/docs", 200),
         ("/static/app.js", 200),
         ("/nope", 401),
     ],

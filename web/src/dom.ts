@@ -72,8 +72,12 @@ export function orDash<T>(value: T | null | undefined, text: (value: T) => strin
   return value === null || value === undefined ? DASH : text(value);
 }
 
+/** Time of day in the reader's zone; with the day where that is not today. */
 export function clockTime(ms: number): string {
-  return new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const at = new Date(ms);
+  const time = at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const today = at.toDateString() === new Date().toDateString();
+  return today ? time : `${at.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
 }
 
 /** Begin and end of a span in words: with the date where one of them is not of today. */

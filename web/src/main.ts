@@ -7,7 +7,7 @@ import { el, pill } from "./dom";
 import { hearEvents, note, takeEvent } from "./events";
 import { OptionsPanel } from "./options";
 import { Socket, type LinkState } from "./socket";
-import { showStatus } from "./status";
+import { showStatus, wordOf } from "./status";
 import { state, takeQuotes, type Listed } from "./state";
 import { flash, requestDraw, select, setUpTable, showInstruments, visibleKeys } from "./table";
 import type { Instrument, Quote, Readiness, Status } from "./types";
@@ -88,11 +88,13 @@ async function refreshStatus(): Promise<void> {
 }
 
 function noteProviders(status: Status): void {
-  const seen = new Map(status.providers.map((provider) => [provider.code, provider.state]));
+  const seen = new Map<string, string>();
   for (const provider of status.providers) {
+    const { word, reason } = wordOf(provider, status.pipeline);
     const before = providerStates.get(provider.code);
-    if (before !== undefined && before !== provider.state && !["connecting", "subscribing"].includes(provider.state)) {
-      note("provider", "*", `${provider.code} is ${provider.state.replaceAll("_", " ")}${provider.reason ? `: ${provider.reason}` : ""}`);
+    seen.set(provider.code, word);
+    if (before !== undefined && before !== word && !["connecting", "authenticating", "subscribing"].includes(word)) {
+      note("provider", "*", `${provider.code} is ${word}${reason ? `: ${reason}` : ""}`);
     }
   }
   providerStates = seen;

@@ -107,7 +107,7 @@ export class OptionsPanel {
       `PCR ${orDash(chain.pcr, (value) => value.toFixed(2))}`,
       `max pain ${chain.max_pain ?? DASH}`,
       `${Math.round(chain.completeness * 100)} % of the legs`,
-      `${age(chain.age_ms)} old`,
+      chain.age_ms < 1000 ? "just read" : `${age(chain.age_ms)} old`,
     ];
     put(el("options-facts"), facts.join(" · "));
     const source = badge("good", `from ${chain.source}`);
@@ -129,7 +129,7 @@ function chainRow(strike: string, legs: { call?: Leg; put?: Leg }, chain: Chain,
     const [, , , , last, , oi, change, , delta, , , , iv] = leg?.f ?? ([] as unknown as Leg["f"]);
     const texts = [
       orDash(iv, (value) => `${value.toFixed(1)} %`),
-      orDash(delta, (value) => value.toFixed(2)),
+      orDash(delta, (value) => value.toFixed(2).replace(/^-(0\.00)$/, "$1")),
       orDash(oi, whole.format),
       orDash(change, (value) => `${value > 0 ? "+" : ""}${whole.format(value)}`),
       price(last),

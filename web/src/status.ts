@@ -12,29 +12,42 @@ const SINK_LOOKS: Record<string, Look> = {
   ready: "good", starting: "waiting", unavailable: "bad", parked: "bad", closed: "bad",
 };
 
+/** What to say of a provider: its state, or that it is silent although it is connected, and why. */
+export function wordOf(provider: Provider, pipeline: Pipeline): { look: Look; word: string; reason: string } {
+  const reason = provider.reason || provider.last_error || "";
+  if (provider.state === "streaming") {
+    const about = `silence:${provider.code}:`;
+    const alarms = Object.entries(pipeline.silence ?? {}).filter(([key]) => key.startsWith(about));
+    const whole = alarms.some(([key]) => !key.endsWith(":instruments"));
+    const said = alarms.map(([, text]) => text).join("; ");
+    if (said) return { look: "warn", word: whole ? "silent" : "partly silent", reason: said };
+  }
+  return { look: PROVIDER_LOOKS[provider.state] ?? "", word: provider.state.replaceAll("_", " "), reason };
+}
+
 export function showStatus(status: Status): void {
-  showProviders(status.providers);
+  showProviders(status);
   showSinks(status.pipeline);
   showFigures(status.pipeline, status.clients);
   showClients(status.clients, status.pipeline);
 }
 
-function showProviders(providers: Provider[]): void {
-  const cards = providers.map(providerCard);
+function showProviders({ providers, pipeline }: Status): void {
+  const cards = providers.map((provider) => providerCard(provider, pipeline));
   const none = make("p", "hint", "No providers are set up. Run: python data_migration/setup_providers.py");
   el("providers").replaceChildren(...(cards.length ? cards : [none]));
 }
 
-function providerCard(provider: Provider): HTMLElement {
+function providerCard(provider: Provider, pipeline: Pipeline): HTMLElement {
+  const { look, word, reason } = wordOf(provider, pipeline);
   const card = make("article", "card");
   card.dataset.code = provider.code;
   const head = make("header");
   head.append(
     make("h3", "", `${provider.name} (${provider.code})`),
-    badge(PROVIDER_LOOKS[provider.state] ?? "", provider.state.replaceAll("_", " ")),
+    badge(look, word),
   );
   card.append(head);
-  const reason = provider.reason || provider.last_error;
   if (reason) card.append(make("p", "reason", reason));
   const list = make("dl");
   const { p50, p99 } = provider.latency_ms;
@@ -98,7 +111,7 @@ function showFigures(pipeline: Pipeline, clients: Clients): void {
 function showClients(clients: Clients, pipeline: Pipeline): void {
   const groups = pipeline.streams?.groups ?? [];
   const rows = [
-    ...(clients.sessions ?? []).map((it) => [`${it.name || "anonymous"} ${it.address}`, "WebSocket", whole.format(it.instruments), `${whole.format(it.lag_ms)} ms`, whole.format(it.skipped)]),
+    ...(clients.sessions ?? []).map((it) => [`${it.name || "anonymous"} ${it.address}`, it.protocol === "sse" ? "event stream" : "WebSocket", whole.format(it.instruments), `${whole.format(it.lag_ms)} ms`, whole.format(it.skipped)]),
     ...groups.map((it) => [it.group, `stream ${it.exchange}`, `${whole.format(it.pending)} pending`, orDash(it.lag, (lag) => `${whole.format(lag)} entries`), it.trimmed ? "entries lost" : ""]),
   ];
   el("clients-hint").hidden = rows.length > 0;

@@ -82,6 +82,8 @@ export interface Pipeline {
   streams?: {
     groups?: { exchange: string; group: string; lag: number | null; pending: number; idle_ms: number | null; trimmed: boolean }[];
   };
+  /** Feeds and instruments that bring less than they should, in words. */
+  silence?: Record<string, string>;
   lease?: { role: string; reason?: string };
   mappings?: { version: number; instruments: number; state: string; reason: string };
   process?: { rss_bytes?: number; memory_limit_bytes?: number; open_descriptors?: number; descriptor_limit?: number };
@@ -99,6 +101,7 @@ export interface ClientSession {
   id: string;
   name: string;
   address: string;
+  protocol: string;
   instruments: number;
   lag_ms: number;
   skipped: number;
@@ -125,6 +128,12 @@ export type Candle = [number, number, number, number, number, number | null];
 export interface History {
   candles: Candle[];
   complete: boolean;
+  /** From and to in UTC epoch seconds, and why. */
+  missing?: [number, number, string][];
+}
+
+export interface Route {
+  events: { at_ms: number; action: string; from: string | null; to: string | null; reason: string }[];
 }
 
 export type Message = { type: string; [field: string]: unknown };
