@@ -50,6 +50,7 @@ from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryReq
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import AssetClass, InstrumentMapping, MappingSnapshot
 from services.market_data.records import PROBE_EXCHANGE, ControlRecord, Record
+from services.market_data.records import DataIngestionFormat as DataIngestionFormat
 from services.operations.first_connects import FILE as FIRST_CONNECTS
 from services.operations.first_connects import FirstConnects
 from services.operations.health_probe import HealthProbe
