@@ -147,6 +147,7 @@ class GatewayDaemon:
             calendar=calendar,
             settings=dict,
             publish=lambda _record: None,
+            forming=self._bars.forming,
             sources={},
         )
         self._diagnosis = Diagnosis(
@@ -257,6 +258,7 @@ class GatewayDaemon:
         if shown_url(database_url) == shown_url(self.config.database_url):
             self.urls["database_url"] = database_url
             self.supervisor.spawn(self._mappings.use_url(database_url), "mappings_url")
+            self.supervisor.spawn(self._past.ledger.store.use_url(database_url), "coverage_url")
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)

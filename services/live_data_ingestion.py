@@ -311,7 +311,7 @@ class LiveDataIngestion:
             planned=self._kept_past,
         )
         self._past.ledger.flowing = lambda instrument: (
-            self._phase == "running" and self.providers.active_provider(instrument) is not None
+            self._phase == "running" and self.providers.delivers(instrument)
         )
         self._probe = HealthProbe(self.clock, self.publish, probed, self.supervisor.troubles)
         self._route_events = RouteEventWriter(self.providers.router.journal, config.database_url, self.clock)
@@ -477,6 +477,8 @@ class LiveDataIngestion:
         await self.supervisor.end("leadership")
         if led:
             await self._end_subscriptions()
+        # What it announces belongs into the streams: it ends before they do.
+        await self.supervisor.end("past")
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
         unsettled = await drain_all(self._sinks, deadline_s, self._hurry)
@@ -488,7 +490,6 @@ class LiveDataIngestion:
         await until_hurried(self._option_interest.close(), self._hurry)
         if not self.supervisor.failure:
             await self._first_connects.stopped()
-        await self.supervisor.end("past")
         await until_hurried(self._past.close(), self._hurry)
         pending = await self.supervisor.stop()
         await self._leadership.release()
@@ -1042,8 +1043,10 @@ class LiveDataIngestion:
     ) -> dict[str, Any]:
         """Prefer a source for a while, or (None) the order of the mappings again.
 
-        Raises `ConfigurationError` for what cannot be.
+        Raises `ConfigurationError` for what cannot be, and while this daemon routes nothing.
         """
+        if self._phase != "running":
+            raise ConfigurationError("this daemon stands by: ask the one that leads")
         registry = self.providers.registry
         if to is None:
             registry.release(instrument, by=by)

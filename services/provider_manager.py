@@ -138,6 +138,7 @@ class ProviderManager:
                 rows = runtime.prepare(entry, prepared.by_provider[entry.code])
             self.router.flows.disarm_gone(runtime, rows.gone)
             runtime.take_over(rows)
+            self.router.flows.arm_renamed(runtime, rows.gone)
 
     async def apply(self, snapshot: MappingSnapshot) -> None:
         """Go over to a changed mapping snapshot while running; what did not change is not touched.
@@ -455,6 +456,12 @@ class ProviderManager:
     def active_provider(self, instrument: str) -> str | None:
         """Return the code of the provider whose ticks of `instrument` are let through."""
         return self.router.book.active.get(instrument)
+
+    def delivers(self, instrument: str) -> bool:
+        """Tell whether data of an instrument comes just now, as far as is known: a quiet one's, too."""
+        book = self.router.book
+        code = book.active.get(instrument)
+        return code is not None and instrument not in book.gaps and book.flows(instrument, code)
 
     def running(self) -> list[BaseMarketDataProvider]:
         """Return every provider there is."""

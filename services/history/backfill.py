@@ -38,6 +38,9 @@ _MOST_SPANS = 2_000
 _FOUND_WORKERS = 2
 _FOUND_PAUSE_S = 0.3
 _MOST_TRIES = 6
+_LATER_S = 30.0
+_LATEST_S = 1_800.0
+"""What nobody answers now is found again after so long; twice as long with every time in a row."""
 _KEPT_JOBS = 20
 MOST_WINDOWS = 200_000
 DAY_MS = 86_400_000
@@ -110,6 +113,7 @@ class Backfill:
         self._found: OrderedDict[Window, _Task] = OrderedDict()
         self._busy: set[Window] = set()
         self._later: dict[tuple[str, Interval], float] = {}
+        self._put_off: dict[tuple[str, Interval], int] = {}
         self._news = asyncio.Event()
         self._settlement = asyncio.Event()
         self.jobs: OrderedDict[int, BackfillJob] = OrderedDict()
@@ -299,7 +303,13 @@ class Backfill:
             return
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
         self._later = {key: until for key, until in self._later.items() if until > now_s}
-        rows = await self._ledger.store.missing(self._known(), _MOST_SPANS)
+        known = dict.fromkeys(self._known())
+        self._put_off = {key: times for key, times in self._put_off.items() if key[0] in known}
+        # What is put off must not take the place of what somebody can answer.
+        waiting = {instrument for instrument, _ in self._later}
+        rows = await self._ledger.store.missing(
+            [instrument for instrument in known if instrument not in waiting], _MOST_SPANS
+        )
         # What ended a moment ago is not asked for yet: the vendors are some minutes late.
         due = [row for row in rows if row.from_ms < now_ms - 2 * SETTLE_MS[row.type]]
         for window in plan(due, self.filler.offers, now_ms):
@@ -363,7 +373,10 @@ class Backfill:
         task.tries += 1
         if task.job is None:
             key = (task.window.instrument, task.window.interval)
-            self._later[key] = self._clock.monotonic_s() + max(wait_s, 30.0)
+            now_s, times = self._clock.monotonic_s(), self._put_off.get(key, -1)
+            if self._later.get(key, 0.0) <= now_s:
+                times = self._put_off[key] = min(times + 1, 10)
+            self._later[key] = now_s + max(wait_s, min(_LATEST_S, _LATER_S * 2.0**times))
             return
         self._tell(task.job, outcome)
         if task.tries >= _MOST_TRIES:
@@ -376,6 +389,7 @@ class Backfill:
         self._asked.append(task)
 
     def _settled(self, task: _Task, outcome: FillOutcome) -> None:
+        self._put_off.pop((task.window.instrument, task.window.interval), None)
         if task.job is not None:
             self._tell(task.job, outcome)
             task.job.bars += outcome.written

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -160,7 +161,10 @@ class CoverageLedger:
         """Believe nothing of what was had: the store that held it is empty."""
         self._forget = True
         self._live.clear()
+        self._live_noted.clear()
         self._known.clear()
+        # What was noted and is not written yet was in that store, too.
+        self._pending = deque(note for note in self._pending if note.state != HAVE)
         self._news.set()
 
     def _note_flow(self, instrument: str) -> None:
@@ -233,7 +237,8 @@ class CoverageLedger:
                     await self._news.wait()
             self._news.clear()
             now_s = self._clock.monotonic_s()
-            if now_s - live_s >= LIVE_EVERY_S:
+            # While nothing can be written, how far the streams have come waits: it needs no notes until then.
+            if now_s - live_s >= LIVE_EVERY_S and not self.reason:
                 live_s = now_s
                 for instrument in list(self._live):
                     self._note_flow(instrument)
@@ -256,15 +261,19 @@ class CoverageLedger:
             await self._flush()
 
     async def _flush(self) -> None:
-        if self._forget:
-            await self.store.forget()
-            self._forget = False
-            self._known.clear()
-        while self._pending:
-            batch = list(self._pending)[:10_000]
+        while self._forget or self._pending:
+            if self._forget:
+                await self.store.forget()
+                self._forget = False
+                self._known.clear()
+                continue
+            batch = list(islice(self._pending, 10_000))
             await self.store.note(batch)
-            for _ in batch:
-                note = self._pending.popleft()
+            written = set(map(id, batch))
+            # Some of them may have been taken away meanwhile, never any put before them.
+            while self._pending and id(self._pending[0]) in written:
+                self._pending.popleft()
+            for note in batch:
                 self._known.pop(note.instrument, None)
             self.written += len(batch)
         if self.reason:

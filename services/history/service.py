@@ -8,6 +8,7 @@ it fetches nothing. Reading what is all there takes one round trip to Redis.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
@@ -34,7 +35,7 @@ from services.market_data.candles import (
     parse_resolution,
 )
 from services.market_data.clock import Clock
-from services.market_data.coverage import HAVE, MISSING, UNAVAILABLE, spans_of
+from services.market_data.coverage import HAVE, MINUTES, MISSING, UNAVAILABLE, spans_of
 from services.market_data.spans import Span, common, without
 from services.market_data.trading_time import TradingTime, midnight_ms, minutes_of
 from services.pipeline.failover import first_that_answers
@@ -290,13 +291,13 @@ class HistoryService:
         """Return what of `asked` is neither stored nor known to have no bars."""
         if not asked:
             return []
-        had: list[Span] = []
+        rows: list[CoverageSpan] | None = None
         if self._ledger is not None:
             try:
-                rows = [row for row in await self._ledger.of(instrument) if row.type == interval]
-                had = spans_of(rows, HAVE)
+                rows = await self._ledger.of(instrument)
             except MarketdError:
-                had = []
+                rows = None
+        had = spans_of((row for row in rows or () if row.type == interval), HAVE)
         kept_ms = self._clock.now_ms() - self._retention_ms(instrument.partition(":")[0])
         had = [(max(begin, kept_ms), end) for begin, end in had if end > kept_ms]
         unknown = without(asked, had)
@@ -307,11 +308,16 @@ class HistoryService:
             if not request.resolution.days:
                 whole = [(asked[0][0], asked[-1][0] + 1)]
                 present = set(await read_starts(self._redis, instrument, "1d", whole))
+            if rows is not None:
+                present -= _in_part(asked, rows)
             return [span for span in asked if span[0] not in present and common([span], unknown)]
         if request.resolution.minutes == 1:
             present = {candle[0] * 1000 for candle in candles}
         else:
             present = set(await read_starts(self._redis, instrument, "1m", unknown))
+        # A gap leaves parts of minutes behind, which stand for the whole until they are fetched.
+        broken = spans_of((row for row in rows or () if row.type == interval), MISSING)
+        present.difference_update(minutes_of(common(unknown, broken)))
         return runs_of([minute for minute in minutes_of(unknown) if minute not in present], MINUTE_MS)
 
     async def _missing(self, request: HistoryRequest, holes: Sequence[Span]) -> tuple[Missing, ...]:
@@ -501,3 +507,15 @@ class HistoryService:
             missing=tuple(holes[-_MOST_MISSING:]),
             sources=(code,),
         )
+
+
+def _in_part(days: Sequence[Span], rows: Sequence[CoverageSpan]) -> set[int]:
+    """Return the starts of those ascending days of which not all minutes are had.
+
+    The bar that the stream made of such a day holds a part of it only.
+    """
+    starts = [begin for begin, _ in days]
+    found: set[int] = set()
+    for begin, end in without(days, spans_of((row for row in rows if row.type == MINUTES), HAVE)):
+        found.update(starts[max(0, bisect_right(starts, begin) - 1) : bisect_left(starts, end)])
+    return found

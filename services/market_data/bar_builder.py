@@ -18,11 +18,11 @@ gateway that only reads the streams has one as well. What it does with a tick:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from services.market_data.bar_grid import CLOSING_SECOND_MS, LONGER, BarGrid, Span
-from services.market_data.bars import INTERVALS, Bar, BarStatus, Interval, parse_bar
+from services.market_data.bars import INTERVALS, MINUTE_MS, Bar, BarStatus, Interval, parse_bar
 from services.market_data.calendar import Phase
 from services.market_data.flow_gaps import FlowGaps
 from services.market_data.forming import NOT_EMITTED, FormingBar, InstrumentBook
@@ -44,6 +44,8 @@ DELAYED_MS = 30 * 60_000
 LAGS_MS = 20_000
 """Who begins a minute so long after it should be final is delivered with a delay, whatever the flags say."""
 _AGAIN_MS = 1_000
+_JUST_ENDED_MS = 20_000
+"""Who makes a bar of stored minutes so soon after its end may miss the last ones."""
 _NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
 _RETIRE = len(INTERVALS)
@@ -69,7 +71,7 @@ class BarBuilder:
         self._changed: list[FormingBar] = []
         self._said: dict[tuple[str, Interval, int], _Said] = {}
         self._gaps = FlowGaps()
-        self._known: frozenset[str] | None = None
+        self._heard: Mapping[str, int] | None = None
         self._now_ms = self._revise_ms = 0
         self.refused: dict[str, int] = {}
         """Ticks that made no bar, by reason: `snapshot suspect outside_session too_late`."""
@@ -111,19 +113,31 @@ class BarBuilder:
                 self._follow_bar(bar)
 
     def _begin(self, tick: DataIngestionFormat) -> InstrumentBook:
-        book = self._books[tick.symbol] = InstrumentBook(tick.symbol, tick.exchange)
-        if self._known is not None and tick.symbol not in self._known:
+        book = self._new_book(tick.symbol, tick.exchange)
+        if self._heard is not None and tick.symbol not in self._heard:
             # The first tick there ever was of it: nothing flowed before.
             self._gaps.add(tick.symbol, 0, tick.timestamp)
+        return book
+
+    def _new_book(self, instrument: str, exchange: str) -> InstrumentBook:
+        book = self._books[instrument] = InstrumentBook(instrument, exchange)
+        heard_ms = self._heard.get(instrument) if self._heard is not None else None
+        if heard_ms is not None:
+            # That minute was said before a restart: what repeats its last trade does not begin it anew.
+            span = self._grid.minute_of(exchange, heard_ms)
+            book.latest_ms = heard_ms - heard_ms % MINUTE_MS if span is None else span.start_ms
         return book
 
     def _place(self, book: InstrumentBook, tick: DataIngestionFormat) -> None:
         """Add a tick that is not simply the next one of the minute that forms."""
         flags = tick.flags
+        span = self._grid.minute_of(book.exchange, tick.timestamp)
         if flags & _NO_TRADE:
             self._refuse("snapshot" if flags & FLAG_SNAPSHOT else "suspect")
+            if flags & FLAG_SNAPSHOT and span is not None and span.end_ms + LATE_MS <= self._now_ms:
+                # Nobody looked when that was traded, and it can be repeated with every change of the book.
+                book.latest_ms = max(book.latest_ms, span.start_ms)
             return
-        span = self._grid.minute_of(book.exchange, tick.timestamp)
         if span is None:
             self._refuse("outside_session")
             return
@@ -173,7 +187,7 @@ class BarBuilder:
                 del self._due[key]
                 heapq.heappop(self._order)
             if key[1] == _RETIRE:
-                (bar.book.minutes if bar.interval == "1m" else bar.book.longer).remove(bar)
+                bar.book.retire(bar)
             else:
                 self._finish(bar, found)
         if not self._changed or 0 < self._revise_ms - now_ms <= REVISE_EVERY_MS:
@@ -196,7 +210,7 @@ class BarBuilder:
             return
         self._minute_is_over(bar)
         self._schedule(bar, max(bar.end_ms, self._now_ms if book.delayed else 0) + LATE_MS, _RETIRE)
-        if bar.revision != NOT_EMITTED:
+        if bar.revision != NOT_EMITTED or bar.quiet:
             return
         said = self._said.pop((book.instrument, bar.interval, bar.start_ms), None)
         bar.revision = 0
@@ -233,10 +247,14 @@ class BarBuilder:
                 continue
             longer = book.find(interval, span.start_ms)
             if longer is None:
+                if span.start_ms <= book.retired_ms.get(interval, -1):
+                    # It was said with other minutes than this one, and they are not here any more.
+                    continue
                 longer = FormingBar(book, interval, span)
                 book.longer.append(longer)
                 self._schedule(longer, self._due_ms(span))
             longer.merge(minute)
+            longer.quiet = False
             self._mark(longer)
 
     def _mark(self, bar: FormingBar) -> None:
@@ -319,9 +337,12 @@ class BarBuilder:
 
     # ---- after a restart, and behind another builder -----------------------------------------------
 
-    def recall_known(self, instruments: Iterable[str]) -> None:
-        """Say of which instruments ticks are stored: of all others nothing flowed before their first tick."""
-        self._known = frozenset(instruments)
+    def recall_known(self, newest_ms: Mapping[str, int]) -> None:
+        """Say of which instruments ticks are stored, and the time of the newest (UTC epoch ms).
+
+        Of all others nothing flowed before their first tick.
+        """
+        self._heard = dict(newest_ms)
 
     def recall_said(self, bar: Bar) -> None:
         """Remember a bar that was said before a restart: it is said again only when it differs."""
@@ -338,7 +359,7 @@ class BarBuilder:
             return
         book = self._books.get(bar.instrument)
         if book is None:
-            book = self._books[bar.instrument] = InstrumentBook(bar.instrument, bar.exchange)
+            book = self._new_book(bar.instrument, bar.exchange)
         longer = FormingBar(book, bar.interval, span)
         prices = (bar.open, bar.high, bar.low, bar.close)
         longer.restore(prices, bar.volume, bar.ticks, from_ms=span.start_ms, upto_ms=upto_ms)
@@ -351,11 +372,15 @@ class BarBuilder:
         `minutes` are all that are stored of the days these bars lie in. What was final before and changes is
         revised.
         """
+        minutes = list(minutes)
         book = self._books.get(instrument)
         if book is None:
-            return
+            if not minutes:
+                return
+            book = self._new_book(instrument, minutes[0].exchange)
         here = {bar.start_ms: bar for bar in book.minutes}
         stored = [bar for bar in minutes if bar.interval == "1m" and bar.start_ms not in here]
+        self._begin_longer(book, stored)
         for longer in book.longer:
             whole = FormingBar(book, longer.interval, longer.span)
             for bar in stored:
@@ -365,8 +390,24 @@ class BarBuilder:
             for minute in here.values():
                 if minute.merged and longer.start_ms <= minute.start_ms < longer.end_ms:
                     whole.merge(minute)
-            if whole.last_ms >= 0 and longer.become(whole):
+            if whole.last_ms < 0:
+                continue
+            if longer.become(whole) or longer.end_ms <= self._now_ms < longer.end_ms + _JUST_ENDED_MS:
                 self._mark(longer)
+
+    def _begin_longer(self, book: InstrumentBook, stored: Iterable[Bar]) -> None:
+        """Begin the longer bars that form now and have no finished minute of ours yet, to be refilled."""
+        now_ms, latest = self._now_ms, max(stored, key=lambda bar: bar.start_ms, default=None)
+        if latest is None:
+            return
+        for interval in LONGER:
+            span = self._grid.span_of(book.exchange, interval, latest.start_ms)
+            if span is not None and span.end_ms > now_ms and book.find(interval, span.start_ms) is None:
+                longer = FormingBar(book, interval, span)
+                # It is said when a minute of ours becomes a part of it.
+                longer.quiet = True
+                book.longer.append(longer)
+                self._schedule(longer, self._due_ms(span))
 
     def _follow_bar(self, said: Bar) -> None:
         span = self._grid.span_of(said.exchange, said.interval, said.start_ms)
@@ -374,7 +415,7 @@ class BarBuilder:
             return
         book = self._books.get(said.instrument)
         if book is None:
-            book = self._books[said.instrument] = InstrumentBook(said.instrument, said.exchange)
+            book = self._new_book(said.instrument, said.exchange)
         bar = book.find(said.interval, said.start_ms)
         if bar is None:
             bar = FormingBar(book, said.interval, span)

@@ -14,14 +14,13 @@ class FormingBar:
 
     `first_ms` and `last_ms` are the times of the trades that are open and close. `revision` is
     `NOT_EMITTED` until the bar was said to be final. `merged`: a minute that its longer bars contain.
-    `changed`: it is on the list of those to be revised.
+    `changed`: it is on the list of those to be revised. `quiet`: it holds nothing but what was fetched.
     """
 
     __slots__ = (
         "book",
         "changed",
         "close",
-        "delayed",
         "end_ms",
         "first_ms",
         "high",
@@ -30,6 +29,7 @@ class FormingBar:
         "low",
         "merged",
         "open",
+        "quiet",
         "revision",
         "source",
         "sources",
@@ -53,7 +53,7 @@ class FormingBar:
         self.source = ""
         self.sources: tuple[str, ...] = ()
         self.revision = NOT_EMITTED
-        self.merged = self.changed = self.delayed = False
+        self.merged = self.changed = self.quiet = False
 
     def add(self, tick: DataIngestionFormat) -> None:
         """Add one trade, wherever in the bar its time lies; of two at one moment the later is the close."""
@@ -125,10 +125,20 @@ class FormingBar:
 class InstrumentBook:
     """The bars of one instrument: minutes and longer ones, oldest first by arrival; `newest` is forming.
 
-    `latest_ms` is the start of the latest minute there ever was, `delayed` whether ticks come late as a rule.
+    `latest_ms` is the start of the latest minute there ever was, `delayed` whether ticks come late as a rule,
+    `retired_ms` the start of the latest longer bar of each interval that cannot change any more.
     """
 
-    __slots__ = ("delayed", "exchange", "instrument", "latest_ms", "longer", "minutes", "newest")
+    __slots__ = (
+        "delayed",
+        "exchange",
+        "instrument",
+        "latest_ms",
+        "longer",
+        "minutes",
+        "newest",
+        "retired_ms",
+    )
 
     def __init__(self, instrument: str, exchange: str) -> None:
         self.instrument = instrument
@@ -138,6 +148,7 @@ class InstrumentBook:
         self.longer: list[FormingBar] = []
         self.latest_ms = -1
         self.delayed = False
+        self.retired_ms: dict[Interval, int] = {}
 
     def find(self, interval: Interval, start_ms: int) -> FormingBar | None:
         """Return the bar of an interval that begins at `start_ms`, None when it is not here."""
@@ -149,6 +160,14 @@ class InstrumentBook:
     def around(self, start_ms: int) -> list[FormingBar]:
         """Return the longer bars that contain the minute beginning at `start_ms`."""
         return [bar for bar in self.longer if bar.start_ms <= start_ms < bar.end_ms]
+
+    def retire(self, bar: FormingBar) -> None:
+        """Let go of a bar that cannot change any more."""
+        if bar.interval == "1m":
+            self.minutes.remove(bar)
+        else:
+            self.longer.remove(bar)
+            self.retired_ms[bar.interval] = max(bar.start_ms, self.retired_ms.get(bar.interval, -1))
 
     def newest_time_ms(self) -> int:
         """Return the time of the newest trade of the minutes here, -1 without any."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from services.market_data.instruments import InstrumentMapping
 from services.provider_runtime import ProviderRuntime
 from services.routing.announcer import Announcer
 from services.routing.book import RESUBSCRIBED, SILENT, RouteBook
@@ -56,9 +57,7 @@ class Flows:
             mapping = runtime.instrument_of.get(symbol)
             if mapping is None:
                 continue
-            if self._judge is not None:
-                pulse = runtime.arm(symbol)
-                self._judge.arm(code, mapping.instrument, mapping.exchange, pulse, now_ms)
+            self._arm(runtime, symbol, mapping, now_ms)
             watch = book.watches.get(mapping.instrument)
             silent = watch is not None and watch.trouble in SILENT
             if book.active.get(mapping.instrument) == code and not silent:
@@ -80,6 +79,19 @@ class Flows:
         """Expect nothing more of symbols that are about to stand for nothing, or for something else."""
         for symbol, instrument in gone:
             self._disarm(runtime, symbol, instrument)
+
+    def arm_renamed(self, runtime: ProviderRuntime, gone: Iterable[tuple[str, str]]) -> None:
+        """Expect data of symbols that stand for something else by now, and whose data flows on."""
+        now_ms = self._book.clock.now_ms()
+        for symbol, _ in gone:
+            mapping = runtime.instrument_of.get(symbol)
+            if mapping is not None and symbol in runtime.flowing:
+                self._arm(runtime, symbol, mapping, now_ms)
+
+    def _arm(self, runtime: ProviderRuntime, symbol: str, mapping: InstrumentMapping, now_ms: int) -> None:
+        if self._judge is not None:
+            pulse = runtime.arm(symbol)
+            self._judge.arm(runtime.entry.code, mapping.instrument, mapping.exchange, pulse, now_ms)
 
     def _disarm(self, runtime: ProviderRuntime, symbol: str, instrument: str) -> None:
         if self._judge is not None and runtime.disarm(symbol):

@@ -4,12 +4,13 @@ Runs once when a daemon takes up the work, before any writer. Of every exchange 
 stream, and what waits on disk behind it: the ticks of the last minutes make their bars anew, and the `bar`
 records among them tell which of these were said already, so that none is said twice unless it changed. What
 a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
-minute, the series of single ticks stand in for it.
+minute, the series of single ticks stand in for it. What was fetched of the time since, while no daemon ran,
+counts for more than what was forming then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -90,6 +91,11 @@ class BarRecall:
         self, exchange: str, last_ms: int, instruments: Sequence[str], newest_ms: Mapping[str, int]
     ) -> None:
         try:
+            newest_minutes = await self._newest_minutes(instruments)
+            # No live bar can begin after the last record: these were fetched.
+            fetched = {key for key, start_ms in newest_minutes.items() if start_ms > last_ms}
+            await self._refill(exchange, {key: newest_minutes[key] for key in fetched})
+            instruments = [key for key in instruments if key not in fetched]
             window_ms, records = await self._window(exchange, last_ms)
             records += await self._waiting(exchange, window_ms, records)
             whole_from_ms = -(-(window_ms + _AHEAD_MS) // MINUTE_MS) * MINUTE_MS
@@ -98,13 +104,14 @@ class BarRecall:
                 fresh = [key for key in instruments if newest_ms.get(key, 0) >= open_ms]
                 await self._from_series(exchange, fresh, open_ms, whole_from_ms)
             from_ms = min(whole_from_ms, open_ms)
-            await self._recall_longer(exchange, instruments, from_ms)
+            await self._recall_longer(exchange, instruments, from_ms, newest_minutes)
         except RedisError as error:
             raise storage_error(error) from error
         except OSError as error:
             raise StorageError(f"Redis cannot be reached: {error}") from error
         for record in records:
-            self._take(record, whole_from_ms)
+            if record.symbol not in fetched or (isinstance(record, ControlRecord) and record.type == "gap"):
+                self._take(record, whole_from_ms)
 
     # ---- the last minutes -------------------------------------------------------------------------
 
@@ -185,7 +192,17 @@ class BarRecall:
 
     # ---- what longer bars hold from before ----------------------------------------------------------
 
-    async def _recall_longer(self, exchange: str, instruments: Sequence[str], before_ms: int) -> None:
+    async def _refill(self, exchange: str, newest_minutes: Mapping[str, int]) -> None:
+        """Begin the longer bars of what was fetched with the stored minutes of the newest day."""
+        for key, newest_ms in newest_minutes.items():
+            day = self._grid.span_of(exchange, "1d", newest_ms)
+            if day is not None:
+                stored = await read_bars(self._client, key, exchange, "1m", day.start_ms, day.end_ms - 1)
+                self._builder.refill(key, stored)
+
+    async def _recall_longer(
+        self, exchange: str, instruments: Sequence[str], before_ms: int, newest_minutes: Mapping[str, int]
+    ) -> None:
         spans = [self._grid.span_of(exchange, interval, before_ms) for interval in LONGER]
         open_spans = [span for span in spans if span is not None and span.start_ms < before_ms < span.end_ms]
         if not open_spans:
@@ -194,7 +211,7 @@ class BarRecall:
         hour = self._grid.span_of(exchange, "1h", before_ms)
         hour_ms = day_ms if hour is None else max(day_ms, min(hour.start_ms, before_ms))
         waiting = await self._waiting_minutes(exchange, day_ms, before_ms)
-        active = await self._with_minutes_since(instruments, day_ms)
+        active = [key for key in instruments if newest_minutes.get(key, -1) >= day_ms]
         for key, minutes in waiting.items():
             stored = await read_bars(self._client, key, exchange, "1m", day_ms, before_ms - 1)
             self._recall_of({bar.start_ms: bar for bar in stored} | minutes, before_ms)
@@ -248,19 +265,19 @@ class BarRecall:
                 found.setdefault(bar.instrument, {})[bar.start_ms] = bar
         return found
 
-    async def _with_minutes_since(self, instruments: Iterable[str], from_ms: int) -> list[str]:
-        keys = list(instruments)
-        found: list[str] = []
-        for first in range(0, len(keys), _CHUNK):
-            chunk = keys[first : first + _CHUNK]
+    async def _newest_minutes(self, instruments: Sequence[str]) -> dict[str, int]:
+        """Return the start of the newest stored minute of those instruments that have any."""
+        found: dict[str, int] = {}
+        for first in range(0, len(instruments), _CHUNK):
+            chunk = instruments[first : first + _CHUNK]
             pipeline: Any = self._client.pipeline(transaction=False)
             for key in chunk:
                 pipeline.execute_command("TS.GET", bar_series(key, "1m", "close"))
             for key, reply in zip(chunk, await pipeline.execute(raise_on_error=False), strict=True):
                 if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
                     raise reply
-                if not isinstance(reply, Exception) and reply and int(reply[0]) >= from_ms:
-                    found.append(key)
+                if not isinstance(reply, Exception) and reply:
+                    found[key] = int(reply[0])
         return found
 
 

@@ -30,6 +30,8 @@ every step counts (measured: a minute bar takes 49 bytes in steps of 128, 31 in 
 _SMALL_CHUNK_BYTES = 128
 _CHUNK_BARS = 200
 _MADD = bulk("TS.MADD")
+JUST_ENDED_MS = 15_000
+"""For so long after its end a bar's last minutes may still be on their way into their series."""
 
 
 class BarSeries:
@@ -83,8 +85,8 @@ async def write_bars(
 
     Missing series are made. Longer bars are made anew from the stored minutes of their session, those whose
     time is over at `now_ms` (UTC epoch ms). Returns, by instrument, all stored minutes of the days that are
-    not over: `BarSink.refill` makes them part of what is forming. Storing the same bars again changes
-    nothing. Raises `StorageError` when Redis does not answer or refuses a sample.
+    not over, or ended just now: `BarSink.refill` makes them part of what is forming. Storing the
+    same bars again changes nothing. Raises `StorageError` when Redis does not answer or refuses a sample.
     """
     regular = [bar for bar in bars if bar.phase is Phase.REGULAR]
     await _store(client, regular, retention)
@@ -100,7 +102,7 @@ async def write_bars(
             longer = combine(grid, minutes)
             over = [bar for bar in longer if _end_ms(grid, bar) <= now_ms]
             await _store(client, over, retention)
-            if span.end_ms > now_ms:
+            if span.end_ms + JUST_ENDED_MS > now_ms:
                 unfinished.setdefault(instrument, []).extend(minutes)
     return unfinished
 

@@ -34,6 +34,9 @@ _VOLUME = 1 << BAR_FIELDS.index("volume")
 class BarSeriesWriter(SeriesSink):
     """The sink behind `md:ts:{instrument}:1m:…`; makes the series it writes to."""
 
+    # A bar that waits on disk must not be written over its own revision.
+    in_order = True
+
     def __init__(
         self,
         redis_url: str,

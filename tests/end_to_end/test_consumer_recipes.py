@@ -72,11 +72,13 @@ async def test_every_recipe_runs_as_printed(demo: Daemon, tmp_path: Path) -> Non
         outputs, ("NSE:", "NSE:", "one ", "ticks today", "price", "to go on"), strict=True
     ):
         assert proof in output, (proof, output)
-    (example,) = blocks(PYTHON_CLIENT, "python")
-    script = tmp_path / "example.py"
-    script.write_text(example.replace("http://127.0.0.1:8080", demo.runtime["api_url"]), encoding="utf-8")
+    streams, frame = tmp_path / "streams.py", tmp_path / "frame.py"
+    for script, example in zip((streams, frame), blocks(PYTHON_CLIENT, "python"), strict=True):
+        script.write_text(example.replace("http://127.0.0.1:8080", demo.runtime["api_url"]), encoding="utf-8")
     unbuffered = environment | {"PYTHONUNBUFFERED": "1"}
-    assert "NSE:RELIANCE" in await first_lines(sys.executable, script, environment=unbuffered)
+    assert "NSE:RELIANCE" in await first_lines(sys.executable, streams, environment=unbuffered)
+    table = await run(sys.executable, frame, environment=environment)
+    assert "close" in table and "volume" in table, table
     shell = [line for block in blocks(PAGE, "sh") for line in block.splitlines() if line]
     assert len(shell) == 7
     for line in shell:

@@ -114,7 +114,8 @@ async def test_a_client_of_gateways_that_are_killed_at_random_holds_the_sequence
         assert reading.done() is False, "the client gave up"
         reading.cancel()
         await asyncio.wait([reading])
-        assert [answer.recovered for answer in watcher.answers] == [None] + [True] * KILLS
+        answers = [(answer.recovered, answer.reason) for answer in watcher.answers]
+        assert answers == [(None, "")] + [(True, "")] * KILLS
         # On a busy machine an exchange may seem silent for a moment; nothing may be skipped or missing here.
         assert [record for record in watcher.other if isinstance(record, Skipped)] == []
         notices = [record for record in watcher.other if isinstance(record, Control) and not record.position]

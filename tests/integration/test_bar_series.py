@@ -18,6 +18,7 @@ from services.storage.bar_series import read_bars, write_bars
 from services.storage.bar_series_writer import BarSeriesWriter
 from services.storage.client import make_client
 from services.storage.retention import Retention
+from services.storage.spool import Spool
 from tests.support.bar_rig import BarRig, assert_bars_are_true, stored_series, walk
 from tests.support.storage import drained, offer, quick, running
 
@@ -49,7 +50,7 @@ async def test_history_makes_the_same_series_as_the_live_bars(redis_url: str, tm
     info = await plain.ts().info(f"md:ts:{{{KEY}}}:1m:open")
     await plain.flushall()
     for _ in range(2):
-        left = await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=CLOSES + 1)
+        left = await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=CLOSES + 15_000)
         assert left == {}
         assert {name: await stored_series(plain, KEY, name) for name in intervals} == live
     again = await plain.ts().info(f"md:ts:{{{KEY}}}:1m:open")
@@ -154,4 +155,32 @@ async def test_what_is_no_bar_is_refused_and_what_is_extended_not_taken(redis_ur
     assert writer.counters.rejected == {"bad_value": 1}
     assert (writer.counters.offered, writer.counters.written) == (2, 1)
     assert list(await stored_series(client, KEY, "1m")) == [OPENS]
+    await client.aclose()
+
+
+async def test_what_waits_on_disk_never_overtakes_a_later_revision(redis_url: str, tmp_path: Path) -> None:
+    client = redis.asyncio.from_url(redis_url, decode_responses=True)
+
+    def said(number: int, price: int, revision: int) -> ControlRecord:
+        made = bar(OPENS + number * 60_000, price, revision=revision)
+        record = bar_record(made, OPENS)
+        record.position_ms, record.position_seq = OPENS, 2 * number + revision
+        return record
+
+    spool = Spool(tmp_path)
+    await spool.open()
+    away = BarSeriesWriter(
+        "redis://127.0.0.1:1/0", clock=SystemClock(), spool=spool.channels["bar_series"], **quick()
+    )
+    async with running(away):
+        offer([said(number, 1, 0) for number in range(300)], away)
+        await away.drain(0)
+    writer = BarSeriesWriter(redis_url, clock=SystemClock(), spool=spool.channels["bar_series"], **quick())
+    offer([said(299, 7, 1)], writer)
+    async with running(writer):
+        await drained(writer)
+    stored = await stored_series(client, KEY, "1m")
+    assert len(stored) == 300
+    assert stored[OPENS + 299 * 60_000][0] == 107.0
+    await spool.close()
     await client.aclose()

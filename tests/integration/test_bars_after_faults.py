@@ -10,9 +10,12 @@ import pandas as pd
 import pytest
 import redis.asyncio
 
+from services.market_data.bars import Bar
 from services.market_data.records import DataIngestionFormat, Record
+from services.storage.bar_series import write_bars
 from services.storage.keys import BAR_FIELDS
-from tests.support.bar_rig import BarRig, assert_bars_are_true, said_bars, walk
+from services.storage.retention import Retention
+from tests.support.bar_rig import BarRig, assert_bars_are_true, said_bars, stored_series, walk
 from tests.support.eventually import eventually
 from tests.support.servers import PrivateRedis
 
@@ -147,4 +150,47 @@ async def test_a_restart_during_an_outage_finds_ticks_and_bars_on_disk(
         rig.until(at("2026-12-02T00:01:00"))
         await eventually(lambda: not any(sink.counters.spooled or sink.queued for sink in rig.writers), 20)
         await assert_bars_are_true(client, KEY, DAY[:1])
+    await client.aclose()
+
+
+@pytest.mark.parametrize("starts", ["2026-12-01T10:47:10", "2026-12-02T09:00:20"])
+async def test_what_was_fetched_while_nobody_ran_is_not_written_over_at_the_start(
+    starts: str, redis_url: str, tmp_path: Path
+) -> None:
+    stops = at("2026-12-01T10:17:33")
+    before, after = parted(market("2026-12-01T09:05:00", "2026-12-01T10:55:00"), stops)
+    client = redis.asyncio.from_url(redis_url, decode_responses=True)
+    async with BarRig(redis_url, tmp_path / "one", at("2026-12-01T09:04:00")).running() as rig:
+        await rig.play(before)
+        rig.until(stops)
+        await rig.settle()
+    fetched = [
+        Bar(
+            instrument=KEY,
+            exchange="CRYPTO",
+            interval="1m",
+            start_ms=at("2026-12-01T10:17:00") + number * 60_000,
+            open=1e6,
+            high=2e6,
+            low=1.0,
+            close=1e6,
+            volume=1_000_000,
+        )
+        for number in range(28)
+    ]
+    retention, now_ms = Retention(365 * 86_400_000), at(starts)
+    await write_bars(client, fetched, retention=retention, grid=rig.grid, now_ms=now_ms)
+    async with BarRig(redis_url, tmp_path / "two", now_ms).running() as rig:
+        await rig.recall(client, [KEY])
+        rig.until(now_ms + 30_000)
+        await rig.play([row for row in after if row[0] >= now_ms])
+        rig.until(at("2026-12-03T00:01:00"))
+        await rig.settle()
+    minutes = await stored_series(client, KEY, "1m")
+    assert {minutes[bar.start_ms] for bar in fetched} == {(1e6, 2e6, 1.0, 1e6, 1_000_000)}
+    (day,) = (await stored_series(client, KEY, "1d")).values()
+    rows = list(minutes.values())
+    assert day == (rows[0][0], 2e6, 1.0, rows[-1][3], sum(row[4] or 0 for row in rows))
+    hours = await stored_series(client, KEY, "1h")
+    assert hours[at("2026-12-01T10:00:00")][1:3] == (2e6, 1.0)
     await client.aclose()

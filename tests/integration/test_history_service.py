@@ -17,9 +17,15 @@ from redis.exceptions import ResponseError
 from services.history.backfill import BackfillDepth
 from services.history.past import Past
 from services.history.service import TooManyCandles
+from services.market_data.bar_grid import BarGrid
+from services.market_data.bars import Bar
+from services.market_data.calendar import MarketCalendar
 from services.market_data.candles import Candle, HistoryRequest, parse_resolution
+from services.market_data.coverage import Note
 from services.market_data.records import ControlRecord
+from services.storage.bar_series import write_bars
 from services.storage.client import make_client
+from services.storage.retention import Retention
 from simulators import past as simulated
 from tests.support.eventually import eventually
 from tests.support.past import BOTH, NOON_MS, RELIANCE, PastRig, mapping, past_rig
@@ -254,6 +260,82 @@ async def test_a_gap_in_the_stream_is_filled_by_itself(rig: PastRig) -> None:
     assert [(row.type, row.from_ms, row.to_ms, row.reason) for row in rows if row.state == "missing"] == [
         ("ticks", YESTERDAY_MS + 90_000, YESTERDAY_MS + 300_000, "stale")
     ]
+
+
+def live_bar(start_ms: int, interval: str = "1m", price: float = 1.0) -> Bar:
+    return Bar(
+        instrument=RELIANCE,
+        exchange="NSE",
+        interval=interval,  # type: ignore[arg-type]
+        start_ms=start_ms,
+        open=price,
+        high=price,
+        low=price,
+        close=price,
+        volume=1,
+    )
+
+
+async def store(rig: PastRig, *bars: Bar) -> None:
+    client = make_client(rig.redis_url)
+    try:
+        await write_bars(
+            client,
+            bars,
+            retention=Retention(365 * DAY_MS, {}),
+            grid=BarGrid(MarketCalendar()),
+            now_ms=rig.clock.now_ms(),
+        )
+    finally:
+        await client.aclose()
+
+
+async def test_a_minute_that_a_gap_cut_into_is_not_taken_for_a_whole_one(past: Past, rig: PastRig) -> None:
+    await store(rig, live_bar(YESTERDAY_MS), live_bar(YESTERDAY_MS + MINUTE_MS))
+    past.note(gap(YESTERDAY_MS + 30_000, YESTERDAY_MS + 90_000))
+    asked = request(from_ms=YESTERDAY_MS, to_ms=YESTERDAY_MS + 2 * MINUTE_MS, count=None)
+    past.leading = False
+    here = await past.read(asked)
+    assert not here.complete
+    assert [(gap.from_s * 1000, gap.to_s * 1000) for gap in here.missing] == [
+        (YESTERDAY_MS, YESTERDAY_MS + 2 * MINUTE_MS)
+    ]
+    past.leading = True
+    answer = await past.read(asked)
+    assert answer.complete
+    assert answer.candles == vendor(rig, 1, YESTERDAY_MS, YESTERDAY_MS + 2 * MINUTE_MS)
+
+
+async def test_a_day_that_was_watched_for_an_hour_is_not_taken_for_a_whole_one(
+    past: Past, rig: PastRig
+) -> None:
+    await store(rig, live_bar(YESTERDAY_MS + 60 * MINUTE_MS), live_bar(YESTERDAY_MS, "1d"))
+    asked = request("1d", from_ms=YESTERDAY_MS, to_ms=YESTERDAY_ENDS_MS, count=None)
+    past.leading = False
+    assert not (await past.read(asked)).complete
+    past.leading = True
+    answer = await past.read(asked)
+    assert answer.complete
+    (day,) = answer.candles
+    assert day[1:5] != (1.0, 1.0, 1.0, 1.0)
+
+
+async def test_a_day_that_was_watched_from_open_to_close_is_whole(past: Past, rig: PastRig) -> None:
+    await store(rig, live_bar(YESTERDAY_MS), live_bar(YESTERDAY_MS, "1d"))
+    past.ledger.note(
+        Note(
+            instrument=RELIANCE,
+            type="1m",
+            state="have",
+            source="LIVE",
+            from_ms=YESTERDAY_MS,
+            to_ms=YESTERDAY_ENDS_MS,
+        )
+    )
+    answer = await past.read(request("1d", from_ms=YESTERDAY_MS, to_ms=YESTERDAY_ENDS_MS, count=None))
+    assert answer.complete
+    assert [candle[1:5] for candle in answer.candles] == [(1.0, 1.0, 1.0, 1.0)]
+    assert answer.sources == ()
 
 
 async def _holds(rig: PastRig, starts: list[int]) -> bool:

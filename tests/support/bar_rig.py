@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bar_grid import BarGrid
@@ -100,7 +101,8 @@ class BarRig:
             positions[exchange] = max(position, positions[exchange])
             self.sequencer.resume_after(exchange, positions[exchange])
         recall = BarRecall(client, self.bars.begin(), self.grid, self.spool)
-        found = await recall.run(positions, keys, dict.fromkeys(keys, 1 << 60))
+        newest_ms = {key: stored[0] for key in keys if (stored := await _newest(client, key))}
+        found = await recall.run(positions, keys, newest_ms)
         for record in found.said:
             self.bar_series.offer(record)
         return found
@@ -120,6 +122,13 @@ class BarRig:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.spool.close()
+
+
+async def _newest(client: Redis, key: str) -> tuple[int, float] | None:
+    try:
+        return await client.ts().get(f"md:ts:{{{key}}}:price") or None  # type: ignore[no-any-return]
+    except ResponseError:
+        return None
 
 
 def walk(

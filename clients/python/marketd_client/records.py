@@ -91,7 +91,8 @@ class Subscribed:
     """The daemon has begun to send `accepted`.
 
     `recovered` is None at the first connection. After a reconnection, or where a `resume` was given, True
-    means that everything missed follows, and False that it does not: `snapshot` then has the newest values.
+    means that everything missed follows, and False that it does not: `snapshot` then has the newest values, and
+    `reason` says why.
     """
 
     accepted: tuple[str, ...]
@@ -100,6 +101,7 @@ class Subscribed:
     position: Mapping[str, str]
     snapshot: Mapping[str, Tick]
     recovered: bool | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,8 @@ class Session:
             self._position.setdefault(exchange, position.get(exchange, START))
         self._epoch, self._was_here = epoch, True
         snapshot = {key: tick(key, data) for key, data in message["snapshot"].items()}
-        return Subscribed(tuple(accepted), message["rejected"], epoch, position, snapshot, recovered)
+        reason = message.get("reason", "")
+        return Subscribed(tuple(accepted), message["rejected"], epoch, position, snapshot, recovered, reason)
 
     def _advance(self, position: Mapping[str, str]) -> None:
         if not self.resumable:

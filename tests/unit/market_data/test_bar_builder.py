@@ -255,7 +255,7 @@ def test_coverage_is_what_no_gap_took() -> None:
 
 def test_nothing_flowed_before_the_first_tick_there_ever_was() -> None:
     builder = BarBuilder(GRID)
-    builder.recall_known(["NSE:TCS"])
+    builder.recall_known({"NSE:TCS": OPEN - 60_000})
     built(tick(OPEN + 25_000, 1.0), tick(OPEN + 25_000, 1.0, key="NSE:NEW"), builder=builder)
     covered = {bar.instrument: bar.covered_ms for bar in minutes(builder.close(OPEN + 61_000)[0])}
     assert covered == {"NSE:TCS": 60_000, "NSE:NEW": 35_000}
@@ -320,3 +320,80 @@ def test_a_record_says_the_whole_bar() -> None:
         assert parse_bar(record) == bar
         assert "v" not in record.fields
         assert record.fields["o"] == "100.25"
+
+
+def test_a_repeat_of_the_last_trade_after_a_restart_does_not_begin_its_minute_anew() -> None:
+    # The book moves without a trade: every packet carries the time of the last one, half an hour old.
+    traded, now_ms = OPEN + 300_500, OPEN + 2_100_000
+    builder = BarBuilder(GRID)
+    builder.recall_known({"NSE:TCS": traded})
+    builder.close(now_ms)
+    builder.take(tick(traded + 1, 100.0, None, received_ms=now_ms))
+    assert builder.close(CLOSE + 10_000)[0] == []
+    assert builder.refused == {"too_late": 1}
+
+
+def test_what_a_snapshot_tells_of_the_past_is_not_built_from_its_repeats() -> None:
+    traded, now_ms = OPEN + 300_500, OPEN + 2_100_000
+    builder = built(tick(OPEN + 1, 90.0))
+    builder.close(now_ms)
+    builder.take(tick(traded, 100.0, None, flags=FLAG_SNAPSHOT))
+    builder.take(tick(traded + 1, 100.0, None))
+    assert {bar.interval for bar in builder.close(CLOSE + 10_000)[0]} == {"1h", "1d"}
+    assert builder.refused == {"snapshot": 1, "too_late": 1}
+
+
+def test_a_minute_that_comes_too_late_for_its_longer_bar_does_not_take_its_place() -> None:
+    builder = built(tick(OPEN + 1, 100.0, 10))
+    said = builder.close(OPEN + 700_000)[0]
+    assert ("5m", OPEN) in [(bar.interval, bar.start_ms) for bar in said]
+    builder.take(tick(OPEN + 120_001, 101.0, 1, received_ms=OPEN + 700_000))
+    late = builder.close(CLOSE + 10_000)[0]
+    assert ("1m", OPEN + 120_000) in [(bar.interval, bar.start_ms) for bar in late]
+    assert not [bar for bar in late if bar.interval == "5m"]
+
+
+@pytest.mark.parametrize("ticks_first", [True, False])
+def test_the_morning_that_is_fetched_before_the_first_minute_ends_is_in_the_day(ticks_first: bool) -> None:
+    begins = OPEN + 3_600_000
+    builder = BarBuilder(GRID)
+    builder.close(begins)
+    fetched = built(tick(OPEN, 200.0, 50), tick(OPEN + 60_000, 50.0, 7)).close(OPEN + 130_000)[0]
+    if ticks_first:
+        built(tick(begins + 5_000, 100.0, 1), builder=builder)
+    builder.refill("NSE:TCS", minutes(fetched))
+    if not ticks_first:
+        built(tick(begins + 5_000, 100.0, 1), builder=builder)
+    forming = builder.forming("NSE:TCS", "1d")
+    assert forming is not None
+    assert (forming.open, forming.high, forming.low, forming.volume) == (200.0, 200.0, 50.0, 58)
+    (day,) = [bar for bar in builder.close(CLOSE + 10_000)[0] if bar.interval == "1d"]
+    assert (day.start_ms, day.open, day.high, day.low, day.close, day.volume) == (
+        OPEN,
+        200.0,
+        200.0,
+        50.0,
+        100.0,
+        58,
+    )
+
+
+def test_what_is_fetched_of_an_instrument_nobody_watches_makes_no_bars_here() -> None:
+    builder = BarBuilder(GRID)
+    builder.close(OPEN + 3_600_000)
+    builder.refill("NSE:TCS", minutes(built(tick(OPEN, 200.0, 50)).close(OPEN + 130_000)[0]))
+    assert builder.close(CLOSE + 10_000)[0] == []
+
+
+def test_a_bar_that_ended_just_now_is_said_again_when_its_day_was_made_of_stored_minutes() -> None:
+    # What is stored may lack its last minute, which was still on its way, and have been written over it.
+    builder = built(tick(OPEN + 1, 100.0, 10), tick(OPEN + 240_001, 101.0, 5))
+    said = [bar for bar in builder.close(OPEN + 301_100)[0] if bar.interval == "5m"]
+    assert [figures(bar)[:5] for bar in said] == [(100.0, 101.0, 100.0, 101.0, 15)]
+    stored = [bar for bar in minutes(builder.finished("NSE:TCS", "1m")) if bar.start_ms == OPEN]
+    builder.refill("NSE:TCS", stored)
+    (again,) = [bar for bar in builder.close(OPEN + 303_000)[0] if bar.interval == "5m"]
+    assert (again.revision, figures(again)[:5]) == (1, (100.0, 101.0, 100.0, 101.0, 15))
+    builder.close(OPEN + 330_000)
+    builder.refill("NSE:TCS", stored)
+    assert [bar for bar in builder.close(OPEN + 332_000)[0] if bar.interval == "5m"] == []

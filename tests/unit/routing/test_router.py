@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from services.base_provider import ProviderState
@@ -358,3 +359,31 @@ async def test_everything_is_told_of_a_route(rig: RoutingRig) -> None:
     assert [event["action"] for event in route["decisions"]] == ["warm_up", "stale"]
     assert rig.router.summary()["stale_instruments"] == [ONE]
     assert isinstance(rig.controls("stale")[0], ControlRecord)
+
+
+async def test_nothing_is_said_to_be_delivered_while_a_gap_is_open(rig: RoutingRig) -> None:
+    assert rig.manager.delivers(ONE)
+    rig.breaks("AAA", ONE)
+    assert rig.manager.active_provider(ONE) == "AAA"
+    assert not rig.manager.delivers(ONE)
+    rig.flows("AAA", ONE)
+    assert rig.manager.delivers(ONE)
+    rig.judge.say("AAA", ONE, Finding.MUTE)
+    await rig.pass_s(2)
+    assert not rig.manager.delivers(ONE), "its connection stands and brings nothing"
+    assert not rig.manager.delivers("NSE:NOPE")
+
+
+async def test_a_symbol_that_stands_for_another_instrument_is_judged_as_that_one(rig: RoutingRig) -> None:
+    snapshot = rig.snapshot()
+    renamed = tuple(
+        msgspec.structs.replace(row, instrument="NSE:NEW", symbol="NEW") if row.instrument == ONE else row
+        for row in snapshot.mappings
+    )
+    await rig.manager.apply(msgspec.structs.replace(snapshot, version=2, mappings=renamed))
+    assert rig.manager.active_provider("NSE:NEW") == "AAA"
+    assert ("AAA", "NSE:NEW") in rig.judge.armed, "its data flows on, and is missed when it does not"
+    assert ("AAA", ONE) not in rig.judge.armed
+    rig.judge.say("AAA", "NSE:NEW", Finding.MUTE)
+    await rig.pass_s(2)
+    assert "ONE.BBB" in rig.made["BBB"].wanted
