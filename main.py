@@ -56,6 +56,7 @@ from commands.context import (
 from config.credential_store import CredentialStore
 from config.logging import LogWriter, configure_logging
 from config.settings import PROJECT_ROOT, Settings
+from config.usage import run_command_line
 from services.errors import (
     ConfigurationError,
     MarketdError,
@@ -505,7 +506,7 @@ def _print_banner(api_url: str, *, demo: bool) -> None:
 def main() -> int:
     """Run the command line; return the exit code, never raise."""
     try:
-        app(prog_name=os.environ.get("MARKETD_COMMAND"))
+        return run_command_line(app, prog_name=os.environ.get("MARKETD_COMMAND"))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except MarketdError as error:
@@ -514,7 +515,6 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - the last place that can turn a defect into a sentence
         err.print(f"marketd: internal error, {_keep_trace(error)}: {escape(redact(repr(error)))}")
         return EXIT_INTERNAL
-    return 0
 
 
 def _keep_trace(error: Exception) -> str:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from commands.context import (
     EXIT_CONFIGURATION,
     credential_store,
+    demo_settings,
     live_settings,
     market_day_files,
     out,
@@ -32,11 +33,20 @@ if TYPE_CHECKING:
     from services.operations.doctor import Check
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The demo's servers; so it is too while a demo runs on STATE_DIR.")
+    ] = False,
+) -> None:
     """Check settings, database, Redis, credentials, clock and limits; exit 0 only when all pass."""
     settings = live_settings()
+    runtime = StateDirectory.read_runtime(settings.state_dir)
+    demo = demo or (runtime is not None and bool(runtime.get("demo")))
+    if demo:
+        settings = demo_settings()
     with quiet_logs(settings, "ERROR"):
-        results = asyncio.run(_doctor(settings))
+        results = asyncio.run(_doctor(settings, demo=demo))
     if as_json:
         print(json.dumps([msgspec.to_builtins(check) for check in results], indent=2))
     else:
@@ -51,7 +61,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON list."
         raise typer.Exit(EXIT_CONFIGURATION)
 
 
-async def _doctor(settings: Settings) -> list[Check]:
+async def _doctor(settings: Settings, *, demo: bool) -> list[Check]:
     from services.market_data.calendar import MarketCalendar
     from services.operations import doctor as checks
     from services.operations.doctor_memory import check_memory
@@ -59,16 +69,20 @@ async def _doctor(settings: Settings) -> list[Check]:
     from services.storage.retention import Retention
 
     results = [checks.Check("settings", True, "all names known, all values valid")]
-    results.append(checks.check_secret_file(dotenv_path()))
+    if not demo:
+        results.append(checks.check_secret_file(dotenv_path()))
     results += checks.check_host(settings.state_dir)
     calendar = MarketCalendar(market_day_files(settings))
     results.append(checks.check_market_days(calendar, datetime.now(UTC).date()))
-    given = settings_reader(settings, demo=False).for_providers
-    credentials = credential_store(settings, given, demo=False)
-    results.append(checks.check_credentials(credentials.settings(), time.time_ns() // 1_000_000))
+    if demo:
+        results.append(checks.Check("credentials", True, "made by the demo's simulators"))
+    else:
+        given = settings_reader(settings, demo=False).for_providers
+        credentials = credential_store(settings, given, demo=False)
+        results.append(checks.check_credentials(credentials.settings(), time.time_ns() // 1_000_000))
     async with contextlib.AsyncExitStack() as stack:
         try:
-            stack.enter_context(StateDirectory(settings.state_dir, demo=False))
+            stack.enter_context(StateDirectory(settings.state_dir, demo=demo))
             database_url, redis_url = await use_servers(settings, stack)
         except MarketdError as error:
             results.append(checks.Check("servers", False, str(error), "see the message"))

@@ -94,7 +94,9 @@ async def edit(
             problems = find_problems((*after.mappings, *after.upcoming), after.routes, after.dangling)
             if problems:
                 raise MappingsInvalid(problems)
-            lost = refusal(snapshot_of(before, now_ms), snapshot_of(after, now_ms))
+            # Whoever sits at the command is asked, whichever way the instruments go.
+            proposed = msgspec.structs.replace(snapshot_of(after, now_ms), switched_off=())
+            lost = refusal(snapshot_of(before, now_ms), proposed)
             if lost is not None and not allow_removal:
                 raise ConfigurationError(f"{lost.text}: add --allow-removal if that is meant")
             report = await _finish(connection, reverts, allow_removal=allow_removal)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from config.settings import Settings
+from config.usage import run_command_line
 from services.errors import ConfigurationError, MarketdError, TemporaryError
 from services.operations.embedded_postgres import EmbeddedPostgres
 from services.operations.state_dir import StateDirectory
@@ -67,7 +68,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def run_script(app: typer.Typer) -> int:
     """Run a script's command line; return its exit code. Errors are one sentence on stderr."""
     try:
-        app()
+        return run_command_line(app)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except MarketdError as error:
@@ -78,7 +79,6 @@ def run_script(app: typer.Typer) -> int:
     except Exception as error:  # noqa: BLE001 - the last place that can turn a defect into a sentence
         err.print(f"internal error{_kept_trace(error)}: {escape(redact(repr(error)))}")
         return EXIT_INTERNAL
-    return 0
 
 
 def _kept_trace(error: Exception) -> str:

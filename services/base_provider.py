@@ -47,7 +47,7 @@ import structlog
 from services.credential_state import CredentialState, credential_expiry_ms
 from services.errors import ProviderError, ProviderUnavailable
 from services.market_data.clock import Clock
-from services.market_data.records import FLAG_SNAPSHOT, ProviderTick
+from services.market_data.records import FLAG_SNAPSHOT, DataIngestionFormat, ProviderTick
 from services.on_demand_provider import (
     Candle,
     HistoricalDataProvider,
@@ -65,6 +65,7 @@ __all__ = [
     "BaseMarketDataProvider",
     "Candle",
     "Capabilities",
+    "DataIngestionFormat",
     "Delivery",
     "HistoricalDataProvider",
     "OpenInterest",

@@ -35,6 +35,7 @@ from services.gateway.backend import Readiness
 from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import MappingSnapshot
 from services.market_data.records import ControlRecord
+from services.market_data.records import DataIngestionFormat as DataIngestionFormat
 from services.pipeline.draining import drain_all, until_hurried
 from services.provider_registry import ProviderFactory
 from services.recording.frame_tap import FrameTap

@@ -30,7 +30,8 @@ def same_content(one: MappingSnapshot, other: MappingSnapshot) -> bool:
 def refusal(current: MappingSnapshot, proposed: MappingSnapshot) -> MappingProblem | None:
     """Return why `proposed` must not replace `current`, None when it may.
 
-    What ends by its date does not count as a loss, nor anything once it is permitted.
+    What ends by its date does not count as a loss, nor anything once it is permitted, nor what goes because
+    its provider or exchange was switched off: that is one row, and what it says is meant.
     """
     if proposed.permit > current.permit:
         return None
@@ -43,6 +44,12 @@ def refusal(current: MappingSnapshot, proposed: MappingSnapshot) -> MappingProbl
     gone = before - after
     if not gone:
         return None
+    off = set(proposed.switched_off)
+    lost = {
+        mapping.instrument
+        for mapping in held
+        if mapping.instrument in gone and (mapping.exchange, mapping.provider_code) not in off
+    }
     rows = sorted(mapping.mapping_id for mapping in held if mapping.instrument in gone)
     if not after:
         return MappingProblem(
@@ -52,13 +59,14 @@ def refusal(current: MappingSnapshot, proposed: MappingSnapshot) -> MappingProbl
             "no instrument would be left: no active provider, exchange or mapping row remains of "
             f"{named_rows(rows)} of {MAPPINGS}",
         )
-    if len(before) >= _SMALLEST_SET and len(gone) > LARGEST_LOSS * len(before):
-        shown = ", ".join(sorted(gone)[:5])
+    if len(before) >= _SMALLEST_SET and len(lost) > LARGEST_LOSS * len(before):
+        shown = ", ".join(sorted(lost)[:5])
+        rows = sorted(mapping.mapping_id for mapping in held if mapping.instrument in lost)
         return MappingProblem(
             "mass_removal",
             MAPPINGS,
             tuple(rows),
-            f"{len(gone)} of {len(before)} instruments would vanish at once ({shown}, …; "
+            f"{len(lost)} of {len(before)} instruments would vanish at once ({shown}, …; "
             f"{named_rows(rows)} of {MAPPINGS})",
         )
     return None

@@ -226,6 +226,7 @@ def snapshot_of(found: TablesRead, now_ms: int) -> MappingSnapshot:
         mappings=found.mappings,
         upcoming=found.upcoming,
         permit=found.permit,
+        switched_off=tuple((route.exchange, route.provider) for route in found.routes if not route.is_active),
     )
 
 

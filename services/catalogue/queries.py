@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-from sqlalchemy import Date, DateTime, bindparam, func, or_, select, text
+from sqlalchemy import Date, DateTime, and_, bindparam, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models import (
@@ -99,7 +99,13 @@ _DANGLING = (
 )
 
 _ROUTES = (
-    select(ExchangeProviderMapping.id, Exchange.code, Provider.code, ExchangeProviderMapping.is_primary)
+    select(
+        ExchangeProviderMapping.id,
+        Exchange.code,
+        Provider.code,
+        ExchangeProviderMapping.is_primary,
+        and_(ExchangeProviderMapping.is_active, Exchange.is_active, Provider.is_active),
+    )
     .join(Exchange, Exchange.id == ExchangeProviderMapping.exchange_id)
     .join(Provider, Provider.id == ExchangeProviderMapping.provider_id)
     .order_by(ExchangeProviderMapping.id)

@@ -40,12 +40,13 @@ class MappingsInvalid(ConfigurationError):
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """One active row of `exchange_provider_mappings`."""
+    """One row of `exchange_provider_mappings`; `is_active` with its exchange and its provider."""
 
     row_id: int
     exchange: str
     provider: str
     is_primary: bool
+    is_active: bool = True
 
 
 def in_words(problems: Sequence[MappingProblem]) -> str:

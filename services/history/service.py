@@ -53,7 +53,6 @@ _MOST_REFUSED = 10_000
 _MOST_MISSING = 100
 _MOST_SESSIONS = 3_000
 _MOST_WIDENED = 64
-_HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 
 HandOver = Callable[[Sequence[Window], float], Awaitable[tuple[tuple[str, ...], bool]]]
@@ -226,18 +225,8 @@ class HistoryService:
 
     def _anchor(self, exchange: str, at_ms: int) -> int:
         """Return from where the candles of a moment's session are counted, as its stored bars are."""
-        span = self._grid.span_of(exchange, "1h", at_ms)
-        return at_ms if span is None else self._hour_anchor(span.start_ms, exchange, at_ms)
-
-    def _hour_anchor(self, hour_ms: int, exchange: str, at_ms: int) -> int:
-        day = self._trading.day_of(exchange, at_ms)
-        opens = next(
-            (opens for opens, closes in self._trading.on(exchange, day) if opens <= at_ms < closes), None
-        )
-        if opens is None:
-            return hour_ms
-        # Where a market trades around the clock its hours are cut as on an ordinary day.
-        return opens + (hour_ms - opens) % _HOUR_MS
+        first_ms = self._grid.first_cut_ms(exchange, at_ms)
+        return at_ms if first_ms is None else first_ms
 
     def _closes(self, exchange: str, at_ms: int) -> int:
         for day in (self._trading.day_of(exchange, at_ms), self._trading.day_of(exchange, at_ms - DAY_MS)):
@@ -251,7 +240,9 @@ class HistoryService:
         folds: list[Fold] = []
         for begin, end in sessions:
             anchor = 0 if bucket_ms == MINUTE_MS else self._anchor(exchange, begin) % bucket_ms
-            if folds and folds[-1].align_ms == anchor:
+            # A candle never reaches over the edge of two sessions, not even where one follows on the other.
+            apart = (begin - anchor) % bucket_ms and folds and folds[-1].to_ms == begin
+            if folds and folds[-1].align_ms == anchor and not apart:
                 folds[-1] = Fold(folds[-1].from_ms, end, bucket_ms, anchor)
             else:
                 folds.append(Fold(begin, end, bucket_ms, anchor))

@@ -77,6 +77,14 @@ class BarGrid:
         self._spans[exchange, interval] = span
         return span
 
+    def first_cut_ms(self, exchange: str, at_ms: int) -> int | None:
+        """Return from where the bars of a moment's session are counted; None when the exchange is closed.
+
+        It is the session's open; where a market trades around the clock, the open of an ordinary day.
+        """
+        session = self.session_of(exchange, at_ms)
+        return None if session is None else self._first_cut(exchange, session)
+
     # ---- inner ----------------------------------------------------------------------------------
 
     def _cut(self, exchange: str, interval: Interval, session: Session, at_ms: int) -> Span:

@@ -81,6 +81,7 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     `version` grows by one with every snapshot of a running daemon; `loaded_ms` is UTC epoch ms.
     `from_cache` says that PostgreSQL was down and the last good copy on disk was used. `upcoming` are the
     mappings that begin to hold later. `permit` is the newest permission to remove many instruments at once.
+    `switched_off` are the pairs of exchange and provider that stand in the tables and are not active.
     """
 
     version: int
@@ -90,3 +91,4 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     from_cache: bool = False
     upcoming: tuple[InstrumentMapping, ...] = ()
     permit: int = 0
+    switched_off: tuple[tuple[str, str], ...] = ()

@@ -138,7 +138,12 @@ class SpoolChannel:
         self._acked = number
 
     async def sync(self, *, now: bool = False) -> None:
-        """Bring records and progress to the disk, at most twice a second unless `now`."""
+        """Bring records and progress to the disk, at most twice a second unless `now`.
+
+        Where a start ended before the spool was opened there is nothing to bring.
+        """
+        if not self._log.is_open:
+            return
         if not now and time.monotonic() - self._synced_s < SYNC_EVERY_S:
             return
         self._synced_s = time.monotonic()

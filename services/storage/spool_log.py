@@ -73,6 +73,7 @@ class SpoolLog:
         self.acked = self.next_number = self.leftover_until = 1
         self.corrupt_segments = 0
         self.foreign: list[str] = []
+        self.is_open = False
 
     def open(self) -> None:
         """Find the segments, cut a torn tail, and stand before the first record not acknowledged.
@@ -98,6 +99,7 @@ class SpoolLog:
         self._acked_on_disk = acked or 0
         self._reader.next_number = self.acked
         self.leftover_until = self.next_number
+        self.is_open = True
         self._remove_acked()
 
     # ---- writing --------------------------------------------------------------------------------
@@ -248,6 +250,7 @@ class SpoolLog:
 
     def close(self) -> None:
         """Let go of the files; what is to be on the disk is brought there by `sync` before."""
+        self.is_open = False
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from tests.support.daemon import ROOT, Daemon, clean_environment
+from tests.support.daemon import ROOT, Daemon, clean_environment, run_script
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -69,6 +70,17 @@ async def test_both_providers_stream_into_series_streams_quotes_and_the_dashboar
         assert page.status == 200
         assert "marketd" in await page.text()
     assert "DEMO DATA" in demo.log()
+
+
+async def test_doctor_looks_at_the_demo_that_runs_and_leaves_it_running(demo: Daemon) -> None:
+    environment = clean_environment(STATE_DIR=demo.state_dir)
+    code, output, errors = await run_script("main.py", "doctor", "--json", environment=environment)
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert code == 0, (output, errors)
+    assert checks["database"]["passed"]
+    assert checks["mappings"]["passed"]
+    assert checks["redis"]["passed"]
+    assert (await demo.status())["demo"] is True
 
 
 async def test_ctrl_c_leaves_no_process_behind(demo: Daemon) -> None:

@@ -71,7 +71,9 @@ async def test_a_database_without_schema_names_the_command_to_run(
     environment = clean_environment(
         STATE_DIR=tmp_path, DATABASE_URL=database_url, REDIS_URL=redis_url, API_PORT=0
     )
-    assert "data_migration/setup_providers.py" in await refused(78, "run", environment=environment)
+    errors = await refused(78, "run", environment=environment)
+    assert "data_migration/setup_providers.py" in errors
+    assert "spool" not in errors, "nothing else is wrong, so nothing else is said to be"
 
 
 async def test_a_database_that_is_away_is_a_temporary_condition(tmp_path: Path, redis_url: str) -> None:
@@ -100,10 +102,26 @@ async def test_without_a_daemon_status_and_tap_say_how_to_start_one(tmp_path: Pa
         assert "make run" in await refused(75, *arguments, environment=environment)
 
 
-async def test_an_unknown_command_is_a_usage_error() -> None:
-    code, _, errors = await run_script("main.py", "fly", environment=clean_environment())
-    assert code == 2
-    assert "Traceback" not in errors
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fly",), "No such command 'fly'"),
+        (("why",), "Missing argument 'instrument'"),
+        (("backfill",), "Missing option '--instrument'"),
+        (("tap", "NSE:*", "--count", "-1"), "--count"),
+        (("run", "--role", "pilot"), "'pilot' is not one of 'all', 'ingest', 'gateway'"),
+        (("spool",), "no command was given"),
+        (("spool", "burn"), "No such command 'burn'"),
+    ],
+    ids=" ".join,
+)
+async def test_a_call_with_wrong_words_is_refused_in_one_sentence(
+    arguments: tuple[str, ...], said: str
+) -> None:
+    errors = await refused(78, *arguments, environment=clean_environment())
+    assert len(errors.strip().splitlines()) == 1
+    assert said in errors
+    assert "-h shows how" in errors
 
 
 async def test_one_daemon_per_state_directory_and_a_clean_end_without_leftovers(

@@ -188,9 +188,9 @@ async def test_a_gateway_shows_providers_with_their_age_and_explains_an_instrume
     ("arguments", "code", "words"),
     [
         (("--role", "gateway"), 78, "REDIS_URL and DATABASE_URL"),
-        (("--role", "gateway", "--exchanges", "NSE"), 2, "--role ingest"),
-        (("--role", "ingest", "--exchanges", "NSEE"), 2, "NSE"),
-        (("--role", "ingest", "--demo"), 2, "leave --role out"),
+        (("--role", "gateway", "--exchanges", "NSE"), 78, "--role ingest"),
+        (("--role", "ingest", "--exchanges", "NSEE"), 78, "NSE"),
+        (("--role", "ingest", "--demo"), 78, "leave --role out"),
     ],
     ids=str,
 )

@@ -58,6 +58,17 @@ def test_small_sets_and_additions_pass() -> None:
     assert refusal(snapshot(10), snapshot(50)) is None
 
 
+def test_what_was_switched_off_is_no_loss_but_nothing_left_is() -> None:
+    off = msgspec.structs.replace(snapshot(50), switched_off=(("NYSE", "YF"),))
+    assert refusal(snapshot(100), off) is None
+    other = msgspec.structs.replace(snapshot(50), switched_off=(("NYSE", "DHAN"), ("NSE", "YF")))
+    assert refusal(snapshot(100), other) is not None
+    emptied = msgspec.structs.replace(snapshot(0), switched_off=(("NYSE", "YF"),))
+    why = refusal(snapshot(100), emptied)
+    assert why is not None
+    assert why.kind == "emptied"
+
+
 def test_a_permission_lets_one_removal_through_and_no_second() -> None:
     permitted = msgspec.structs.replace(snapshot(0), permit=7)
     assert refusal(snapshot(100), permitted) is None
