@@ -78,8 +78,8 @@ def test_every_end_has_its_exit_code_and_no_trace(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--no-such-option"], 2, "No such option"),
-        (["--expiries", "0"], 2, "--expiries"),
+        (["--no-such-option"], 78, "No such option"),
+        (["--expiries", "0"], 78, "--expiries"),
         (["--without-dhan", "--derivatives", "NIFTY"], 78, "leave one out"),
         (["--without-dhan", "--dhan-scrip-master", "x.csv"], 78, "leave one out"),
     ],

@@ -25,7 +25,7 @@ async def families() -> list[Metric]:
         state_dir=Path("/nowhere"),
     )
     daemon = LiveDataIngestion(config, provider_settings=dict)
-    return list(_DaemonCollector(daemon, daemon._gateway.client_figures).collect())
+    return list(_DaemonCollector(daemon.view, daemon.gateway.client_figures).collect())
 
 
 def name_of(family: Metric) -> str:
