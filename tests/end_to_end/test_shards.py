@@ -148,9 +148,14 @@ async def test_a_gateway_shows_providers_with_their_age_and_explains_an_instrume
 ) -> None:
     async with stack.ingest(tmp_path / "ingest") as ingest, stack.gateway(tmp_path / "gateway") as gateway:
         await eventually(lambda: len(stack.journal.ticks) > 200, within_s=30)
+
+        async def reported() -> bool:
+            return (await gateway.status())["by_code"]["DHAN"]["state"] == "streaming"
+
+        # What a gateway shows of a provider was reported a second ago at most.
+        await eventually(reported, within_s=10)
         here, there = await gateway.status(), await ingest.status()
         assert here["by_code"].keys() == there["by_code"].keys()
-        assert here["by_code"]["DHAN"]["state"] == "streaming"
         (report,) = here["pipeline"]["ingest"]
         assert (report["pid"], report["fresh"]) == (ingest.process.pid, True)
         for command, words in (

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import main
+from commands.context import out
 from services.catalogue.loader import Catalogue
 from services.errors import ConfigurationError, MarketdError
 from services.market_data.clock import SystemClock
@@ -47,7 +48,8 @@ async def sql(database: str) -> AsyncIterator[asyncpg.Connection]:
 def run(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "300")
+    # A worker of the test run has a width of its own, which the console took over when it was made.
+    monkeypatch.setattr(out, "width", 300)
     monkeypatch.chdir(tmp_path)
 
     async def invoke(*arguments: object) -> str:

@@ -176,7 +176,7 @@ async def test_operators_see_the_groups_in_status_and_metrics(
 
     clients = dict.fromkeys(
         ("connected", "watched", "lag_ms_max", "accepted", "refused", "frames_out", "bytes_out"), 0
-    ) | {"messages_in": 0, "skipped": 0, "closed_by_code": {}, "http_refused": {}}
+    ) | {"messages_in": 0, "skipped": 0, "closed_by_code": {}, "http_refused": {}, "by_protocol": {}}
     page, _ = MetricsPage(Backend(), lambda: clients).render()
     samples = {
         sample.name: sample.value
