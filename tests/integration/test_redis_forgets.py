@@ -1,0 +1,166 @@
+"""A killed Redis that forgot what it had confirmed: its log ends before the last answers it gave.
+
+That is what a slow disk does. While one fsync of the log runs, Redis with `appendfsync everysec` confirms
+for up to two seconds what it has not even handed to the kernel. Here the log is cut instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from services.market_data.bars import Bar, bar_record
+from services.market_data.clock import SystemClock
+from services.storage.bar_series_writer import BarSeriesWriter
+from services.storage.client import make_client
+from services.storage.redis_sink import RedisSink
+from services.storage.spool import Spool
+from tests.support.eventually import eventually
+from tests.support.servers import PrivateRedis
+from tests.support.storage import (
+    RETENTION_MS,
+    Ticks,
+    assert_all_stored,
+    drained,
+    offer,
+    quick,
+    running,
+    three_writers,
+)
+
+MakeRedis = Callable[[], Awaitable[PrivateRedis]]
+INSTRUMENTS = [f"NSE:SYM{number}" for number in range(5)]
+
+
+def log_of(server: PrivateRedis) -> Path:
+    return server.data_folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+
+
+async def length_of_log(server: PrivateRedis) -> int:
+    """Wait until all that was confirmed is in the log, and return how long it is."""
+    client = make_client(server.url)
+
+    async def written() -> bool:
+        facts = await client.info("persistence")
+        return not facts["aof_buffer_length"] and not facts["aof_pending_bio_fsync"]
+
+    await eventually(written, 10)
+    await client.aclose()
+    return log_of(server).stat().st_size
+
+
+def made(ticks: Ticks, count: int) -> list[object]:
+    return [ticks.tick(INSTRUMENTS[number % len(INSTRUMENTS)]) for number in range(count)]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_what_a_killed_redis_had_confirmed_and_forgot_is_written_again(
+    kept: float, on_disk: bool, private_redis: MakeRedis, tmp_path: Path
+) -> None:
+    server = await private_redis()
+    spool = Spool(tmp_path / "spool")
+    await spool.open()
+    ticks = Ticks()
+    series, stream, latest = three_writers(server.url)
+    series._spool, stream._spool = spool.channels["time_series"], spool.channels["stream"]
+    sinks: tuple[RedisSink, ...] = (series, stream, latest)
+    async with running(*sinks):
+        offer(made(ticks, 500), *sinks)
+        await drained(*sinks)
+        before = await length_of_log(server)
+        offer(made(ticks, 300), *sinks)
+        await drained(*sinks)
+        after = await length_of_log(server)
+        assert after > before
+        await server.kill()
+        os.truncate(log_of(server), before + int((after - before) * kept))
+        if on_disk:
+            offer(made(ticks, 100), *sinks)
+            await eventually(lambda: series.counters.spooled and stream.counters.spooled, 10)
+        await server.start()
+        offer(made(ticks, 100), *sinks)
+        await eventually(lambda: not any(sink.queued or sink.counters.spooled for sink in sinks), 20)
+        client = make_client(server.url)
+        await assert_all_stored(client, ticks, INSTRUMENTS)
+        await client.aclose()
+        # Going once more, they are counted once.
+        assert stream.counters.written == stream.counters.offered == len(ticks.made)
+        assert not stream.counters.already_written
+        assert series.counters.written == len(ticks.made)
+    await spool.close()
+
+
+async def test_it_comes_back_without_a_newer_record_too(private_redis: MakeRedis) -> None:
+    server = await private_redis()
+    ticks = Ticks()
+    sinks = three_writers(server.url)
+    async with running(*sinks):
+        await eventually(lambda: all(sink.state.value == "ready" for sink in sinks))
+        before = await length_of_log(server)
+        offer(made(ticks, 300), *sinks)
+        await drained(*sinks)
+        await server.kill()
+        os.truncate(log_of(server), before)
+        await server.start()
+        client = make_client(server.url)
+        await eventually(lambda: _all_there(client, len(ticks.made)), 10)
+        await assert_all_stored(client, ticks, INSTRUMENTS)
+        await client.aclose()
+
+
+async def _all_there(client: Redis, count: int) -> bool:
+    newest = await client.hexists(f"md:last:{{{INSTRUMENTS[-1]}}}", "p")
+    samples = [f"md:ts:{{{key}}}:price" for key in INSTRUMENTS]
+    if not newest or await client.exists(*samples) < len(samples):
+        return False
+    stored = [(await client.ts().info(name)).total_samples for name in samples]
+    return sum(stored) == await client.xlen("md:ticks:NSE") == count
+
+
+async def test_a_bar_that_was_forgotten_comes_back_and_its_revision_stays_above_it(
+    private_redis: MakeRedis,
+) -> None:
+    server = await private_redis()
+    writer = BarSeriesWriter(server.url, clock=SystemClock(), retention_ms=RETENTION_MS, **quick())
+    start_ms = SystemClock().now_ms() // 60_000 * 60_000 - 120_000
+
+    def bar(close: float, revision: int) -> object:
+        minute = Bar(
+            instrument="NSE:SYM0",
+            exchange="NSE",
+            interval="1m",
+            start_ms=start_ms,
+            open=100.0,
+            high=120.0,
+            low=90.0,
+            close=close,
+            volume=10 + revision,
+            revision=revision,
+        )
+        return bar_record(minute, start_ms + 60_000)
+
+    async with running(writer):
+        await eventually(lambda: writer.state.value == "ready")
+        before = await length_of_log(server)
+        offer([bar(101.0, 0), bar(102.0, 1)], writer)
+        await drained(writer)
+        offer([bar(103.0, 2)], writer)
+        await drained(writer)
+        await server.kill()
+        os.truncate(log_of(server), before)
+        offer([bar(104.0, 3)], writer)
+        await server.start()
+        await drained(writer, within_s=20)
+        client = make_client(server.url)
+        name = "md:ts:{NSE:SYM0}:1m:"
+        assert [await client.ts().range(f"{name}{field}", "-", "+") for field in ("close", "volume")] == [
+            [(start_ms, 104.0)],
+            [(start_ms, 13.0)],
+        ]
+        await client.aclose()
+        assert writer.counters.written == writer.counters.offered == 4
