@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 
 from services.market_data.bars import Bar, bar_record
 from services.market_data.clock import SystemClock
+from services.market_data.records import Record
+from services.pipeline.sink import SinkState
 from services.storage.bar_series_writer import BarSeriesWriter
 from services.storage.client import make_client
 from services.storage.redis_sink import RedisSink
@@ -42,18 +44,17 @@ def log_of(server: PrivateRedis) -> Path:
 
 async def length_of_log(server: PrivateRedis) -> int:
     """Wait until all that was confirmed is in the log, and return how long it is."""
-    client = make_client(server.url)
+    async with make_client(server.url) as client:
 
-    async def written() -> bool:
-        facts = await client.info("persistence")
-        return not facts["aof_buffer_length"] and not facts["aof_pending_bio_fsync"]
+        async def written() -> bool:
+            facts = await client.info("persistence")
+            return not facts["aof_buffer_length"] and not facts["aof_pending_bio_fsync"]
 
-    await eventually(written, 10)
-    await client.aclose()
+        await eventually(written, 10)
     return log_of(server).stat().st_size
 
 
-def made(ticks: Ticks, count: int) -> list[object]:
+def made(ticks: Ticks, count: int) -> list[Record]:
     return [ticks.tick(INSTRUMENTS[number % len(INSTRUMENTS)]) for number in range(count)]
 
 
@@ -85,9 +86,8 @@ async def test_what_a_killed_redis_had_confirmed_and_forgot_is_written_again(
         await server.start()
         offer(made(ticks, 100), *sinks)
         await eventually(lambda: not any(sink.queued or sink.counters.spooled for sink in sinks), 20)
-        client = make_client(server.url)
-        await assert_all_stored(client, ticks, INSTRUMENTS)
-        await client.aclose()
+        async with make_client(server.url) as client:
+            await assert_all_stored(client, ticks, INSTRUMENTS)
         # Going once more, they are counted once.
         assert stream.counters.written == stream.counters.offered == len(ticks.made)
         assert not stream.counters.already_written
@@ -100,17 +100,16 @@ async def test_it_comes_back_without_a_newer_record_too(private_redis: MakeRedis
     ticks = Ticks()
     sinks = three_writers(server.url)
     async with running(*sinks):
-        await eventually(lambda: all(sink.state.value == "ready" for sink in sinks))
+        await eventually(lambda: all(sink.state is SinkState.READY for sink in sinks))
         before = await length_of_log(server)
         offer(made(ticks, 300), *sinks)
         await drained(*sinks)
         await server.kill()
         os.truncate(log_of(server), before)
         await server.start()
-        client = make_client(server.url)
-        await eventually(lambda: _all_there(client, len(ticks.made)), 10)
-        await assert_all_stored(client, ticks, INSTRUMENTS)
-        await client.aclose()
+        async with make_client(server.url) as client:
+            await eventually(lambda: _all_there(client, len(ticks.made)), 10)
+            await assert_all_stored(client, ticks, INSTRUMENTS)
 
 
 async def _all_there(client: Redis, count: int) -> bool:
@@ -127,9 +126,10 @@ async def test_a_bar_that_was_forgotten_comes_back_and_its_revision_stays_above_
 ) -> None:
     server = await private_redis()
     writer = BarSeriesWriter(server.url, clock=SystemClock(), retention_ms=RETENTION_MS, **quick())
-    start_ms = SystemClock().now_ms() // 60_000 * 60_000 - 120_000
+    first_ms = SystemClock().now_ms() // 60_000 * 60_000 - 180_000
+    second_ms = first_ms + 60_000
 
-    def bar(close: float, revision: int) -> object:
+    def bar(start_ms: int, close: float, revision: int = 0) -> Record:
         minute = Bar(
             instrument="NSE:SYM0",
             exchange="NSE",
@@ -145,22 +145,23 @@ async def test_a_bar_that_was_forgotten_comes_back_and_its_revision_stays_above_
         return bar_record(minute, start_ms + 60_000)
 
     async with running(writer):
-        await eventually(lambda: writer.state.value == "ready")
+        await eventually(lambda: writer.state is SinkState.READY)
         before = await length_of_log(server)
-        offer([bar(101.0, 0), bar(102.0, 1)], writer)
-        await drained(writer)
-        offer([bar(103.0, 2)], writer)
-        await drained(writer)
+        for record in (bar(first_ms, 101.0), bar(second_ms, 102.0), bar(first_ms, 103.0, 1)):
+            offer([record], writer)
+            await drained(writer)
         await server.kill()
         os.truncate(log_of(server), before)
-        offer([bar(104.0, 3)], writer)
+        offer([bar(second_ms, 104.0, 1)], writer)
         await server.start()
         await drained(writer, within_s=20)
-        client = make_client(server.url)
-        name = "md:ts:{NSE:SYM0}:1m:"
-        assert [await client.ts().range(f"{name}{field}", "-", "+") for field in ("close", "volume")] == [
-            [(start_ms, 104.0)],
-            [(start_ms, 13.0)],
+        async with make_client(server.url) as client:
+            stored = [
+                await client.ts().range(f"md:ts:{{NSE:SYM0}}:1m:{field}", "-", "+")
+                for field in ("close", "volume")
+            ]
+        assert [[tuple(sample) for sample in series] for series in stored] == [
+            [(first_ms, 103.0), (second_ms, 104.0)],
+            [(first_ms, 11.0), (second_ms, 11.0)],
         ]
-        await client.aclose()
         assert writer.counters.written == writer.counters.offered == 4
