@@ -138,6 +138,8 @@ async def test_a_restart_during_an_outage_finds_ticks_and_bars_on_disk(
     async with BarRig(server.url, tmp_path, at("2026-12-01T09:59:00")).running() as rig:
         await rig.play(before)
         await rig.settle()
+        # Who is stopped before Redis is back can tell it nothing again of what it forgot.
+        await server.logged()
         await server.kill()
         await rig.play(away)
         rig.until(stops)

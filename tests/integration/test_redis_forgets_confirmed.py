@@ -43,14 +43,7 @@ def log_of(server: PrivateRedis) -> Path:
 
 
 async def length_of_log(server: PrivateRedis) -> int:
-    """Wait until all that was confirmed is in the log, and return how long it is."""
-    async with make_client(server.url) as client:
-
-        async def written() -> bool:
-            facts = await client.info("persistence")
-            return not facts["aof_buffer_length"] and not facts["aof_pending_bio_fsync"]
-
-        await eventually(written, 10)
+    await server.logged()
     return log_of(server).stat().st_size
 
 
