@@ -15,10 +15,12 @@ class Batch:
     each) that go before it, such as the creation of series. `merged` names the places in `records`
     whose sample replaces one that was counted before. `probe_ms` is the position of the health probe
     among the records, 0 without one. `maybe_stored` says that an earlier attempt may have been
-    carried out.
+    carried out. `again` says that it was settled before and only goes once more, in case that Redis
+    forgot it: its records are accounted for already.
     """
 
     __slots__ = (
+        "again",
         "body",
         "body_replies",
         "maybe_stored",
@@ -48,6 +50,7 @@ class Batch:
         self.prelude = prelude or []
         self.merged = merged
         self.probe_ms = probe_ms
+        self.again = False
         self.maybe_stored = False
         self.refusals = 0
         self.repairs = 0

@@ -4,6 +4,8 @@ A writer stands behind the bus on a connection of its own. Batches leave at the 
 event loop while few are in flight (natural batching: an idle system is quick, a busy one efficient).
 When a batch is refused by the server as a whole, or its outcome is unknown, it and everything sent
 behind it goes back in order and is replayed byte for byte; the commands are such that this is harmless.
+So is what Redis confirmed in the last seconds before a connection was lost: while the disk is slow, Redis
+confirms what it has written to no file yet, and forgets it when it is killed.
 While Redis takes nothing, records wait in the queue; beyond its bound the oldest is dropped and counted
 (`_overflow` is the one place where a record leaves without having been tried). `spooled_sink` puts a
 disk behind the queue.
@@ -39,6 +41,14 @@ QUEUE_LIMIT = 100_000
 IN_FLIGHT = 4
 _BUSY_QUEUE = 2_000
 PARKED_RETRY_S = 60.0
+FORGETS_S = 5.0
+"""How far back a killed Redis may have forgotten what it confirmed.
+
+While one fsync of its log runs, Redis with `appendfsync everysec` holds back the next write to the log for
+up to two seconds (whole ones, so nearly three), and confirms meanwhile. The rest is for noticing the loss.
+Source: redis/src/aof.c, flushAppendOnlyFile.
+"""
+_CONFIRMED_RECORDS = 50_000
 _UNKNOWN_REFUSALS = 5
 _LOG_REJECTIONS_EVERY_S = 60.0
 
@@ -73,6 +83,8 @@ class RedisSink(Sink):
         self._in_flight: deque[Batch] = deque()
         self._returned: list[Batch] = []
         self._replay: deque[Batch] = deque()
+        self._confirmed: deque[tuple[float, Batch]] = deque()
+        self._confirmed_records = 0
         self._batched = 0
         self._turn: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -115,7 +127,7 @@ class RedisSink(Sink):
     @property
     def _has_work(self) -> bool:
         """Whether anything waits that a fresh connection can be tried with."""
-        return self.queued > 0
+        return self.queued > 0 or bool(self._replay)
 
     async def run(self) -> None:
         """Keep connected and write until cancelled."""
@@ -160,6 +172,7 @@ class RedisSink(Sink):
         while self._pending_count:
             self._discard_oldest()
         self._replay.clear()
+        self._forget_confirmed()
         self._batched = 0
         if waiting:
             self.counters.drop(reason, waiting)
@@ -207,6 +220,7 @@ class RedisSink(Sink):
             connection.abort(StorageUnavailable("the writer was stopped"))
             self._connection = None
             self._take_back()
+            self._take_back_confirmed()
         if isinstance(connection.closed_by, StorageError):
             return connection.closed_by
         raise connection.closed_by
@@ -264,6 +278,7 @@ class RedisSink(Sink):
                 if self._accepted_s is None:
                     self._accepted()
                 self._note_settled()
+                self._keep_confirmed(batch)
             else:
                 self._returned.append(batch)
         if self._returned and not self._in_flight:
@@ -277,6 +292,31 @@ class RedisSink(Sink):
         self._replay.extendleft(reversed((*self._returned, *self._in_flight)))
         self._returned.clear()
         self._in_flight.clear()
+
+    def _keep_confirmed(self, batch: Batch) -> None:
+        """Keep a settled batch for the time in which Redis may still forget it."""
+        now_s = asyncio.get_running_loop().time()
+        batch.again = batch.maybe_stored = True
+        batch.spooled_until = 0
+        confirmed = self._confirmed
+        confirmed.append((now_s, batch))
+        self._confirmed_records += len(batch.records)
+        while confirmed[0][0] < now_s - FORGETS_S or self._confirmed_records > _CONFIRMED_RECORDS:
+            self._confirmed_records -= len(confirmed.popleft()[1].records)
+            if not confirmed:
+                return
+
+    def _take_back_confirmed(self) -> None:
+        """Put what was confirmed just before the loss in front of all that waits, in its order."""
+        if not self._closing:
+            since_s = asyncio.get_running_loop().time() - FORGETS_S
+            lately = [batch for at_s, batch in self._confirmed if at_s >= since_s]
+            self._replay.extendleft(reversed(lately))
+        self._forget_confirmed()
+
+    def _forget_confirmed(self) -> None:
+        self._confirmed.clear()
+        self._confirmed_records = 0
 
     def _wake(self) -> None:
         self._waiter = None
@@ -299,6 +339,8 @@ class RedisSink(Sink):
 
     def _all_written(self, batch: Batch) -> None:
         """Account for a batch in which nothing was refused."""
+        if batch.again:
+            return
         counters = self.counters
         counters.written += len(batch.records) - len(batch.merged)
         counters.collapsed += len(batch.merged)
@@ -312,6 +354,8 @@ class RedisSink(Sink):
 
     def _settle_by_record(self, batch: Batch, outcomes: list[Reason | None]) -> None:
         """Account for a batch of which some records (those with a reason) were refused for good."""
+        if batch.again:
+            return
         counters = self.counters
         for index, (record, reason) in enumerate(zip(batch.records, outcomes, strict=True)):
             if reason is not None:

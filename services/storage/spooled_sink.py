@@ -181,7 +181,7 @@ class SpooledSink(RedisSink):
 
     @property
     def _has_work(self) -> bool:
-        return self.queued > 0 or self.counters.spooled > 0
+        return super()._has_work or self.counters.spooled > 0
 
     @property
     def _down(self) -> bool:
@@ -255,10 +255,11 @@ class SpooledSink(RedisSink):
         """Take back the records of batches that were made but not settled, unless newer ones are on disk."""
         if self._connection is not None or self._in_flight or self._returned:
             return
-        live = [batch for batch in self._replay if not batch.spooled_until]
+        # What goes once more is accounted for, and older than all on disk: it waits in memory, in front.
+        live = [batch for batch in self._replay if not batch.spooled_until and not batch.again]
         if not live or any(batch.spool_mark != self._handed for batch in live):
             return
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
         rows: list[tuple[Record, int]] = []
         for batch in live:
             self._forget(batch)
@@ -362,6 +363,7 @@ class SpooledSink(RedisSink):
             self._discard_oldest()
         self._final.clear()
         self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._forget_confirmed()
         self._batched = 0
         if dropped := waiting - self.queued:
             self.counters.drop(reason, dropped)

@@ -185,7 +185,7 @@ class StreamWriter(SpooledSink):
             reason = item_reason(str(reply)) if isinstance(reply, ReplyError) else None
             if reason is Reason.BEHIND_STREAM_TOP and batch.maybe_stored and not self._overtaken(record):
                 # The first attempt was carried out after all; only its answer was lost.
-                self.counters.already_written += 1
+                self.counters.already_written += not batch.again
                 reason = None
             outcomes.append(reason)
         self._settle_by_record(batch, outcomes)

@@ -15,7 +15,7 @@ from services.market_data.records import DataIngestionFormat, Record
 from services.storage.bar_series import write_bars
 from services.storage.keys import BAR_FIELDS
 from services.storage.retention import Retention
-from tests.support.bar_rig import BarRig, assert_bars_are_true, said_bars, stored_series, walk
+from tests.support.bar_rig import BarRig, assert_bars_are_true, said_bars, stored_series, stored_ticks, walk
 from tests.support.eventually import eventually
 from tests.support.servers import PrivateRedis
 
@@ -121,6 +121,8 @@ async def test_an_outage_over_the_end_of_minutes_costs_no_bar(
         rig.until(at("2026-12-03T00:01:00"))
         await eventually(lambda: not any(sink.counters.spooled or sink.queued for sink in rig.writers), 20)
         await assert_bars_are_true(client, KEY, DAY)
+        # The stream is what the bars are held against, so it has to be whole itself.
+        assert len(await stored_ticks(client, KEY)) == len(arrivals)
     await client.aclose()
 
 
@@ -136,6 +138,8 @@ async def test_a_restart_during_an_outage_finds_ticks_and_bars_on_disk(
     async with BarRig(server.url, tmp_path, at("2026-12-01T09:59:00")).running() as rig:
         await rig.play(before)
         await rig.settle()
+        # Who is stopped before Redis is back can tell it nothing again of what it forgot.
+        await server.logged()
         await server.kill()
         await rig.play(away)
         rig.until(stops)

@@ -160,7 +160,10 @@ class WritePath:
 
         await eventually(on_disk, within_s)
         await eventually(
-            lambda: all(not sink._replay or sink._spooled_out for sink in self.spooled), within_s
+            lambda: all(
+                all(batch.again for batch in sink._replay) or sink._spooled_out for sink in self.spooled
+            ),
+            within_s,
         )
 
 

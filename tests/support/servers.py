@@ -9,6 +9,8 @@ from pathlib import Path
 
 from services.operations.embedded_redis import EmbeddedRedis
 from services.operations.loopback_port import free_port
+from services.storage.client import make_client
+from tests.support.eventually import eventually
 
 __all__ = ["PrivateRedis", "free_port"]
 
@@ -45,6 +47,16 @@ class PrivateRedis:
         while self._server.live_pid() is not None:
             await asyncio.sleep(0.01)
         await self._server.stop()
+
+    async def logged(self) -> None:
+        """Wait until all that it confirmed is in its log, so that a kill costs nothing of it."""
+
+        async def written() -> bool:
+            facts = await client.info("persistence")
+            return not facts["aof_buffer_length"] and not facts["aof_pending_bio_fsync"]
+
+        async with make_client(self.url) as client:
+            await eventually(written, 10)
 
     def pause(self) -> None:
         """Stop it from answering: SIGSTOP."""
