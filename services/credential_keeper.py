@@ -3,13 +3,17 @@
 Runs while this daemon leads. Asks each provider whether its credentials will outlast the next session,
 has it fetch new ones, and stores them where the next start finds them. Never shows a secret. A renewal
 that the vendor refuses is said once and not repeated with the same credentials.
+
+The old credentials end when the vendor gives new ones. So the exchange and the storing are one piece of work
+in a task of its own: who stops the keeper, or has it step down, does not cut it. `finish` waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -55,6 +59,13 @@ def market_hours(calendar: MarketCalendar, exchanges: Iterable[str], now_ms: int
     return MarketHours(open=False, next_open_ms=first.open_ms, closes_ms=max(same_day))
 
 
+def _go_on_unless_cancelled() -> None:
+    """Raise a cancellation that was swallowed, as `wait_for` of Python 3.11 does beneath redis-py."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class CredentialKeeper:
     """Looks after the credentials of all providers. `run` until cancelled.
 
@@ -81,6 +92,7 @@ class CredentialKeeper:
         self._failures: dict[str, int] = {}
         self._given_up: dict[str, int] = {}
         self._unsaved: dict[str, Mapping[str, str]] = {}
+        self._whole: asyncio.Task[None] | None = None
         self.problems: dict[str, str] = {}
         self.renewals: dict[str, int] = {}
 
@@ -88,16 +100,49 @@ class CredentialKeeper:
         """Look at the credentials now and then until cancelled."""
         while True:
             await self.look()
+            _go_on_unless_cancelled()
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Renew what is due now."""
+        if self._whole is not None:
+            # Begun before this daemon stepped down; it leads again.
+            await asyncio.wait([self._whole])
         for provider in list(self._providers()):
             if provider.renews_credentials:
                 if provider.code in self._unsaved:
-                    await self._store(provider, self._unsaved[provider.code])
+                    await self._as_a_whole(self._store(provider, self._unsaved[provider.code]))
                 elif self._is_due(provider):
                     await self._renew(provider)
+
+    async def finish(self, within_s: float) -> None:
+        """Wait for a renewal under way, at most `within_s` seconds; the keeper runs no more.
+
+        Stores what could not be stored before, if it can be now.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                if self._whole is not None:
+                    await asyncio.wait([self._whole])
+                for provider in list(self._providers()):
+                    if provider.code in self._unsaved:
+                        await self._as_a_whole(self._store(provider, self._unsaved[provider.code]))
+        except TimeoutError:
+            _log.error("credentials_renewal_cut_short", within_s=within_s)
+
+    async def _as_a_whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`; it goes on to its end when the caller is cancelled."""
+        task = self._whole = asyncio.create_task(work, name="credentials:whole")
+        task.add_done_callback(self._whole_done)
+        await asyncio.shield(task)
+
+    def _whole_done(self, task: asyncio.Task[None]) -> None:
+        if self._whole is task:
+            self._whole = None
+        if task.cancelled():
+            _log.error("credentials_renewal_cut_short")
+        elif (error := task.exception()) is not None:
+            _log.error("credentials_renewal_failed", error=type(error).__name__)
 
     def _is_due(self, provider: BaseMarketDataProvider) -> bool:
         code, state = provider.code, provider.credential_state
@@ -124,12 +169,17 @@ class CredentialKeeper:
         except (RedisError, StorageError, OSError) as error:
             self._try_later(code, f"who renews cannot be agreed on while Redis is away: {redact(str(error))}")
             return
+        _go_on_unless_cancelled()
         if not alone:
             # Another daemon of this account does it; its token comes to us by the file that we share.
             self._not_before_s[code] = self._clock.monotonic_s() + LOCK_S
             return
-        if provider.credential_number != number or not self._is_due(provider):
-            return
+        if provider.credential_number == number and self._is_due(provider):
+            await self._as_a_whole(self._exchange(provider, number))
+
+    async def _exchange(self, provider: BaseMarketDataProvider, number: int) -> None:
+        """Have the vendor give new credentials for those with this number, and store them."""
+        code = provider.code
         try:
             values = await provider.renew_credentials()
         except ProviderError as error:

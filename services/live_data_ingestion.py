@@ -158,6 +158,8 @@ class LiveDataIngestion:
         if was_running:
             _log.info("daemon_stopping", deadline_s=deadline_s)
         await self.supervisor.end("leadership")
+        # No renewal begins any more; one under way goes on, and is waited for below.
+        await self.supervisor.end("credentials")
         if led:
             await self._leading.end_subscriptions()
         # What it announces belongs into the streams: it ends before they do.
@@ -176,6 +178,8 @@ class LiveDataIngestion:
         if not self.supervisor.failure:
             await self.routing.first_connects.stopped()
         await until_hurried(self.past.close(), self._hurry)
+        if self.routing.credentials is not None:
+            await until_hurried(self.routing.credentials.finish(deadline_s), self._hurry)
         pending = await self.supervisor.stop()
         await self.storage.close()
         await self.routing.end(led=led)

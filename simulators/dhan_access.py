@@ -27,7 +27,8 @@ class DhanAccess(StreamSimulator):
     `tokens` holds what is accepted. `rejection` says how a bad token is answered: a code 50 packet (`808`,
     `809`, `810`), a bare reset after the handshake (`abort`), or an HTTP status (`http_429`, `http_401`).
     `renewal` says what goes wrong with a renewal: `http_500`, `no_json`, or `no_answer`, where the token is
-    renewed and the answer gets lost; nothing where it is empty.
+    renewed and the answer gets lost, or `slow`, where it is renewed and the answer takes two seconds; nothing
+    where it is empty.
     The limit of connections holds per type of feed; one more ends the oldest.
     """
 

@@ -7,6 +7,7 @@ times in Indian wall time, as documented.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_INSTRUMENTS = 1_000
 _IST = timezone(timedelta(hours=5, minutes=30))
+_SLOW_S = 2.0
 _NEVER_TRADED = "01/01/1980 00:00:00"
 
 
@@ -135,6 +137,8 @@ class RestApi:
             return _unauthorised()
         if renewal == "no_answer" and request.transport is not None:
             request.transport.abort()
+        if renewal == "slow":
+            await asyncio.sleep(_SLOW_S)
         until = datetime.fromtimestamp(expiry_s(token) or 0, UTC).astimezone(_IST)
         return web.json_response(
             {

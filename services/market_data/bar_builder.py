@@ -46,7 +46,8 @@ LAGS_MS = 20_000
 _AGAIN_MS = 1_000
 _JUST_ENDED_MS = 20_000
 """Who makes a bar of stored minutes so soon after its end may miss the last ones."""
-_NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
+NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
+"""Ticks with one of these make no bar."""
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
 _RETIRE = len(INTERVALS)
 
@@ -132,7 +133,7 @@ class BarBuilder:
         """Add a tick that is not simply the next one of the minute that forms."""
         flags = tick.flags
         span = self._grid.minute_of(book.exchange, tick.timestamp)
-        if flags & _NO_TRADE:
+        if flags & NO_TRADE:
             self._refuse("snapshot" if flags & FLAG_SNAPSHOT else "suspect")
             if flags & FLAG_SNAPSHOT and span is not None and span.end_ms + LATE_MS <= self._now_ms:
                 # Nobody looked when that was traded, and it can be repeated with every change of the book.
@@ -344,6 +345,13 @@ class BarBuilder:
         """
         self._heard = dict(newest_ms)
 
+    def recall_delayed(self, instrument: str, exchange: str) -> None:
+        """Say that an instrument was delivered with a delay: its own ticks finish what is recalled of it."""
+        book = self._books.get(instrument)
+        if book is None:
+            book = self._new_book(instrument, exchange)
+        book.delayed = True
+
     def recall_said(self, bar: Bar) -> None:
         """Remember a bar that was said before a restart: it is said again only when it differs."""
         key = (bar.instrument, bar.interval, bar.start_ms)
@@ -352,8 +360,11 @@ class BarBuilder:
             prices = (bar.open, bar.high, bar.low, bar.close)
             self._said[key] = _Said(bar.revision, prices, bar.volume)
 
-    def recall_longer(self, bar: Bar, upto_ms: int) -> None:
-        """Begin a longer bar with what is stored of it before `upto_ms` (UTC epoch ms)."""
+    def recall_longer(self, bar: Bar, upto_ms: int, *, quiet: bool = False) -> None:
+        """Begin a longer bar with what is stored of it before `upto_ms` (UTC epoch ms).
+
+        When `quiet` it is said only if a minute of ours becomes a part of it: it may have been said long ago.
+        """
         span = self._grid.span_of(bar.exchange, bar.interval, bar.start_ms)
         if span is None:
             return
@@ -363,6 +374,7 @@ class BarBuilder:
         longer = FormingBar(book, bar.interval, span)
         prices = (bar.open, bar.high, bar.low, bar.close)
         longer.restore(prices, bar.volume, bar.ticks, from_ms=span.start_ms, upto_ms=upto_ms)
+        longer.quiet = quiet
         book.longer.append(longer)
         self._schedule(longer, self._due_ms(span))
 

@@ -6,12 +6,15 @@ records among them tell which of these were said already, so that none is said t
 a longer bar holds from before is read from the stored minutes. Where a stream is too short to hold the last
 minute, or too busy to be read as far back, the series of single ticks stand in for it. What was fetched of
 the time since, while no daemon ran, counts for more than what was forming then.
+
+Of an instrument that is delivered with a delay these ticks lie further back. Its minutes are made anew
+from the second on that is found there: that one is whole for certain.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,10 +23,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from services.errors import StorageError
-from services.market_data.bar_builder import BarBuilder
+from services.market_data.bar_builder import LAGS_MS, NO_TRADE, BarBuilder
 from services.market_data.bar_grid import LONGER, BarGrid
 from services.market_data.bars import MINUTE_MS, Bar, parse_bar
-from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+from services.market_data.records import FLAG_LATE, ControlRecord, DataIngestionFormat, Record
 from services.pipeline.giving_way import slices
 from services.pipeline.sequencer import Position, parse_position
 from services.storage.bar_series import bars_of, combine, read_bars
@@ -123,7 +126,14 @@ class BarRecall:
                 fresh = [key for key in instruments if newest_ms.get(key, 0) >= open_ms]
                 await self._from_series(exchange, fresh, open_ms, whole_from_ms)
             from_ms = min(whole_from_ms, open_ms)
-            await self._recall_longer(exchange, instruments, from_ms, newest_minutes)
+            lagging = await self._lagging(records, fetched)
+            for key in lagging:
+                self._builder.recall_delayed(key, exchange)
+            in_time = [key for key in instruments if key not in lagging]
+            await self._recall_longer(exchange, in_time, from_ms, newest_minutes)
+            for before_ms in sorted(set(lagging.values())):
+                behind = [key for key, whole_ms in lagging.items() if whole_ms == before_ms]
+                await self._recall_longer(exchange, behind, before_ms, newest_minutes, ended_ms=last_ms)
         except RedisError as error:
             raise storage_error(error) from error
         except OSError as error:
@@ -132,9 +142,29 @@ class BarRecall:
             for record in part:
                 is_gap = isinstance(record, ControlRecord) and record.type == "gap"
                 if is_gap or record.symbol not in fetched:
-                    self._take(record, whole_from_ms)
+                    self._take(record, lagging.get(record.symbol, whole_from_ms))
 
     # ---- the last minutes -------------------------------------------------------------------------
+
+    async def _lagging(self, records: Sequence[Record], but: Container[str]) -> dict[str, int]:
+        """Return the instruments that are delivered with a delay, and from when on their ticks are whole.
+
+        That is the minute after the one of the first trade found: what came before that trade is older than
+        it, or it would be flagged as late.
+        """
+        least_ms: dict[str, int] = {}
+        first_ms: dict[str, int] = {}
+        async for part in slices(records):
+            for record in part:
+                if isinstance(record, DataIngestionFormat) and not record.flags & (NO_TRADE | FLAG_LATE):
+                    lag_ms = record.position_ms - record.timestamp
+                    least_ms[record.symbol] = min(lag_ms, least_ms.get(record.symbol, lag_ms))
+                    first_ms.setdefault(record.symbol, record.timestamp)
+        found = {}
+        for key, lag_ms in least_ms.items():
+            if lag_ms > MINUTE_MS + LAGS_MS and key not in but:
+                found[key] = (first_ms[key] // MINUTE_MS + 1) * MINUTE_MS
+        return found
 
     async def _window(self, exchange: str, last: Position) -> tuple[int, list[Record]]:
         """Return the end of a stream, and from when on (of acceptance) it is whole."""
@@ -233,8 +263,18 @@ class BarRecall:
                 self._builder.refill(key, stored)
 
     async def _recall_longer(
-        self, exchange: str, instruments: Sequence[str], before_ms: int, newest_minutes: Mapping[str, int]
+        self,
+        exchange: str,
+        instruments: Sequence[str],
+        before_ms: int,
+        newest_minutes: Mapping[str, int],
+        *,
+        ended_ms: int = 0,
     ) -> None:
+        """Begin the longer bars that were open at `before_ms`.
+
+        Those that had ended by `ended_ms` may have been said long ago.
+        """
         spans = [self._grid.span_of(exchange, interval, before_ms) for interval in LONGER]
         open_spans = [span for span in spans if span is not None and span.start_ms < before_ms < span.end_ms]
         if not open_spans:
@@ -246,19 +286,19 @@ class BarRecall:
         active = [key for key in instruments if newest_minutes.get(key, -1) >= day_ms]
         for key, minutes in waiting.items():
             stored = await read_bars(self._client, key, exchange, "1m", day_ms, before_ms - 1)
-            self._recall_of({bar.start_ms: bar for bar in stored} | minutes, before_ms)
+            self._recall_of({bar.start_ms: bar for bar in stored} | minutes, before_ms, ended_ms=ended_ms)
         rest = [key for key in active if key not in waiting]
         for first in range(0, len(rest), _TOGETHER):
             together = rest[first : first + _TOGETHER]
             for minutes in await self._read_day(exchange, together, day_ms, hour_ms, before_ms):
-                self._recall_of(minutes, before_ms)
+                self._recall_of(minutes, before_ms, ended_ms=ended_ms)
                 await asyncio.sleep(0)
 
-    def _recall_of(self, minutes: Mapping[int, Bar], before_ms: int) -> None:
+    def _recall_of(self, minutes: Mapping[int, Bar], before_ms: int, *, ended_ms: int) -> None:
         for bar in combine(self._grid, minutes.values()):
             span = self._grid.span_of(bar.exchange, bar.interval, bar.start_ms)
             if span is not None and span.end_ms > before_ms:
-                self._builder.recall_longer(bar, before_ms)
+                self._builder.recall_longer(bar, before_ms, quiet=span.end_ms <= ended_ms)
                 self.found.longer += 1
 
     async def _read_day(

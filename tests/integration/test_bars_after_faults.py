@@ -11,11 +11,19 @@ import pytest
 import redis.asyncio
 
 from services.market_data.bars import Bar
-from services.market_data.records import DataIngestionFormat, Record
+from services.market_data.records import FLAG_DELAYED, DataIngestionFormat, Record
 from services.storage.bar_series import write_bars
 from services.storage.keys import BAR_FIELDS
 from services.storage.retention import Retention
-from tests.support.bar_rig import BarRig, assert_bars_are_true, said_bars, stored_series, stored_ticks, walk
+from tests.support.bar_rig import (
+    BarRig,
+    assert_bars_are_true,
+    marked,
+    said_bars,
+    stored_series,
+    stored_ticks,
+    walk,
+)
 from tests.support.eventually import eventually
 from tests.support.servers import PrivateRedis
 
@@ -85,6 +93,68 @@ async def test_a_restart_builds_again_what_was_forming(
         else:
             assert len(await said_bars(client, KEY)) > said
             await assert_bars_are_true(client, KEY, DAY)
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("stops", "starts"),
+    [
+        ("2026-12-01T10:17:33", "2026-12-01T10:17:41"),
+        ("2026-12-01T10:20:01.500", "2026-12-01T10:20:03"),
+        ("2026-12-01T11:16:10", "2026-12-01T11:19:00"),
+        ("2026-12-02T00:14:40", "2026-12-02T00:15:20"),
+    ],
+)
+@pytest.mark.parametrize("flags", [FLAG_DELAYED, 0])
+async def test_a_restart_builds_again_what_was_forming_of_delayed_instruments(
+    stops: str, starts: str, flags: int, redis_url: str, tmp_path: Path
+) -> None:
+    first = str(pd.Timestamp(stops).floor("1h") - pd.Timedelta("70min"))
+    arrivals = [
+        (at_ms + 15 * 60_000, marked(tick, flags))
+        for at_ms, tick in market(first, str(pd.Timestamp(starts) + pd.Timedelta("20min")))
+    ]
+    client = redis.asyncio.from_url(redis_url, decode_responses=True)
+    before, after = parted(arrivals, at(stops))
+    async with BarRig(redis_url, tmp_path / "one", at(first)).running() as rig:
+        await rig.play(before)
+        rig.until(at(stops))
+        await rig.settle()
+    async with BarRig(redis_url, tmp_path / "two", at(starts)).running() as rig:
+        await rig.recall(client, [KEY])
+        await rig.play([row for row in after if row[0] >= at(starts)])
+        rig.until(at(starts) + 2 * 86_400_000)
+        await rig.settle()
+        await assert_bars_are_true(client, KEY, DAY)
+    await client.aclose()
+
+
+async def test_a_trade_that_came_much_too_late_makes_no_bar_after_a_restart_either(
+    redis_url: str, tmp_path: Path
+) -> None:
+    other = "CRYPTO:ETH-USD"
+    spans = [(at("2026-12-01T10:00:00"), at("2026-12-01T10:30:00"))]
+    traded = market("2026-12-01T10:00:00", "2026-12-01T10:06:00")
+    straggler = DataIngestionFormat(KEY, 1.0, 9, at("2026-12-01T10:05:50"), "DHAN", exchange="CRYPTO")
+    arrivals = [*traded, *walk(other, spans, every_ms=6_000, seed=3), (at("2026-12-01T10:19:30"), straggler)]
+    stops = at("2026-12-01T10:20:10")
+    before, after = parted(sorted(arrivals, key=lambda row: row[0]), stops)
+    client = redis.asyncio.from_url(redis_url, decode_responses=True)
+    async with BarRig(redis_url, tmp_path / "one", at("2026-12-01T09:59:00")).running() as rig:
+        await rig.play(before)
+        rig.until(stops)
+        await rig.settle()
+        assert rig.bars.status()["not_in_bars"] == {"too_late": 1}
+    minutes = await stored_series(client, KEY, "1m")
+    assert minutes[at("2026-12-01T10:05:00")][2] > 1_000
+    async with BarRig(redis_url, tmp_path / "two", stops + 5_000).running() as rig:
+        await rig.recall(client, [KEY, other])
+        await rig.play(after)
+        rig.until(at("2026-12-02T00:01:00"))
+        await rig.settle()
+    assert await stored_series(client, KEY, "1m") == minutes
+    said = [(bar.interval, bar.start_ms) for bar in await said_bars(client, KEY)]
+    assert len(said) == len(set(said)), "said twice"
     await client.aclose()
 
 

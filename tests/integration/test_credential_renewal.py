@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -19,7 +22,7 @@ from services.errors import CredentialsRejected, ProviderRateLimited, ProviderUn
 from services.market_data.clock import SystemClock
 from simulators.dhan import DhanSimulator
 from tests.support.daemon import Daemon
-from tests.support.eventually import eventually
+from tests.support.eventually import FACTOR, eventually
 from tests.support.stack import Stack
 
 HOUR_S = 3600
@@ -28,10 +31,10 @@ HOUR_S = 3600
 class Host:
     """One daemon as far as credentials are concerned."""
 
-    def __init__(self, dhan: DhanSimulator, redis_url: str, folder: Path) -> None:
+    def __init__(self, dhan: DhanSimulator, redis_url: str, folder: Path, *, token: str = "") -> None:
         self.given = {
             "DHAN_CLIENT_ID": dhan.client_id,
-            "DHAN_ACCESS_TOKEN": dhan.access_token,
+            "DHAN_ACCESS_TOKEN": token or dhan.access_token,
             "DHAN_REST_URL": dhan.rest_url,
         }
         self.clock = SystemClock()
@@ -208,3 +211,172 @@ async def test_the_running_daemon_renews_what_ends_soon_and_goes_on_without_a_ga
 
 def daemon_now_ms(_: Daemon) -> int:
     return SystemClock().now_ms()
+
+
+class Steps:
+    """Awaits `work` and calls `suspended` whenever it is about to wait."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], suspended: Callable[[], None]) -> None:
+        self._work = work
+        self._suspended = suspended
+
+    def __await__(self) -> Generator[Any, None, None]:
+        inner = self._work.__await__()
+        error: BaseException | None = None
+        while True:
+            try:
+                waits_for = inner.send(None) if error is None else inner.throw(error)
+            except StopIteration:
+                return
+            error = None
+            self._suspended()
+            try:
+                yield waits_for
+            except BaseException as caught:  # noqa: BLE001 - as `yield from` does
+                error = caught
+
+
+class Cut:
+    """Has a keeper look, and cancels that at its `at`-th wait, those within the renewal counted too."""
+
+    def __init__(self, host: Host, at: int) -> None:
+        self.waits = 0
+        self.was_cut = False
+        self._at = at
+        self._keeper = host.keeper
+        exchange = self._keeper._exchange
+
+        async def stepped(*args: Any) -> None:
+            await Steps(exchange(*args), self._wait)
+
+        self._keeper._exchange = stepped  # type: ignore[method-assign]
+
+    def _wait(self) -> None:
+        self.waits += 1
+        if self.waits == self._at:
+            self._looking.cancel()
+
+    async def look(self) -> None:
+        async def looking() -> None:
+            await Steps(self._keeper.look(), self._wait)
+
+        self._looking = asyncio.create_task(looking())
+        await asyncio.wait([self._looking])
+        self.was_cut = self._looking.cancelled()
+        if not self.was_cut:
+            self._looking.result()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_stop_at_any_moment_leaves_the_live_token_on_disk(
+    dhan: DhanSimulator, redis_url: str, tmp_path: Path
+) -> None:
+    client = redis.asyncio.from_url(redis_url)
+    before = during = 0
+    for at in range(1, 200):
+        await client.delete(lock_key("DHAN"))
+        old = dhan.tokens.issue(life_s=HOUR_S)
+        asked = len(dhan.requests)
+        host = Host(dhan, redis_url, tmp_path / str(at))
+        cut = Cut(host, at)
+        await cut.look()
+        await host.keeper.finish(20 * FACTOR)
+        # As the next start finds it.
+        found = Host(dhan, redis_url, tmp_path / str(at), token=old).token
+        assert dhan.tokens.refusal(found, dhan.client_id) is None, at
+        assert (found != old) == (len(dhan.requests) > asked), at
+        assert host.keeper.problems == {}, at
+        if not cut.was_cut:
+            assert found != old
+            break
+        before += found == old
+        during += found != old
+    else:
+        raise AssertionError("it never came to its end")
+    await client.aclose()
+    # A client that is cancelled while it connects leaves its socket to the collector.
+    gc.collect()
+    assert before >= 2, "cut before anything was asked of Dhan"
+    assert during >= 5, "cut while Dhan was asked and the answer was stored"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_of_two_daemons_one_renews_though_the_first_is_stopped_at_any_moment(
+    dhan: DhanSimulator, redis_url: str, tmp_path: Path
+) -> None:
+    client = redis.asyncio.from_url(redis_url)
+    for at in range(1, 200):
+        await client.delete(lock_key("DHAN"))
+        old = dhan.tokens.issue(life_s=HOUR_S)
+        asked = len(dhan.requests)
+        # The token stands in a place that both read.
+        first, second = (Host(dhan, redis_url, tmp_path / str(at), token=old) for _ in range(2))
+        cut = Cut(first, at)
+        await cut.look()
+        await second.keeper.look()
+        await first.keeper.finish(20 * FACTOR)
+        await second.keeper.look()
+        assert len(dhan.requests) - asked <= 1, at
+        assert first.token == second.token, at
+        assert dhan.tokens.refusal(second.token, dhan.client_id) is None, at
+        assert first.keeper.problems == second.keeper.problems == {}, at
+        if not cut.was_cut:
+            assert second.token != old
+            break
+    else:
+        raise AssertionError("it never came to its end")
+    await client.aclose()
+    gc.collect()
+
+
+async def test_who_leads_again_waits_for_the_renewal_that_went_on(
+    dhan: DhanSimulator, redis_url: str, tmp_path: Path
+) -> None:
+    host = Host(dhan, redis_url, tmp_path / "one")
+    old, save, store = host.token, threading.Event(), host.keeper._save
+
+    def slowly(values: Mapping[str, str]) -> None:
+        assert save.wait(20 * FACTOR)
+        store(values)
+
+    host.keeper._save = slowly
+    first = asyncio.create_task(host.keeper.run())
+    await eventually(lambda: dhan.access_token != old, within_s=10)
+    first.cancel()
+    await asyncio.wait([first], timeout=5 * FACTOR)
+    assert first.cancelled(), "a stop is not held up by it"
+    await host.keeper.finish(0.05)
+    assert host.token == old, "it waits no longer than it was told"
+    again = asyncio.create_task(host.keeper.look())
+    save.set()
+    await again
+    assert host.token == dhan.access_token
+    assert host.keeper.renewals == {"DHAN": 1}
+    assert sum(it.content == "GET /v2/RenewToken" for it in dhan.requests) == 1
+
+
+async def test_what_could_not_be_stored_is_stored_at_the_stop(
+    dhan: DhanSimulator, redis_url: str, tmp_path: Path
+) -> None:
+    host = Host(dhan, redis_url, tmp_path / "one")
+    save, host.keeper._save = host.keeper._save, _full_disk
+    await host.keeper.look()
+    host.keeper._save = save
+    await host.keeper.finish(5 * FACTOR)
+    assert host.token == dhan.access_token
+    assert host.keeper.problems == {}
+
+
+async def test_a_daemon_that_is_stopped_while_dhan_answers_starts_again_with_the_new_token(
+    stack: Stack, tmp_path: Path
+) -> None:
+    old = stack.dhan.tokens.issue(life_s=HOUR_S)
+    stack.dhan.renewal = "slow"
+    async with stack.daemon(tmp_path / "state", DHAN_ACCESS_TOKEN=old) as daemon:
+        # Dhan has made the new token, and takes its time to say so.
+        await eventually(lambda: stack.dhan.access_token != old, within_s=30)
+        assert await daemon.stop() == 0
+        assert stack.dhan.access_token not in daemon.log()
+    stack.dhan.renewal = ""
+    kept = CredentialStore(tmp_path / "state", lambda: {"DHAN_ACCESS_TOKEN": old}, lambda name: None)
+    assert kept.settings()["DHAN_ACCESS_TOKEN"] == stack.dhan.access_token
