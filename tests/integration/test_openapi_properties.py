@@ -111,7 +111,7 @@ def try_one(operation: Any, mode: GenerationMode, document: Any, statuses: dict[
 async def test_every_answer_is_as_described_and_none_is_an_error_of_the_server(
     stack: Stack, tmp_path: Path, mode: GenerationMode
 ) -> None:
-    async with stack.daemon(tmp_path / "state") as daemon:
+    async with stack.daemon(tmp_path / "state", YAHOO_REST_URL=stack.yahoo.rest_url) as daemon:
 
         async def flows() -> bool:
             return (await daemon.get("/api/quotes?instruments=NSE:TCS"))[1].get("quotes", {}) != {}

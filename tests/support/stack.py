@@ -57,6 +57,9 @@ class Stack:
             "DHAN_CLIENT_ID": self.dhan.client_id,
             "DHAN_ACCESS_TOKEN": self.dhan.access_token,
             "YAHOO_STREAM_URL": self.yahoo.url,
+            # Nothing leaves this machine: what a test wants of these it names itself.
+            "YAHOO_REST_URL": "http://127.0.0.1:1",
+            "NSE_REST_URL": "http://127.0.0.1:1",
             "MARKET_CALENDAR": "always_open",
         }
         return Daemon(state_dir, *arguments, **(settings | more))  # type: ignore[arg-type]
