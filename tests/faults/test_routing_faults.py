@@ -122,7 +122,8 @@ def check_minutes(rig: FaultRig, instrument: str) -> int:
         elif tick is not ticks[0]:
             missing = (tick.cumulative_volume or 0) - (previous.cumulative_volume or 0)
             between = rig.published[rig.published.index(previous) : rig.published.index(tick)]
-            assert any(isinstance(r, ControlRecord) and r.type == "gap" for r in between), "only beside a gap"
+            gaps = [r for r in between if isinstance(r, ControlRecord) and r.type == "gap"]
+            assert gaps, ("only beside a gap", previous, tick, said(rig, instrument))
             unknown[tick.timestamp // 60_000] += missing
         previous = tick
     whole = sum(truth.values())
