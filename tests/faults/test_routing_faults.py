@@ -93,7 +93,8 @@ async def test_c3_a_mute_dhan_is_replaced_by_yahoo_and_comes_back_after_a_clean_
 def check_minutes(rig: FaultRig, instrument: str) -> int:
     """Compare the volume of every minute with what was traded; returns the quantity that is unknown.
 
-    What is unknown may only have been traded between the ticks on both sides of a gap, and the first of all.
+    What is unknown may only have been traded between the ticks on both sides of a gap, the first of all, and
+    those around a switch between sources that were not seen to count alike.
     """
     symbols = {
         (feed.code, symbol)
@@ -116,14 +117,18 @@ def check_minutes(rig: FaultRig, instrument: str) -> int:
     stored: dict[int, int] = defaultdict(int)
     unknown: dict[int, int] = defaultdict(int)
     previous = ticks[0]
+    back = [row for row in rig.manager.router.journal.newest(instrument) if row.action == "fail_back"]
+    # On a starved machine an overlap may show too few figures to tell that both count alike.
+    same = all(row.details.get("same_volume") for row in back)
+    unknown_after = ("gap",) if same else ("gap", "switched")
     for tick in ticks:
         if tick.volume is not None:
             stored[tick.timestamp // 60_000] += tick.volume
         elif tick is not ticks[0]:
             missing = (tick.cumulative_volume or 0) - (previous.cumulative_volume or 0)
             between = rig.published[rig.published.index(previous) : rig.published.index(tick)]
-            gaps = [r for r in between if isinstance(r, ControlRecord) and r.type == "gap"]
-            assert gaps, ("only beside a gap", previous, tick, said(rig, instrument))
+            excused = [r for r in between if isinstance(r, ControlRecord) and r.type in unknown_after]
+            assert excused, (unknown_after, previous, tick, said(rig, instrument))
             unknown[tick.timestamp // 60_000] += missing
         previous = tick
     whole = sum(truth.values())
