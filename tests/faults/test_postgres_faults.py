@@ -370,7 +370,9 @@ async def test_p7_a_schema_that_moves_while_running_parks_the_refresh_until_it_f
         await execute(database, "UPDATE alembic_version SET version_num = 'ffff'")
         await eventually(lambda: refresher.status.state is RefreshState.PARKED)
         assert "ffff, which this program does not know" in refresher.status.reason
-        assert refresher.current is first
+        # It may have been read once more before the schema moved.
+        assert refresher.current is not None
+        assert (refresher.current.version, refresher.current.mappings) == (first.version, first.mappings)
         await execute(database, f"UPDATE alembic_version SET version_num = '{SCHEMA_REVISION}'")
         await eventually(lambda: refresher.status.state is RefreshState.CURRENT)
     finally:
