@@ -1,10 +1,16 @@
-"""What the daemon costs while nothing happens: two providers connected, no ticks."""
+"""What the daemon costs while nothing happens: two providers connected, no ticks.
+
+Alone for as long as wanted: `python -m benchmarks.idle --minutes 60`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,10 @@ ORDER = 30
 
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure CPU over some seconds, with the demo's instruments and both simulators silent."""
-    seconds = 6.0 if quick else 20.0
+    return await _measured(6.0 if quick else 20.0)
+
+
+async def _measured(seconds: float) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="marketd-bench-")))
         database_url = await SERVERS.empty("idle")
@@ -53,12 +62,39 @@ async def measure(quick: bool) -> dict[str, Any]:
                 await asyncio.sleep(0.1)
         await asyncio.sleep(2.0)
         before = usage(daemon.pid)
-        await asyncio.sleep(seconds)
+        most = before.rss_bytes
+        began = time.monotonic()
+        looks: list[tuple[float, float, float]] = []
+        while (left := began + seconds - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 10.0))
+            now = usage(daemon.pid)
+            most = max(most, now.rss_bytes)
+            looks.append((time.monotonic() - began, round(now.cpu_s - before.cpu_s, 2), now.rss_bytes / 1e6))
         after = usage(daemon.pid)
     part = (after.cpu_s - before.cpu_s) / seconds * 100
     rows = [
         row("CPU with two providers and no ticks", part, "%", at_most=1),
-        row("resident memory", after.rss_bytes / 1e6, "MB"),
+        row("resident memory at the end", after.rss_bytes / 1e6, "MB"),
+        row("most resident memory, looked at every ten seconds", most / 1e6, "MB", at_most=120),
         row("open files", after.files, ""),
     ]
-    return result(rows, seconds=seconds)
+    return result(rows, seconds=seconds, looks=looks)
+
+
+def main() -> None:
+    """Print the rows of one long look as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    seconds = parser.parse_args().minutes * 60
+    print(json.dumps(asyncio.run(_alone(seconds)), indent=1, default=str))
+
+
+async def _alone(seconds: float) -> dict[str, Any]:
+    try:
+        return await _measured(seconds)
+    finally:
+        await SERVERS.stop()
+
+
+if __name__ == "__main__":
+    main()
