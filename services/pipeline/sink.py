@@ -1,18 +1,19 @@
 """The contract of a sink: where sequenced records go (time series, stream, latest value, clients).
 
-The bus hands every record to every sink by a plain call, on the event loop, per tick. A sink
-therefore only queues in `offer`; the work is done by its own supervised `run`.
+The bus hands every record to every sink by a plain call, on the event loop: ticks by runs, others one by
+one. A sink therefore only queues in `offer`; the work is done by its own supervised `run`.
 A sink never pushes back, never raises into the bus, and accounts for every record it was offered.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
 
-from services.market_data.records import Record
+from services.market_data.records import DataIngestionFormat, Record
 
 
 class SinkState(str, Enum):
@@ -88,7 +89,12 @@ class Sink(ABC):
 
     @abstractmethod
     def offer(self, record: Record) -> None:
-        """Take one record. Called on the event loop for every tick: never blocks, never raises."""
+        """Take one record. Called on the event loop: never blocks, never raises."""
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Take a run of ticks, as `offer` takes each of them. The run is shared: it must not be changed."""
+        for tick in ticks:
+            self.offer(tick)
 
     @abstractmethod
     async def run(self) -> None:

@@ -9,13 +9,13 @@ written over what it revises; writing any of it again changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.market_data.bars import Bar, parse_bar
 from services.market_data.calendar import Phase
 from services.market_data.clock import Clock
-from services.market_data.records import ControlRecord, Record
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.storage.bar_series import BarSeries
 from services.storage.batch import Batch
 from services.storage.failures import Reason
@@ -65,6 +65,9 @@ class BarSeriesWriter(SeriesSink):
         self._pending.append(record)
         if self._waiter is not None:
             self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Take none of them: a tick is no bar."""
 
     @property
     def _pending_count(self) -> int:

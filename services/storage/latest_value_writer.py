@@ -11,7 +11,7 @@ field for a moment, but never sees an outdated one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -92,6 +92,23 @@ class LatestValueWriter(RedisSink):
             self._overflow()
         pending[symbol] = record
         if self._waiter is not None:
+            self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks, each in place of an older one of its instrument."""
+        counters = self.counters
+        counters.offered += len(ticks)
+        pending = self._pending
+        late, before = 0, len(pending)
+        for tick in ticks:
+            if tick.flags & FLAG_LATE:
+                late += 1
+            else:
+                pending[tick.symbol] = tick
+        counters.collapsed += len(ticks) - (len(pending) - before)
+        while len(pending) > self._queue_limit:
+            self._overflow()
+        if self._waiter is not None and len(ticks) > late:
             self._wake()
 
     def remember(self, ticks: Iterable[DataIngestionFormat]) -> None:

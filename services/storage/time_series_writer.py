@@ -10,7 +10,7 @@ batches keep their order. Control records are not offered to this sink and appea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -69,6 +69,16 @@ class TimeSeriesWriter(SeriesSink):
         if len(pending) >= self._queue_limit:
             self._overflow()
         pending.append(record)
+        if self._waiter is not None:
+            self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks."""
+        self.counters.offered += len(ticks)
+        pending = self._pending
+        pending.extend(ticks)
+        while len(pending) > self._queue_limit:
+            self._overflow()
         if self._waiter is not None:
             self._wake()
 
