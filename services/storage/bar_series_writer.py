@@ -89,7 +89,8 @@ class BarSeriesWriter(SeriesSink):
         """Put the first records of `source` into words as one batch, as many as fit."""
         records: list[Record] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         for record in source:
             bar = _bar_of(record)
@@ -111,10 +112,12 @@ class BarSeriesWriter(SeriesSink):
                 ]
                 series.made |= mask
             records.append(record)
-            stamps += (bar.start_ms,) * mask.bit_count()
-            if len(stamps) > BATCH_SAMPLES - len(BAR_FIELDS):
+            width = mask.bit_count()
+            stamps.append(f":{bar.start_ms}\r\n" * width)
+            samples += width
+            if samples > BATCH_SAMPLES - len(BAR_FIELDS):
                 break
-        return self._batch(records, pieces, stamps, making, frozenset(), 0)
+        return self._batch(records, pieces, stamps, samples, making, frozenset(), 0)
 
     def _samples_of(self, record: Record) -> tuple[Series, Iterable[str], int]:
         bar = _bar_of(record)

@@ -187,7 +187,10 @@ class LatestValueWriter(RedisSink):
         if len(records) >= _PACED_FROM and not pending:
             self._pausing = True
             asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
-        return Batch(records, pieces, body_replies=len(records), prelude=prelude, probe_ms=probe_ms)
+        count = len(records)
+        # A hash that has all fields already gains none.
+        answer = b":0\r\n" * count
+        return Batch(records, pieces, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         if set(map(type, replies)) == {int}:

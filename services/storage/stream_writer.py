@@ -36,24 +36,30 @@ _BATCH_RECORDS = 500
 _BUSY_BATCH_RECORDS = 2_000
 _PROBE_ENTRIES = 10
 _MULTI, _EXEC = command("MULTI"), command("EXEC")
+_QUEUED = "+QUEUED\r\n"
 
 
 class _Stream:
-    """The constant part of the commands of one stream, by the number of arguments that follow the id."""
+    """The constant part of the commands of one stream; `heads` by the number of names and values."""
 
-    __slots__ = ("heads", "is_probe", "middle")
+    __slots__ = ("heads", "is_probe")
 
     def __init__(self, exchange: str, max_entries: int, keys: KeySpace, probe_exchange: str) -> None:
         # Exact trimming is dear, and only the probe's stream is short enough to need it.
         self.is_probe = exchange == PROBE_EXCHANGE
         trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
         key = keys.tick_stream(probe_exchange if self.is_probe else exchange)
-        self.middle = "".join(map(bulk, ("XADD", key, *trim)))
-        self.heads: dict[int, str] = {}
+        self.heads = _Heads("".join(map(bulk, ("XADD", key, *trim))))
 
-    def head(self, arguments: int) -> str:
-        """Return the command up to the id, for an entry of so many names and values."""
-        head = self.heads[arguments] = f"*{6 + arguments}\r\n{self.middle}"
+
+class _Heads(dict[int, str]):
+    """The command up to the id, for an entry of so many names and values."""
+
+    def __init__(self, middle: str) -> None:
+        self._middle = middle
+
+    def __missing__(self, arguments: int) -> str:
+        head = self[arguments] = f"*{6 + arguments}\r\n{self._middle}"
         return head
 
 
@@ -135,12 +141,15 @@ class StreamWriter(SpooledSink):
 
     def _transaction(self, taken: Sequence[Record]) -> Batch | None:
         """Return the entries of `taken` as one transaction, None when there are none to send."""
-        streams = self._streams
+        if not taken:
+            return None
         encode_tick = self._encoder.tick
         records: list[Record] = []
         pieces = [_MULTI]
+        ids: list[str] = []
         probe_ms = 0
         newest_ms, newest_ms_text = -1, ""
+        exchange, stream = taken[0].exchange, self._stream_of(taken[0].exchange)
         for record in taken:
             if type(record) is DataIngestionFormat:
                 try:
@@ -154,29 +163,38 @@ class StreamWriter(SpooledSink):
                 arguments, text = ARGUMENTS[encoded.mask], encoded.text
             else:
                 arguments, text = control_fields(cast(ControlRecord, record))
-            stream = streams.get(record.exchange)
-            if stream is None:
-                stream = streams[record.exchange] = _Stream(
-                    record.exchange, self._max_entries, self._keys, self._probe_exchange
-                )
+            if record.exchange != exchange:
+                exchange = record.exchange
+                stream = self._stream_of(exchange)
             if stream.is_probe:
                 probe_ms = record.position_ms
             if record.position_ms != newest_ms:
                 newest_ms = record.position_ms
                 newest_ms_text = str(newest_ms)
             position = f"{newest_ms_text}-{record.position_seq}"
-            head = stream.heads.get(arguments) or stream.head(arguments)
-            pieces += (head, BULK_HEAD[len(position)], position, "\r\n", text)
+            position = f"{BULK_HEAD[len(position)]}{position}\r\n"
+            ids.append(position)
+            pieces += (stream.heads[arguments], position, text)
             records.append(record)
         if not records:
             return None
         pieces.append(_EXEC)
-        return Batch(records, pieces, body_replies=len(records) + 2, probe_ms=probe_ms)
+        count = len(records)
+        # An entry that was stored is answered by its id, which was ours to choose.
+        answer = f"+OK\r\n{_QUEUED * count}*{count}\r\n{''.join(ids)}".encode()
+        return Batch(records, pieces, body_replies=count + 2, probe_ms=probe_ms, answer=answer)
+
+    def _stream_of(self, exchange: str) -> _Stream:
+        stream = self._streams.get(exchange)
+        if stream is None:
+            stream = self._streams[exchange] = _Stream(
+                exchange, self._max_entries, self._keys, self._probe_exchange
+            )
+        return stream
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         stored = replies[-1]
         if isinstance(stored, list):
-            # An entry that was stored is answered by its id, which was ours to choose.
             if ReplyError in set(map(type, stored)):
                 self._settle_entries(batch, stored)
             else:

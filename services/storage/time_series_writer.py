@@ -97,29 +97,33 @@ class TimeSeriesWriter(SeriesSink):
         first_slot = next_slot = self._slots_used
         records: list[DataIngestionFormat] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         merged: list[int] = []
         probe_ms = 0
+        at_ms, at, stamp = -1, "", ""
         # What may share a millisecond with a record on its way over the disk has to follow it.
         final = self._final
         diverting = bool(final) or self._backlog
-        while pending and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while pending and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record = pending.popleft()
-            series = known.get(record.symbol)
-            if series is None:
-                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange, self._keys)
+            series = known.get(record.symbol) or self._series_of(record)
+            if record.timestamp != at_ms:
+                # Many ticks of a busy moment share their millisecond.
+                at_ms = record.timestamp
+                at, stamp = INTEGER_BULKS[at_ms], f":{at_ms}\r\n"
             try:
-                mask, text = _samples(series, record)
+                mask, text = _samples(series, record, at)
             except ValueError:
                 finite = without_bad_numbers(record)
                 if finite is None:
                     self._reject(Reason.NOT_FINITE, record.symbol)
                     continue
                 record = finite
-                mask, text = _samples(series, record)
+                mask, text = _samples(series, record, at)
             newest = series.newest
-            if newest is None or record.timestamp > newest.timestamp:
+            if newest is None or at_ms > newest.timestamp:
                 series.newest = record
                 series.slot = next_slot
             else:
@@ -129,7 +133,7 @@ class TimeSeriesWriter(SeriesSink):
                     final.append((record, MERGED if replaces else 0))
                     continue
                 if replaces:
-                    mask, text = _samples(series, record)
+                    mask, text = _samples(series, record, at)
                 if slot < next_slot:
                     records[slot - first_slot] = record
                     pieces[slot - first_slot + 1] = text
@@ -142,12 +146,14 @@ class TimeSeriesWriter(SeriesSink):
                 series.made |= mask
             records.append(record)
             pieces.append(text)
-            stamps += (record.timestamp,) * _WIDTH[mask]
+            width = _WIDTH[mask]
+            stamps.append(stamp * width)
+            samples += width
             next_slot += 1
             if record.symbol == PROBE_INSTRUMENT:
                 probe_ms = record.position_ms
         self._slots_used = next_slot
-        return self._batch(records, pieces, stamps, making, frozenset(merged), probe_ms)
+        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), probe_ms)
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:
         final: list[tuple[Record, int]] = []
@@ -178,14 +184,15 @@ class TimeSeriesWriter(SeriesSink):
     def _encode_final(self, source: deque[tuple[Record, int]]) -> Batch | None:
         records: list[DataIngestionFormat] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         merged: list[int] = []
-        while source and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while source and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record, flags = source.popleft()
             assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
             series = self._series_of(record)
-            mask, text = _samples(series, record)
+            mask, text = _samples(series, record, INTEGER_BULKS[record.timestamp])
             if mask & ~series.made:
                 making += [(series, field) for field in fields_of(mask & ~series.made)]
                 series.made |= mask
@@ -193,8 +200,10 @@ class TimeSeriesWriter(SeriesSink):
                 merged.append(len(records))
             records.append(record)
             pieces.append(text)
-            stamps += (record.timestamp,) * _WIDTH[mask]
-        return self._batch(records, pieces, stamps, making, frozenset(merged), 0)
+            width = _WIDTH[mask]
+            stamps.append(f":{record.timestamp}\r\n" * width)
+            samples += width
+        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), 0)
 
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
@@ -209,21 +218,29 @@ class TimeSeriesWriter(SeriesSink):
         return self._series[record.symbol], fields_of(mask_of(record)), record.timestamp
 
 
-def _samples(series: InstrumentSeries, record: DataIngestionFormat) -> tuple[int, str]:
-    """Return the set of fields that a tick has and their samples in words. ValueError for a NaN."""
-    at = INTEGER_BULKS[record.timestamp]
-    mask = PRICE
-    text = f"{series.price}{at}{FLOAT_BULKS[record.price]}"
-    if (volume := record.volume) is not None:
+def _samples(series: InstrumentSeries, record: DataIngestionFormat, at: str) -> tuple[int, str]:
+    """Return the set of fields that a tick has and their samples in words. ValueError for a NaN.
+
+    `at` is its time in words.
+    """
+    volume, bid, ask = record.volume, record.bid, record.ask
+    if volume is None:
+        mask = PRICE
+        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}"
+    else:
         mask = PRICE | VOLUME
-        text += f"{series.volume}{at}{INTEGER_BULKS[volume]}"
-    if (bid := record.bid) is not None:
-        mask |= BID
-        text += f"{series.bid}{at}{FLOAT_BULKS[bid]}"
-    if (ask := record.ask) is not None:
+        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}{series.volume}{at}{INTEGER_BULKS[volume]}"
+    if bid is not None:
+        if ask is not None:
+            mask |= BID | ASK
+            text = f"{text}{series.bid}{at}{FLOAT_BULKS[bid]}{series.ask}{at}{FLOAT_BULKS[ask]}"
+        else:
+            mask |= BID
+            text = f"{text}{series.bid}{at}{FLOAT_BULKS[bid]}"
+    elif ask is not None:
         mask |= ASK
-        text += f"{series.ask}{at}{FLOAT_BULKS[ask]}"
+        text = f"{text}{series.ask}{at}{FLOAT_BULKS[ask]}"
     if (oi := record.oi) is not None:
         mask |= OI
-        text += f"{series.oi}{at}{INTEGER_BULKS[oi]}"
+        text = f"{text}{series.oi}{at}{INTEGER_BULKS[oi]}"
     return mask, text
