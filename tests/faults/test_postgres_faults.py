@@ -380,6 +380,7 @@ async def test_p7_a_schema_that_moves_while_running_parks_the_refresh_until_it_f
     finally:
         task.cancel()
         await asyncio.wait([task])
+        await refresher.use_url(database)
     report_row("P7", lost="0", allowed="0; refresh parked")
 
 
@@ -406,6 +407,7 @@ async def test_p9_a_wrong_password_or_a_missing_privilege_ends_the_start(
     refresher = make_refresher(with_login(database, "marketd_daemon", PASSWORD), tmp_path / "state")
     with pytest.raises(ConfigurationError, match="permission denied for table instruments.*Grant the role"):
         await refresher.first()
+    await refresher.use_url(database)
     report_row("P9", lost="0", allowed="0; exit 78")
 
 
