@@ -36,7 +36,7 @@ FLAG_TEXT: tuple[str, ...] = tuple(
 """Flags as text, indexed by the bit set: `FLAG_TEXT[5] == "snapshot,late"`."""
 
 
-class ProviderTick(msgspec.Struct, kw_only=True, gc=False):
+class ProviderTick(msgspec.Struct, gc=False):
     """What one wire message says of one instrument, in the provider's own names, times in UTC epoch ms.
 
     `event_ms` is None where the message carries no time. `event_resolution_ms` is 1000 where the

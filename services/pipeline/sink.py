@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-
-import msgspec
 
 from services.market_data.records import DataIngestionFormat, Record
 
@@ -26,7 +25,8 @@ class SinkState(str, Enum):
     CLOSED = "closed"
 
 
-class SinkCounters(msgspec.Struct):
+@dataclass(slots=True)
+class SinkCounters:
     """What became of the records a sink was offered.
 
     At any moment `offered = written + collapsed + sum(dropped) + sum(rejected) + queued + spooled`, where
@@ -45,8 +45,8 @@ class SinkCounters(msgspec.Struct):
     repaired: int = 0
     batches: int = 0
     errors: int = 0
-    dropped: dict[str, int] = msgspec.field(default_factory=dict)
-    rejected: dict[str, int] = msgspec.field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count `count` records that were given up on, for example `queue_full`."""
