@@ -315,6 +315,9 @@ class DhanProvider(WebSocketProvider):
                 known.day_high,
                 known.day_low,
                 known.day_close,
+                None,
+                0,
+                known.day_bytes,
             )
         )
 
@@ -346,6 +349,9 @@ class DhanProvider(WebSocketProvider):
                 known.day_high,
                 known.day_low,
                 known.day_close,
+                None,
+                0,
+                known.day_bytes,
             )
         )
 

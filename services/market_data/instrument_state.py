@@ -10,6 +10,7 @@ from services.market_data.instruments import InstrumentMapping
 from services.market_data.normaliser_counters import ExchangeTally
 from services.market_data.pricing import PriceGrid, reference_price
 from services.market_data.quality import (
+    EARLIEST_EVENT_MS,
     SUSPECTS_BEFORE_ACCEPTED,
     allows_negative,
     band_ratio,
@@ -38,6 +39,7 @@ class InstrumentState:
         "begins_ms",
         "day_high",
         "day_low",
+        "day_mark",
         "day_open",
         "ends_ms",
         "exchange",
@@ -95,13 +97,15 @@ class InstrumentState:
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
         self.band = band_ratio(mapping.asset_class)
-        self.begins_ms, self.ends_ms = certain_times(mapping)
+        begins_ms, self.ends_ms = certain_times(mapping)
+        self.begins_ms = max(begins_ms, EARLIEST_EVENT_MS)
         # Not equal to anything: what comes next is put on this grid.
         self.raw_open: float | None = nan
         self.raw_high: float | None = nan
         self.raw_low: float | None = nan
         self.raw_close: float | None = nan
         self.raw_decimals: int | None = None
+        self.day_mark: bytes | None = None
 
     def seed(self, newest: DataIngestionFormat) -> None:
         """Recall the newest stored tick."""
@@ -113,13 +117,28 @@ class InstrumentState:
         self.last_volume = newest.cumulative_volume
 
     def take_day(self, tick: ProviderTick) -> None:
-        """Clean the day's prices, which are the same in most ticks, and remember of which they were made."""
-        grid, decimals = self.grid, tick.price_decimals
-        self.raw_open, self.raw_high, self.raw_low = tick.day_open, tick.day_high, tick.day_low
-        self.raw_decimals = decimals
-        self.day_open = reference_price(grid, tick.day_open, decimals)
-        self.day_high = reference_price(grid, tick.day_high, decimals)
-        self.day_low = reference_price(grid, tick.day_low, decimals)
+        """Clean the day's prices, the same in most ticks, and remember of which they were made.
+
+        A previous close that a tick does not give stays; the day's prices are those of the last tick.
+        """
+        decimals = tick.price_decimals
+        changed = decimals != self.raw_decimals
+        close = tick.previous_close
+        if close is not None and (changed or close != self.raw_close):
+            self.previous_close, self.raw_close = reference_price(self.grid, close, decimals), close
+        if (
+            changed
+            or tick.day_high != self.raw_high
+            or tick.day_low != self.raw_low
+            or tick.day_open != self.raw_open
+        ):
+            grid = self.grid
+            self.raw_open, self.raw_high, self.raw_low = tick.day_open, tick.day_high, tick.day_low
+            self.raw_decimals = decimals
+            self.day_open = reference_price(grid, tick.day_open, decimals)
+            self.day_high = reference_price(grid, tick.day_high, decimals)
+            self.day_low = reference_price(grid, tick.day_low, decimals)
+        self.day_mark = tick.day_mark
 
     def is_repeat(
         self,

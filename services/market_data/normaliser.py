@@ -122,12 +122,9 @@ class Normaliser:
             return None
         if tick.oi is not None:
             state.oi = tick.oi
-        decimals = tick.price_decimals
-        if (close := tick.previous_close) is not None and (
-            close != state.raw_close or decimals != state.raw_decimals
-        ):
-            state.previous_close = reference_price(state.grid, close, decimals)
-            state.raw_close = close
+        mark = tick.day_mark
+        if mark is None or mark is not state.day_mark:
+            state.take_day(tick)
         price = tick.price
         if price is None:
             counters.merged += 1
@@ -139,25 +136,23 @@ class Normaliser:
                 return None
 
         raw_ms = event_ms = received_ms if tick.event_ms is None else tick.event_ms
-        flags = tick.flags | state.base_flags
-        if event_ms < EARLIEST_EVENT_MS:
-            counters.reject("no_time")
-            return None
         if not state.begins_ms <= event_ms < state.ends_ms:
-            counters.reject("ambiguous")
+            counters.reject("no_time" if event_ms < EARLIEST_EVENT_MS else "ambiguous")
             return None
+        flags = tick.flags | state.base_flags
         resolution_ms = tick.event_resolution_ms
         stale = False
         if (
             tick.event_ms is None
             or self._times.suspects
-            or not received_ms - STALE_AFTER_MS <= event_ms <= received_ms + FUTURE_TOLERANCE_MS
+            or not -FUTURE_TOLERANCE_MS <= received_ms - event_ms <= STALE_AFTER_MS
         ):
             timing = self._times.judge(state, tick, received_ms, flags)
             if timing is None:
                 return None
             raw_ms, event_ms, resolution_ms, flags, stale = timing
 
+        decimals = tick.price_decimals
         clean_price, on_grid = state.known.get(price) or state.grid.clean(price, decimals)
         volume = tick.cumulative_volume if state.volume_means_trades else None
         bid, ask = tick.bid, tick.ask
@@ -175,13 +170,6 @@ class Normaliser:
             counters.reject("duplicate")
             state.tally.duplicates += 1
             return None
-        if (
-            tick.day_high != state.raw_high
-            or tick.day_low != state.raw_low
-            or tick.day_open != state.raw_open
-            or decimals != state.raw_decimals
-        ):
-            state.take_day(tick)
         if stale:
             counters.reject("stale")
             if flags & FLAG_SNAPSHOT:
@@ -191,7 +179,8 @@ class Normaliser:
             counters.note("off_tick")
 
         quantity = None
-        late = raw_ms < last_raw_ms and not flags & FLAG_SKEWED
+        skewed = flags & FLAG_SKEWED
+        late = raw_ms < last_raw_ms and not skewed
         if late:
             flags |= FLAG_LATE
             counters.note("late")
@@ -200,18 +189,14 @@ class Normaliser:
         else:
             last_ms = last.timestamp
             if (
-                resolution_ms == SECOND_MS
-                and last_ms < received_ms
-                and event_ms <= received_ms < event_ms + SECOND_MS
-                and not event_ms % SECOND_MS
-                and not flags & FLAG_SKEWED
+                last_ms < received_ms
+                and 0 <= received_ms - event_ms < SECOND_MS == resolution_ms
+                and not (skewed or event_ms % SECOND_MS)
             ):
-                # What `time_in_order` says of whole seconds that have just begun.
+                # What `time_in_order` says of a whole second that has just begun.
                 event_ms = received_ms
-            else:
-                event_ms = time_in_order(
-                    last_ms, event_ms, resolution_ms, received_ms, skewed=bool(flags & FLAG_SKEWED)
-                )
+            elif skewed or resolution_ms >= SECOND_MS:
+                event_ms = time_in_order(last_ms, event_ms, resolution_ms, received_ms, skewed=bool(skewed))
             if volume is not None:
                 state.last_volume = volume
                 baseline, state.baseline = state.baseline, volume
@@ -232,7 +217,7 @@ class Normaliser:
                 elif state.outside_band(clean_price):
                     flags |= FLAG_SUSPECT
                     counters.note("suspect")
-            if not flags & FLAG_SKEWED:
+            if not skewed:
                 state.last_raw_event_ms = raw_ms
         state.recent.append((raw_ms, clean_price, volume))
         counters.accepted += 1

@@ -44,6 +44,8 @@ class ProviderTick(msgspec.Struct, gc=False):
     the source gives none (or a figure that is not one, such as a rolling 24 h amount).
     `price` None makes the message an update of reference values only (open interest, previous close).
     `price_decimals` is what the source says about its own precision. None always means unknown.
+    `day_mark`, where a provider sets it, is an object that is the same one for as long as the instrument's
+    day prices and previous close are.
     """
 
     provider_symbol: str
@@ -62,6 +64,7 @@ class ProviderTick(msgspec.Struct, gc=False):
     previous_close: float | None = None
     price_decimals: int | None = None
     flags: int = 0
+    day_mark: bytes | None = None
 
 
 class DataIngestionFormat(msgspec.Struct, gc=False):

@@ -39,28 +39,18 @@ _MULTI, _EXEC = command("MULTI"), command("EXEC")
 _QUEUED = "+QUEUED\r\n"
 
 
-class _Stream:
-    """The constant part of the commands of one stream; `heads` by the number of names and values."""
-
-    __slots__ = ("heads", "is_probe")
-
-    def __init__(self, exchange: str, max_entries: int, keys: KeySpace, probe_exchange: str) -> None:
-        # Exact trimming is dear, and only the probe's stream is short enough to need it.
-        self.is_probe = exchange == PROBE_EXCHANGE
-        trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
-        key = keys.tick_stream(probe_exchange if self.is_probe else exchange)
-        self.heads = _Heads("".join(map(bulk, ("XADD", key, *trim))))
-
-
 class _Heads(dict[int, str]):
-    """The command up to the id, for an entry of so many names and values."""
+    """The commands of one stream up to the id, by the number of names and values that follow it."""
 
-    def __init__(self, middle: str) -> None:
-        self._middle = middle
+    def __init__(self, key: str, trim: Sequence[str]) -> None:
+        self._middle = "".join(map(bulk, ("XADD", key, *trim)))
 
     def __missing__(self, arguments: int) -> str:
         head = self[arguments] = f"*{6 + arguments}\r\n{self._middle}"
         return head
+
+
+_NO_HEADS = _Heads("", ())
 
 
 class StreamWriter(SpooledSink):
@@ -88,7 +78,7 @@ class StreamWriter(SpooledSink):
         self._keys = keys
         self._encoder = encoder or EntryEncoder()
         self._pending: deque[Record] = deque()
-        self._streams: dict[str, _Stream] = {}
+        self._heads: dict[str, _Heads] = {}
         self.overtaken_until_ms = 0
         """When another daemon led since we last did: until when. Then a refusal proves nothing."""
 
@@ -141,15 +131,13 @@ class StreamWriter(SpooledSink):
 
     def _transaction(self, taken: Sequence[Record]) -> Batch | None:
         """Return the entries of `taken` as one transaction, None when there are none to send."""
-        if not taken:
-            return None
         encode_tick = self._encoder.tick
         records: list[Record] = []
         pieces = [_MULTI]
         ids: list[str] = []
         probe_ms = 0
         newest_ms, newest_ms_text = -1, ""
-        exchange, stream = taken[0].exchange, self._stream_of(taken[0].exchange)
+        exchange, heads = "", _NO_HEADS
         for record in taken:
             if type(record) is DataIngestionFormat:
                 try:
@@ -165,16 +153,17 @@ class StreamWriter(SpooledSink):
                 arguments, text = control_fields(cast(ControlRecord, record))
             if record.exchange != exchange:
                 exchange = record.exchange
-                stream = self._stream_of(exchange)
-            if stream.is_probe:
-                probe_ms = record.position_ms
+                heads = self._heads_of(exchange)
+                if exchange == PROBE_EXCHANGE:
+                    # Looked at again with the next record, which may be a newer probe.
+                    probe_ms, exchange = record.position_ms, ""
             if record.position_ms != newest_ms:
                 newest_ms = record.position_ms
                 newest_ms_text = str(newest_ms)
             position = f"{newest_ms_text}-{record.position_seq}"
             position = f"{BULK_HEAD[len(position)]}{position}\r\n"
             ids.append(position)
-            pieces += (stream.heads[arguments], position, text)
+            pieces += (heads[arguments], position, text)
             records.append(record)
         if not records:
             return None
@@ -184,13 +173,15 @@ class StreamWriter(SpooledSink):
         answer = f"+OK\r\n{_QUEUED * count}*{count}\r\n{''.join(ids)}".encode()
         return Batch(records, pieces, body_replies=count + 2, probe_ms=probe_ms, answer=answer)
 
-    def _stream_of(self, exchange: str) -> _Stream:
-        stream = self._streams.get(exchange)
-        if stream is None:
-            stream = self._streams[exchange] = _Stream(
-                exchange, self._max_entries, self._keys, self._probe_exchange
-            )
-        return stream
+    def _heads_of(self, exchange: str) -> _Heads:
+        heads = self._heads.get(exchange)
+        if heads is None:
+            trim, shown = ("MAXLEN", "~", str(self._max_entries)), exchange
+            if exchange == PROBE_EXCHANGE:
+                # Exact trimming is dear, and only the probe's stream is short enough to need it.
+                trim, shown = ("MAXLEN", "=", str(_PROBE_ENTRIES)), self._probe_exchange
+            heads = self._heads[exchange] = _Heads(self._keys.tick_stream(shown), trim)
+        return heads
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         stored = replies[-1]

@@ -33,6 +33,7 @@ from services.storage.spool_format import MERGED
 
 TICK_RETENTION_MS = 48 * 3_600_000
 _MOST_SAMPLES_A_TICK = 5
+_TRADED = PRICE | VOLUME
 _WIDTH = tuple(mask.bit_count() for mask in range(1 << _MOST_SAMPLES_A_TICK))
 
 
@@ -113,8 +114,15 @@ class TimeSeriesWriter(SeriesSink):
                 # Many ticks of a busy moment share their millisecond.
                 at_ms = record.timestamp
                 at, stamp = INTEGER_BULKS[at_ms], f":{at_ms}\r\n"
+            volume = record.volume
             try:
-                mask, text = _samples(series, record, at)
+                if volume is not None and record.bid is None and record.ask is None and record.oi is None:
+                    # What `_samples` says of a tick without sides, as most are.
+                    mask = _TRADED
+                    price = FLOAT_BULKS[record.price]
+                    text = f"{series.price}{at}{price}{series.volume}{at}{INTEGER_BULKS[volume]}"
+                else:
+                    mask, text = _samples(series, record, at)
             except ValueError:
                 finite = without_bad_numbers(record)
                 if finite is None:
