@@ -21,8 +21,8 @@ from services.market_data.records import (
     DataIngestionFormat,
     Record,
 )
+from services.storage.answers import Reply, ReplyError
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.entry import (
     ALL_FIELDS,
     ARGUMENTS,

@@ -21,12 +21,11 @@ from services.market_data.records import (
     DataIngestionFormat,
     Record,
 )
+from services.storage.answers import Reply, ReplyError, first_error
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.entry import ARGUMENTS, EntryEncoder, control_fields, without_bad_numbers
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import first_error
 from services.storage.resp import BULK_HEAD, bulk, command
 from services.storage.spool_format import TRIED
 from services.storage.spooled_sink import SpooledSink
