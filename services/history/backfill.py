@@ -315,7 +315,8 @@ class Backfill:
         async for part in slices(by_instrument.values(), _AT_ONCE):
             windows += plan([row for group in part for row in group], self.filler.offers, now_ms)
         for window in sorted(windows, key=newest_first):
-            if (window.instrument, window.interval) not in self._later:
+            # A day that is not over, or was over a moment ago, would be found at every look.
+            if (window.instrument, window.interval) not in self._later and self.filler.due(window, now_ms):
                 self._found[window] = _Task(window)
         self._news.set()
 

@@ -23,7 +23,7 @@ from services.market_data.candles import Candle
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, UNAVAILABLE, Note, spans_of
 from services.market_data.instruments import InstrumentMapping
-from services.market_data.spans import Span, without
+from services.market_data.spans import Span, common, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
 from services.pipeline.giving_way import slices
@@ -46,6 +46,8 @@ _MOST_DAYS_MS = 30 * 86_400_000
 _MOST_BARS_MS = 7 * 86_400_000
 """Minutes of so much time at once, of markets that close and that never do: about ten thousand bars."""
 _ROWS_AT_ONCE = 1_000
+_LONGEST_UNFINISHED_MS = 4 * 86_400_000
+"""In a longer time something has ended."""
 _DISAGREES_BY = 0.005
 
 Announce = Callable[[str, str, str, Interval, int, int], None]
@@ -226,6 +228,12 @@ class Filler:
         )
         starts = (day.start_ms for day in days)
         return frozenset(start for start in starts if any(begin <= start < end for begin, end in had))
+
+    def due(self, window: Window, now_ms: int) -> bool:
+        """Tell whether anything can be known of a window yet: not while all its days are still to come."""
+        if window.interval != "1d" or window.to_ms - window.from_ms > _LONGEST_UNFINISHED_MS:
+            return True
+        return bool(self.expected(window, now_ms) or self._closed(window, now_ms))
 
     def expected(self, window: Window, now_ms: int) -> list[int]:
         """Return the starts of the bars there should be in the missing parts of a window, ascending."""
@@ -414,14 +422,6 @@ class Filler:
         )
 
     def _nothing_expected(self, window: Window, now_ms: int) -> None:
-        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
-        exchange = window.instrument.partition(":")[0]
-        open_times: list[Span] = []
-        if window.to_ms > settled_ms:
-            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
-            if window.interval == "1d":
-                return
-            open_times = self._trading.between(exchange, window.from_ms, window.to_ms)
         self._ledger.note(
             *(
                 Note(
@@ -430,11 +430,24 @@ class Filler:
                     state=HAVE,
                     source=CLOSED,
                     from_ms=begin,
-                    to_ms=min(end, settled_ms),
+                    to_ms=end,
                 )
-                for begin, end in without(window.spans, open_times)
+                for begin, end in self._closed(window, now_ms)
             )
         )
+
+    def _closed(self, window: Window, now_ms: int) -> list[Span]:
+        """Return the parts of a window that are known to hold nothing that is still to come."""
+        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
+        exchange = window.instrument.partition(":")[0]
+        to_come: list[Span] = []
+        if window.interval == "1d":
+            days = self._trading.days_between(exchange, window.from_ms, window.to_ms)
+            to_come = [session for _, session in days if session[1] > settled_ms]
+        elif window.to_ms > settled_ms:
+            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
+            to_come = self._trading.between(exchange, window.from_ms, window.to_ms)
+        return without(common(window.spans, [(window.from_ms, settled_ms)]), to_come)
 
     def _count(self, outcome: FillOutcome) -> None:
         counters = self.counters

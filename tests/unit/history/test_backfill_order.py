@@ -56,6 +56,9 @@ class RefusesIndia:
     def offers(self, _instrument: str, _interval: str) -> dict[str, Offer]:
         return {"DHAN": Offer(window_ms=DAY_MS)}
 
+    def due(self, _window: Window, _now_ms: int) -> bool:
+        return True
+
     async def fill(self, window: Window) -> FillOutcome:
         self.asked.append(window.instrument)
         if window.instrument.startswith("NSE:"):
