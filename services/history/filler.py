@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from services.errors import MarketdError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.planner import Window, runs_of
-from services.history.source import PATIENCE_S, HistorySource, Offer
+from services.history.source import FOUND_LEAVES, PATIENCE_S, HistorySource, Offer
 from services.market_data.bar_grid import BarGrid
 from services.market_data.bars import MINUTE_MS, Bar, Interval
 from services.market_data.candles import Candle
@@ -131,13 +131,18 @@ class Filler:
             if (source := self.sources.get(mapping.provider_code)) is not None and source.has_adjusted
         ]
 
-    async def fill(self, window: Window, *, patience_s: float = PATIENCE_S) -> FillOutcome:
-        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it."""
+    async def fill(
+        self, window: Window, *, patience_s: float = PATIENCE_S, leave: float = 0.0
+    ) -> FillOutcome:
+        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it.
+
+        `leave` is the part of a vendor's requests of the day that is left to others.
+        """
         key = (window.instrument, window.interval)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                outcome = await self._fill(window, patience_s)
+                outcome = await self._fill(window, patience_s, leave)
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -146,7 +151,7 @@ class Filler:
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    async def _fill(self, window: Window, patience_s: float) -> FillOutcome:
+    async def _fill(self, window: Window, patience_s: float, leave: float) -> FillOutcome:
         now_ms = self._clock.now_ms()
         exchange = window.instrument.partition(":")[0]
         expected = self.expected(window, now_ms)
@@ -161,7 +166,7 @@ class Filler:
             return outcome
         try:
             rows, code, refusals = await first_that_answers(
-                candidates, lambda one: self._ask(one, window, span, patience_s)
+                candidates, lambda one: self._ask(one, window, span, patience_s, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals = error.refusals
@@ -177,7 +182,7 @@ class Filler:
         absent = [start for start in expected if start not in bars]
         others = [candidate for candidate in candidates if candidate[0] != code]
         if others and len(absent) > _SECOND_OPINION_SHARE * len(expected):
-            await self._second_opinion(others, window, span, expected, bars, outcome)
+            await self._second_opinion(others, window, span, expected, bars, outcome, leave)
         elif others and self.counters.windows % _COMPARED_EVERY == 0:
             await self._compare(others[0], window, span, bars)
         oldest_ms = now_ms - self._retention.of(exchange)
@@ -274,10 +279,15 @@ class Filler:
         return found
 
     async def _ask(
-        self, one: tuple[HistorySource, InstrumentMapping], window: Window, span: Span, patience_s: float
+        self,
+        one: tuple[HistorySource, InstrumentMapping],
+        window: Window,
+        span: Span,
+        patience_s: float,
+        leave: float,
     ) -> list[Candle]:
         source, mapping = one
-        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s)
+        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s, leave=leave)
 
     async def _placed(
         self, exchange: str, window: Window, rows: Sequence[Candle], expected: Sequence[int]
@@ -314,11 +324,12 @@ class Filler:
         expected: Sequence[int],
         bars: dict[int, Candle],
         outcome: FillOutcome,
+        leave: float,
     ) -> None:
         """Let the next source fill in what the first one lacks."""
         try:
             rows, code, refusals = await first_that_answers(
-                others, lambda one: self._ask(one, window, span, 5.0)
+                others, lambda one: self._ask(one, window, span, 5.0, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals += error.refusals
@@ -340,7 +351,9 @@ class Filler:
     ) -> None:
         """Hold a sample of the bars against another source; what differs is counted and said."""
         try:
-            rows, code, _ = await first_that_answers([other], lambda one: self._ask(one, window, span, 5.0))
+            rows, code, _ = await first_that_answers(
+                [other], lambda one: self._ask(one, window, span, 5.0, FOUND_LEAVES)
+            )
         except NobodyAnswered:
             return
         more, _ = await self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
