@@ -106,7 +106,7 @@ def drop(
     with contextlib.ExitStack() as stack:
         _hold_spool(stack, settings, demo=demo)
         folder = settings.state_dir / FOLDER
-        waiting = sum(channel.records for channel in inspect_spool(folder))
+        waiting = sum(channel.records + channel.again for channel in inspect_spool(folder))
         if not yes and waiting:
             raise ConfigurationError(
                 f"{waiting} records that are nowhere else would be lost: add --yes to drop them"

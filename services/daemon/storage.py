@@ -122,7 +122,7 @@ class Storage:
     @property
     def waits_on_disk(self) -> bool:
         """Whether records wait on disk for Redis."""
-        return any(channel.pending for channel in self.spool.channels.values())
+        return any(channel.pending or channel.ahead for channel in self.spool.channels.values())
 
     def begin_to_lead(self) -> bool:
         """Take note that this daemon writes from now on; False when the lease is gone again."""

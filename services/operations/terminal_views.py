@@ -209,15 +209,25 @@ def _lease_line(lease: Mapping[str, Any]) -> str:
 def spool_view(channels: Sequence[ChannelContents]) -> Table:
     """Return the table for the contents of the disk spool."""
     grid = Table.grid(padding=(0, 0))
-    if not any(channel.records for channel in channels):
+    if not any(channel.records or channel.again for channel in channels):
         grid.add_row("nothing waits on disk")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("sink", "records", "bytes", "segments", "oldest (UTC)", "newest (UTC)", "damaged"):
+    for column in (
+        "sink",
+        "records",
+        "sent again",
+        "bytes",
+        "segments",
+        "oldest (UTC)",
+        "newest (UTC)",
+        "damaged",
+    ):
         table.add_column(column)
     for channel in channels:
         table.add_row(
             channel.name,
             str(channel.records),
+            str(channel.again),
             str(channel.size_bytes),
             str(len(channel.segments)),
             _utc(channel.oldest_ms),

@@ -6,6 +6,8 @@ Records leave the queue oldest first, so all on disk are older than all in the q
 order matters to Redis (the stream) sends nothing from the queue before the disk is empty; the others
 give the disk one place in flight and keep the rest for live data. Records go to disk in their final
 form: what belongs to one millisecond is merged before, so replaying any of them again changes nothing.
+What goes once more because a killed Redis may have forgotten it is on disk as well, ahead of all others,
+while Redis is away: whoever starts next sends it.
 Without a spool this is a plain `RedisSink`.
 """
 
@@ -21,7 +23,7 @@ from typing import Any, ClassVar
 import structlog
 
 from services.errors import StorageUnavailable
-from services.market_data.records import PROBE_INSTRUMENT, Record
+from services.market_data.records import PROBE_EXCHANGE, PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
@@ -82,6 +84,7 @@ class SpooledSink(RedisSink):
         self._look = asyncio.Event()
         self._spilling = asyncio.Lock()
         self._adopted = False
+        self._again_kept = True
         self.led_times: LedTimes | None = None
         """Knows which records on disk are another leader's to store; those are dropped, counted."""
         self.losses = Losses(name)
@@ -119,6 +122,7 @@ class SpooledSink(RedisSink):
             await super().run()
             return
         if not self._adopted:
+            await self._adopt_ahead(self._spool)
             self._adopted = True
             self.counters.recovered = self._spool.pending
             self.counters.offered += self._spool.pending
@@ -138,7 +142,7 @@ class SpooledSink(RedisSink):
         self.retry_now()
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        while self.queued:
+        while self.queued or self._again_left:
             waited_s = loop.time() - started_s
             if deadline_s <= 0 or waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
                 break
@@ -152,19 +156,54 @@ class SpooledSink(RedisSink):
                     await self._settled.wait()
             except TimeoutError:
                 continue
-        if self.queued:
-            await self._give_to_disk(self._spool)
+        if self.queued or self._again_left:
+            await self._give_to_disk(self._spool, hurried=deadline_s <= 0)
         await self._spool.sync(now=True)
         return self.queued
 
-    async def _give_to_disk(self, spool: SpoolChannel) -> None:
+    async def _give_to_disk(self, spool: SpoolChannel, *, hurried: bool) -> None:
         """Stop writing to Redis for good, and put all that is in memory on disk."""
-        self._closing = True
         if self._connection is not None:
             self._connection.abort(StorageUnavailable("the writer is stopping"))
         self._take_back()
+        if not hurried:
+            # A Redis that takes nothing any more may also have forgotten what it took just before.
+            self._take_back_confirmed()
+        self._closing = True
         await self._spill(spool)
         _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
+
+    def _to_send_again(self, batches: list[Batch]) -> None:
+        super()._to_send_again(batches)
+        if batches:
+            self._again_kept = False
+
+    async def _adopt_ahead(self, spool: SpoolChannel) -> None:
+        """Send what an earlier run left to be sent once more before all else."""
+        rows = deque((record, TRIED) for record in spool.ahead)
+        batches: list[Batch] = []
+        while rows:
+            batch = self._encode_final(rows)
+            if batch is not None:
+                batch.again = True
+                batches.append(batch)
+            await asyncio.sleep(0)
+        super()._to_send_again(batches)
+
+    async def _keep_ahead(self, spool: SpoolChannel) -> None:
+        """Have on disk what goes once more, while that is so."""
+        if not self._again_left:
+            self._again_kept = True
+            if spool.ahead:
+                await spool.keep_ahead([])
+        elif self._down and not self._again_kept and spool.usable:
+            again = (batch for batch in self._replay if batch.again)
+            records = [
+                record for batch in again for record in batch.records if record.exchange != PROBE_EXCHANGE
+            ]
+            self._again_kept = True
+            if not await spool.keep_ahead(records):
+                self._again_kept = False
 
     def _lose(self, reason: str, record: Record) -> None:
         super()._lose(reason, record)
@@ -217,6 +256,7 @@ class SpooledSink(RedisSink):
     async def _spill(self, spool: SpoolChannel) -> None:
         """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
         async with self._spilling:
+            await self._keep_ahead(spool)
             # Asked once: were it to change in between, newer records would overtake the batches.
             down = self._down
             if down:
@@ -362,7 +402,7 @@ class SpooledSink(RedisSink):
         while self._pending_count:
             self._discard_oldest()
         self._final.clear()
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
         self._forget_confirmed()
         self._batched = 0
         if dropped := waiting - self.queued:
