@@ -43,7 +43,7 @@ class Recall:
             recalled = await recall.run(
                 {exchange: positions[exchange] for exchange in exchanges},
                 {key: mapping.exchange for key, mapping in instruments.items()},
-                {tick.symbol: tick.timestamp for tick in newest.values()},
+                newest,
             )
             for said in recalled.said:
                 # Their samples may not have been written any more; writing them again changes nothing.

@@ -354,17 +354,19 @@ class Spool:
                 note(ticks.values())
         return found
 
-    async def waiting(self, channel: str, keep: Callable[[Record], bool]) -> list[Record]:
+    async def waiting(
+        self, channel: str, keep: Callable[[Record], bool], *, most: int | None = None
+    ) -> list[Record]:
         """Return the records of a channel that `keep` says yes to; before the sinks run.
 
-        Those that go ahead of the others Redis may have as well.
+        With `most` the newest of them. Those that go ahead of the others Redis may have as well.
         """
         log = self._logs[channel]
         found = [record for record in self.channels[channel].ahead if keep(record)]
         if log.pending:
             loop = asyncio.get_running_loop()
-            found += await loop.run_in_executor(self._executor, waiting_records, log.folder, keep)
-        return found
+            found += await loop.run_in_executor(self._executor, waiting_records, log.folder, keep, most)
+        return found if most is None else found[-most:]
 
     def status(self) -> list[ChannelStatus]:
         """Return what every channel holds."""
