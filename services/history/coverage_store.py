@@ -10,15 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Executable, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine
+from services.catalogue.database import Database
 from services.market_data.candles import CoverageSpan
 from services.market_data.coverage import Note, apply
 from services.pipeline.giving_way import slices
 
-COMMAND_TIMEOUT_S = 5.0
 KEYS_PER_TRANSACTION = 500
 _AT_ONCE = 100
 _FIELDS = ("instrument", "type", "state", "source", "reason", "from_ms", "to_ms")
@@ -58,24 +57,19 @@ _COUNT_MISSING = text(
 class CoverageStore:
     """The table `coverage` of one database. `close` it when done; it connects at the first call.
 
-    Every method raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the
-    table or the right to it is missing.
+    Every method raises what `Database` raises.
     """
 
     def __init__(self, database_url: str) -> None:
-        self._database_url = database_url
-        self._engine: AsyncEngine | None = None
+        self._database = Database(database_url, application_name="marketd:coverage", pooled=True)
 
     async def use_url(self, database_url: str) -> None:
         """Connect by another URL from now on."""
-        self._database_url = database_url
-        await self.close()
+        await self._database.use_url(database_url)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        await self._database.close()
 
     async def note(self, notes: Sequence[Note]) -> None:
         """Take notes into the table, all or (after an error) the first of them."""
@@ -85,21 +79,13 @@ class CoverageStore:
         keys = list(by_key)
         for at in range(0, len(keys), KEYS_PER_TRANSACTION):
             chunk = keys[at : at + KEYS_PER_TRANSACTION]
-            try:
-                async with self._connect().begin() as connection:
-                    await connection.execute(text("SET TRANSACTION READ WRITE"))
-                    await self._replace(connection, {key: by_key[key] for key in chunk})
-            except DATABASE_ERRORS as error:
-                raise database_error(error, self._database_url) from error
+            async with self._database.writing() as connection:
+                await self._replace(connection, {key: by_key[key] for key in chunk})
 
     async def forget(self) -> None:
         """Drop everything that is had; what is missing or not to be had stays so."""
-        try:
-            async with self._connect().begin() as connection:
-                await connection.execute(text("SET TRANSACTION READ WRITE"))
-                await connection.execute(text("DELETE FROM coverage WHERE state = 'have'"))
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        async with self._database.writing() as connection:
+            await connection.execute(text("DELETE FROM coverage WHERE state = 'have'"))
 
     async def of(self, instrument: str) -> list[CoverageSpan]:
         """Return everything that is known of an instrument, by type and time."""
@@ -118,11 +104,7 @@ class CoverageStore:
 
     async def missing_by_type(self) -> dict[str, tuple[int, int]]:
         """Return how many spans, and how many ms of them, are missing, by type."""
-        try:
-            async with self._connect().connect() as connection:
-                rows = (await connection.execute(_COUNT_MISSING)).all()
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        rows = await self._database.read(_COUNT_MISSING)
         return {row.type: (row.spans, row.ms) for row in rows}
 
     # ---- inner ----------------------------------------------------------------------------------
@@ -155,22 +137,8 @@ class CoverageStore:
             columns = {name: [getattr(row, name) for row in changed] for name in _FIELDS}
             await connection.execute(_INSERT, columns)
 
-    async def _read(self, statement: Any, values: dict[str, Any]) -> list[CoverageSpan]:
-        try:
-            async with self._connect().connect() as connection:
-                return [_span(row) for row in (await connection.execute(statement, values)).all()]
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
-
-    def _connect(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = make_engine(
-                self._database_url,
-                application_name="marketd:coverage",
-                command_timeout_s=COMMAND_TIMEOUT_S,
-                pooled=True,
-            )
-        return self._engine
+    async def _read(self, statement: Executable, values: dict[str, Any]) -> list[CoverageSpan]:
+        return [_span(row) for row in await self._database.read(statement, values)]
 
 
 def _span(row: Any) -> CoverageSpan:
