@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Executable
 
-from services.catalogue.connection import sqlstate
-from services.catalogue.database import Database
+from services.catalogue.access import DatabaseAccess
+from services.catalogue.database_errors import sqlstate
 from services.errors import MarketdError
 from services.market_data.clock import Clock
 from services.pipeline.backoff import Backoff
@@ -37,18 +37,21 @@ class TableWriter(ABC):
         *,
         table: str,
         every_s: float,
-        prune: Executable,
+        prune: str,
         prune_every_s: float,
-        pooled: bool = False,
+        kept: bool = True,
     ) -> None:
-        """Prepare to write `table` every `every_s` seconds; `prune` deletes `:most` rows that are too old."""
+        """Prepare to write `table` every `every_s` seconds; `prune` deletes rows that are too old.
+
+        Its last value is how many at most. `kept` as for `DatabaseAccess`.
+        """
         self._table = table
         self._every_s = every_s
         self._prune_statement = prune
         self._prune_every_s = prune_every_s
         self._pruned_s: float | None = None
         self._clock = clock
-        self._database = Database(database_url, application_name=f"marketd:{table}", pooled=pooled)
+        self._database = DatabaseAccess(database_url, application_name=f"marketd:{table}", kept=kept)
         self.problem = ""
         """Why nothing is written just now; empty while all is well."""
 
@@ -56,7 +59,7 @@ class TableWriter(ABC):
 
     @abstractmethod
     async def write_all(self) -> None:
-        """Write everything that waits. Raises what `Database` raises; then all of it goes on waiting."""
+        """Write everything that waits. Raises as `DatabaseAccess` does; then all of it goes on waiting."""
 
     @property
     @abstractmethod
@@ -67,8 +70,8 @@ class TableWriter(ABC):
         """Do what comes before each write."""
 
     @abstractmethod
-    def prune_values(self) -> dict[str, Any]:
-        """Return what the statement that removes old rows asks for, but for `most`."""
+    def prune_values(self) -> Sequence[Any]:
+        """Return what the statement that removes old rows asks for, but for how many at most."""
 
     # ---- what it does with that -------------------------------------------------------------------
 
@@ -108,15 +111,17 @@ class TableWriter(ABC):
         return self.waiting
 
     async def prune(self) -> None:
-        """Remove what is too old, when that is due. Raises what `Database` raises."""
+        """Remove what is too old, when that is due. Raises what `DatabaseAccess` raises."""
         now_s = self._clock.monotonic_s()
         if self._pruned_s is not None and now_s - self._pruned_s < self._prune_every_s:
             return
-        values = self.prune_values() | {"most": PRUNE_AT_ONCE}
+        values = self.prune_values()
         removed = PRUNE_AT_ONCE
         while removed == PRUNE_AT_ONCE:
             async with self._database.writing() as connection:
-                removed = (await connection.execute(self._prune_statement, values)).rowcount
+                # "DELETE 17"
+                told = await connection.execute(self._prune_statement, *values, PRUNE_AT_ONCE)
+            removed = int(told.split()[1])
         self._pruned_s = now_s
 
     def _say(self, problem: str) -> None:

@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import text
-
 from services.catalogue.table_writer import TableWriter
 from services.market_data.clock import Clock
 from services.quality.collector import QualityCollector
@@ -21,19 +19,18 @@ from services.quality.figures import DayFigures, score
 KEPT_DAYS = 400
 EVERY_S = 60.0
 _SUMS = ("minutes", "expected", "missing", "faulty", "ticks", "duplicates", "late")
-_UPSERT = text(
+_UPSERT = (
     "INSERT INTO quality_scores (day, provider, exchange, run, score, latency, disagreement, "
     "minutes, expected, missing, faulty, ticks, duplicates, late) "
-    "VALUES (:day, :provider, :exchange, :run, :score, :latency, :disagreement, "
-    ":minutes, :expected, :missing, :faulty, :ticks, :duplicates, :late) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) "
     "ON CONFLICT (day, provider, exchange, run) DO UPDATE SET score = EXCLUDED.score, "
     "latency = EXCLUDED.latency, disagreement = EXCLUDED.disagreement, minutes = EXCLUDED.minutes, "
     "expected = EXCLUDED.expected, missing = EXCLUDED.missing, faulty = EXCLUDED.faulty, "
     "ticks = EXCLUDED.ticks, duplicates = EXCLUDED.duplicates, late = EXCLUDED.late, updated_at = now()"
 )
-_PRUNE = text(
+_PRUNE = (
     "DELETE FROM quality_scores WHERE ctid IN (SELECT ctid FROM quality_scores "
-    "WHERE day < current_date - CAST(:days AS integer) LIMIT :most)"
+    "WHERE day < current_date - CAST($1 AS integer) LIMIT $2)"
 )
 
 
@@ -48,6 +45,8 @@ class QualityWriter(TableWriter):
             every_s=EVERY_S,
             prune=_PRUNE,
             prune_every_s=24 * 3_600.0,
+            # Once a minute: no connection is kept for that.
+            kept=False,
         )
         self._collector = collector
         self._run = secrets.token_hex(8)
@@ -64,20 +63,20 @@ class QualityWriter(TableWriter):
             await asyncio.sleep(0)
 
     async def write_all(self) -> None:
-        """Write the figures that changed. Raises what `Database` raises; they then go on waiting."""
+        """Write the figures that changed. Raises what `DatabaseAccess` raises; they then go on waiting."""
         changed = self._changed()
         if changed:
             async with self._database.writing() as connection:
-                await connection.execute(_UPSERT, [self._values(figures) for figures in changed])
+                await connection.executemany(_UPSERT, [self._values(figures) for figures in changed])
         for figures in changed:
             self._written[figures.key] = figures.minutes
         self._collector.let_go(self._collector.figures())
         kept = {figures.key for figures in self._collector.figures()}
         self._written = {key: minutes for key, minutes in self._written.items() if key in kept}
 
-    def prune_values(self) -> dict[str, Any]:
+    def prune_values(self) -> tuple[int]:
         """Return how many days are kept."""
-        return {"days": KEPT_DAYS}
+        return (KEPT_DAYS,)
 
     # ---- inner ----------------------------------------------------------------------------------
 
@@ -88,17 +87,17 @@ class QualityWriter(TableWriter):
             if self._written.get(figures.key) != figures.minutes
         ]
 
-    def _values(self, figures: DayFigures) -> dict[str, Any]:
-        return {
-            "day": figures.day,
-            "provider": figures.provider,
-            "exchange": figures.exchange,
-            "run": self._run,
-            "score": score(figures).score,
-            "latency": figures.latency,
-            "disagreement": figures.disagreement,
-            **{name: getattr(figures, name) for name in _SUMS},
-        }
+    def _values(self, figures: DayFigures) -> tuple[Any, ...]:
+        return (
+            figures.day,
+            figures.provider,
+            figures.exchange,
+            self._run,
+            score(figures).score,
+            figures.latency,
+            figures.disagreement,
+            *(getattr(figures, name) for name in _SUMS),
+        )
 
 
 def as_figures(rows: Sequence[Any]) -> list[DayFigures]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import text
 
 from services.catalogue.table_writer import TableWriter, is_bad_value
 from services.errors import MarketdError
@@ -22,23 +21,24 @@ _log = structlog.get_logger(__name__)
 
 BATCH = 1_000
 KEPT_DAYS = 90
-_INSERT = text(
+_COLUMNS = ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms")
+_INSERT = (
     "INSERT INTO route_events "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, run, seq) "
     "SELECT instrument, action, nullif(from_provider, ''), nullif(to_provider, ''), reason, at_ms, "
-    "details::jsonb, :run, seq FROM unnest(CAST(:instrument AS text[]), CAST(:action AS text[]), "
-    "CAST(:from_provider AS text[]), CAST(:to_provider AS text[]), CAST(:reason AS text[]), "
-    "CAST(:at_ms AS bigint[]), CAST(:details AS text[]), CAST(:seq AS bigint[])) AS given "
+    "details::jsonb, $9, seq FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), "
+    "CAST($3 AS text[]), CAST($4 AS text[]), CAST($5 AS text[]), "
+    "CAST($6 AS bigint[]), CAST($7 AS text[]), CAST($8 AS bigint[])) AS given "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, seq) "
     "ON CONFLICT (run, seq) DO NOTHING"
 )
-_PRUNE = text(
+_PRUNE = (
     "DELETE FROM route_events WHERE id IN "
-    "(SELECT id FROM route_events WHERE at_ms < :before_ms ORDER BY at_ms LIMIT :most)"
+    "(SELECT id FROM route_events WHERE at_ms < $1 ORDER BY at_ms LIMIT $2)"
 )
-_READ = text(
-    "SELECT action, from_provider, to_provider, reason, at_ms, details FROM route_events "
-    "WHERE instrument = :instrument ORDER BY at_ms DESC, id DESC LIMIT :most"
+_READ = (
+    "SELECT action, from_provider, to_provider, reason, at_ms, details::text AS details FROM route_events "
+    "WHERE instrument = $1 ORDER BY at_ms DESC, id DESC LIMIT $2"
 )
 
 
@@ -53,7 +53,6 @@ class RouteEventWriter(TableWriter):
             every_s=1.0,
             prune=_PRUNE,
             prune_every_s=6 * 3_600.0,
-            pooled=True,
         )
         self._journal = journal
         self._run = secrets.token_hex(8)
@@ -64,7 +63,7 @@ class RouteEventWriter(TableWriter):
         return self._journal.waiting
 
     async def write_all(self) -> None:
-        """Write everything that waits. Raises what `Database` raises; the events then go on waiting."""
+        """Write everything that waits. Raises what `DatabaseAccess` raises; the events then go on waiting."""
         while batch := self._journal.batch(BATCH):
             try:
                 await self._write(batch)
@@ -79,35 +78,33 @@ class RouteEventWriter(TableWriter):
     async def newest(self, instrument: str, most: int) -> list[dict[str, Any]]:
         """Return the newest events of an instrument from the table, oldest first.
 
-        Raises what `Database` raises.
+        Raises what `DatabaseAccess` raises.
         """
-        rows = await self._database.read(_READ, {"instrument": instrument, "most": most})
+        rows = await self._database.read(_READ, instrument, most)
         return [
             {
-                "at_ms": row.at_ms,
-                "action": row.action,
-                "from": row.from_provider,
-                "to": row.to_provider,
-                "reason": row.reason,
-                "details": row.details,
+                "at_ms": row["at_ms"],
+                "action": row["action"],
+                "from": row["from_provider"],
+                "to": row["to_provider"],
+                "reason": row["reason"],
+                "details": None if row["details"] is None else msgspec.json.decode(row["details"]),
             }
             for row in reversed(rows)
         ]
 
-    def prune_values(self) -> dict[str, Any]:
+    def prune_values(self) -> tuple[int]:
         """Return before when events are too old."""
-        return {"before_ms": self._clock.now_ms() - KEPT_DAYS * 86_400_000}
+        return (self._clock.now_ms() - KEPT_DAYS * 86_400_000,)
 
     # ---- inner ----------------------------------------------------------------------------------
 
     async def _write(self, batch: list[RouteEvent]) -> None:
-        values: dict[str, Any] = {
-            name: [getattr(event, name) for event in batch]
-            for name in ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms", "seq")
-        }
-        values["details"] = [msgspec.json.encode(event.details).decode() for event in batch]
+        columns = [[getattr(event, name) for event in batch] for name in _COLUMNS]
+        details = [msgspec.json.encode(event.details).decode() for event in batch]
+        numbers = [event.seq for event in batch]
         async with self._database.writing() as connection:
-            await connection.execute(_INSERT, {**values, "run": self._run})
+            await connection.execute(_INSERT, *columns, details, numbers, self._run)
 
     async def _write_one_by_one(self, batch: list[RouteEvent]) -> None:
         for event in batch:

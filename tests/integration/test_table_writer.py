@@ -7,7 +7,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from services.catalogue import table_writer
@@ -17,15 +16,13 @@ from services.market_data.clock import ManualClock
 from tests.support.eventually import eventually
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
-_INSERT = text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS int[]))")
-_PRUNE = text("DELETE FROM numbers WHERE ctid IN (SELECT ctid FROM numbers WHERE n < :least LIMIT :most)")
+_INSERT = "INSERT INTO numbers SELECT unnest(CAST($1 AS int[]))"
+_PRUNE = "DELETE FROM numbers WHERE ctid IN (SELECT ctid FROM numbers WHERE n < $1 LIMIT $2)"
 
 
 class Numbers(TableWriter):
     def __init__(self, url: str, clock: ManualClock) -> None:
-        super().__init__(
-            url, clock, table="numbers", every_s=0.01, prune=_PRUNE, prune_every_s=60.0, pooled=True
-        )
+        super().__init__(url, clock, table="numbers", every_s=0.01, prune=_PRUNE, prune_every_s=60.0)
         self.queue: list[Any] = []
         self.prepared = 0
 
@@ -40,11 +37,11 @@ class Numbers(TableWriter):
         batch = list(self.queue)
         if batch:
             async with self._database.writing() as connection:
-                await connection.execute(_INSERT, {"numbers": batch})
+                await connection.execute(_INSERT, batch)
             del self.queue[: len(batch)]
 
-    def prune_values(self) -> dict[str, Any]:
-        return {"least": 0}
+    def prune_values(self) -> tuple[int]:
+        return (0,)
 
 
 async def numbers(url: str) -> list[int]:
