@@ -87,7 +87,8 @@ class Database:
             except asyncpg.PostgresError:
                 try:
                     await transaction.rollback()
-                except DRIVER_ERRORS:
+                except (*DRIVER_ERRORS, asyncpg.InternalClientError):
+                    # The server ended the connection with its answer, or is about to.
                     connection.terminate()
                 raise
 
