@@ -61,6 +61,7 @@ def replay(demo: _DemoOption = False, as_json: AsJson = False) -> None:
         out.print(
             f"{name}: {stored} of {counters.offered} records are in Redis "
             f"({counters.already_written} were before), {lost} lost or refused"
+            + (f", {counters.resent} sent once more" if counters.resent else "")
             + (f": {counters.dropped | counters.rejected}" if lost else "")
         )
 

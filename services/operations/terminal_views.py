@@ -215,7 +215,6 @@ def spool_view(channels: Sequence[ChannelContents]) -> Table:
     for column in (
         "sink",
         "records",
-        "sent again",
         "bytes",
         "segments",
         "oldest (UTC)",
@@ -227,7 +226,6 @@ def spool_view(channels: Sequence[ChannelContents]) -> Table:
         table.add_row(
             channel.name,
             str(channel.records),
-            str(channel.again),
             str(channel.size_bytes),
             str(len(channel.segments)),
             _utc(channel.oldest_ms),
@@ -237,6 +235,8 @@ def spool_view(channels: Sequence[ChannelContents]) -> Table:
     if channels:
         grid.add_row(table)
     for channel in channels:
+        if channel.again:
+            grid.add_row(f"{channel.name}: {channel.again} go once more, as Redis may have forgotten them")
         for name in channel.corrupt_files:
             grid.add_row(f"[red]{channel.name}/{escape(name)}[/]: a segment with a damaged header, set aside")
         for name in channel.foreign_files:
