@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -47,6 +48,8 @@ _BEHIND_BACKLOG = 2_000
 _HOLD_ABOVE = 20_000
 _STOP_GRACE_S = 1.0
 _SPILL_RESERVE_S = 2.0
+_KEPT_AHEAD = -1
+"""Marks a batch without an answer that is on disk in front of all others there."""
 
 
 class SpooledSink(RedisSink):
@@ -87,6 +90,7 @@ class SpooledSink(RedisSink):
         self._spilling = asyncio.Lock()
         self._adopted = False
         self._again_kept = True
+        self._kept_ahead = 0
         self.led_times: LedTimes | None = None
         """Knows which records on disk are another leader's to store; those are dropped, counted."""
         self.losses = Losses(name)
@@ -173,6 +177,7 @@ class SpooledSink(RedisSink):
             self._take_back_confirmed()
         self._closing = True
         await self._spill(spool)
+        await self._keep_overtaken(spool)
         _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
 
     def _to_send_again(self, batches: list[Batch]) -> None:
@@ -194,18 +199,28 @@ class SpooledSink(RedisSink):
 
     async def _keep_ahead(self, spool: SpoolChannel) -> None:
         """Have on disk what goes once more, while that is so."""
-        if not self._again_left:
+        if not self._again_left and not self._kept_ahead:
             self._again_kept = True
             if spool.ahead:
                 await spool.keep_ahead([])
         elif self._down and not self._again_kept and spool.usable:
-            again = (batch for batch in self._replay if batch.again)
-            records = [
-                record for batch in again for record in batch.records if record.exchange != PROBE_EXCHANGE
-            ]
+            again = [batch for batch in self._replay if batch.again or batch.spool_mark == _KEPT_AHEAD]
             self._again_kept = True
-            if not await spool.keep_ahead(records):
+            if not await spool.keep_ahead(_records_of(again)):
                 self._again_kept = False
+
+    async def _keep_overtaken(self, spool: SpoolChannel) -> None:
+        """Bring to disk what has no answer and stands in front of newer records that are there already."""
+        ahead = [batch for batch in self._replay if not batch.spooled_until]
+        overtaken = [batch for batch in ahead if not batch.again and batch.spool_mark != _KEPT_AHEAD]
+        if not overtaken or not await spool.keep_ahead(_records_of(ahead)):
+            return
+        for batch in overtaken:
+            batch.spool_mark = _KEPT_AHEAD
+            self._kept_ahead += 1
+            self._batched -= len(batch.records)
+            self.counters.spooled += len(batch.records)
+        self._note_settled()
 
     def _lose(self, reason: str, record: Record) -> None:
         super()._lose(reason, record)
@@ -318,10 +333,10 @@ class SpooledSink(RedisSink):
         if self._connection is not None or self._in_flight or self._returned:
             return
         # What goes once more is accounted for, and older than all on disk: it waits in memory, in front.
-        live = [batch for batch in self._replay if not batch.spooled_until and not batch.again]
+        live = [batch for batch in self._replay if _is_live(batch)]
         if not live or any(batch.spool_mark != self._handed for batch in live):
             return
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         rows: list[tuple[Record, int]] = []
         for batch in live:
             self._forget(batch)
@@ -425,7 +440,7 @@ class SpooledSink(RedisSink):
         while self._pending_count:
             self._discard_oldest()
         self._final.clear()
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         self._forget_confirmed()
         self._batched = 0
         if dropped := waiting - self.queued:
@@ -437,5 +452,18 @@ class SpooledSink(RedisSink):
             self.counters.spooled -= len(batch.records)
             self._spooled_out -= 1
             self._spool.ack(batch.spooled_until)
+        elif batch.spool_mark == _KEPT_AHEAD:
+            self.counters.spooled -= len(batch.records)
+            self._kept_ahead -= 1
         else:
             super()._release(batch)
+
+
+def _is_live(batch: Batch) -> bool:
+    """Tell whether a batch is in memory only, with records that are not settled."""
+    return not (batch.spooled_until or batch.again or batch.spool_mark == _KEPT_AHEAD)
+
+
+def _records_of(batches: Iterable[Batch]) -> list[Record]:
+    # A probe proves the present; it is of no use later.
+    return [record for batch in batches for record in batch.records if record.exchange != PROBE_EXCHANGE]

@@ -157,6 +157,46 @@ async def test_it_comes_back_though_marketd_ends_as_well_before_redis_is_back(
     assert not any(channel.again or channel.records for channel in inspect_spool(tmp_path / "spool"))
 
 
+async def test_what_was_on_its_way_when_redis_hung_is_not_lost_by_a_stop_with_newer_ones_on_disk(
+    private_redis: MakeRedis, tmp_path: Path
+) -> None:
+    server = await private_redis()
+    ticks = Ticks()
+    for first in (True, False):
+        spool = Spool(tmp_path / "spool")
+        await spool.open()
+        series, stream, _ = three_writers(server.url, queue_limit=200)
+        series._spool, stream._spool = spool.channels["time_series"], spool.channels["stream"]
+        sinks = (series, stream)
+        async with running(*sinks):
+            if first:
+                offer(made(ticks, 50), *sinks)
+                await drained(*sinks)
+                server.pause()
+                offer(made(ticks, 20), *sinks)
+                await eventually(lambda: all(sink._in_flight for sink in sinks))  # noqa: B023
+                offer(made(ticks, 180), *sinks)
+                await eventually(lambda: all(sink.counters.spooled for sink in sinks))  # noqa: B023
+                assert [await sink.drain(2.0) for sink in sinks] == [0, 0]
+                assert all(sink.counters.imbalance(0) == 0 for sink in sinks)
+                assert all(sink.counters.spooled >= 180 for sink in sinks)
+            else:
+                offer(made(ticks, 30), *sinks)
+                await drained(*sinks)
+                await eventually(lambda: not any(sink.counters.spooled for sink in sinks), 20)  # noqa: B023
+                async with make_client(server.url) as client:
+                    stored = await entries(client)
+                    assert [entry_id for entry_id, _ in stored] == [record.position for record in ticks.made]
+                    for instrument in INSTRUMENTS:
+                        prices = [(t.timestamp, t.price) for t in ticks.of(instrument)]
+                        assert await samples(client, instrument, "price") == prices
+        await spool.close()
+        if first:
+            # What was on its way is not carried out after all: the connection it came over is gone.
+            await server.kill()
+            await server.start()
+
+
 async def test_it_comes_back_without_a_newer_record_too(private_redis: MakeRedis) -> None:
     server = await private_redis()
     ticks = Ticks()
