@@ -95,7 +95,7 @@ class BarBuilder:
                 if tick.exchange == PROBE_EXCHANGE:
                     probe_ms = tick.position_ms
                     continue
-                book = self._begin(tick)
+                book = self._new_book(tick.symbol, tick.exchange)
             bar = book.newest
             at_ms = tick.timestamp
             if bar is None or tick.flags or not bar.last_ms <= at_ms < bar.end_ms:
@@ -124,16 +124,10 @@ class BarBuilder:
             if bar is not None:
                 self._follow_bar(bar)
 
-    def _begin(self, tick: DataIngestionFormat) -> InstrumentBook:
-        book = self._new_book(tick.symbol, tick.exchange)
-        if self._heard is not None and tick.symbol not in self._heard:
-            # The first tick there ever was of it: nothing flowed before.
-            self._gaps.add(tick.symbol, 0, tick.timestamp)
-        return book
-
     def _new_book(self, instrument: str, exchange: str) -> InstrumentBook:
         book = self._books[instrument] = InstrumentBook(instrument, exchange)
         heard_ms = self._heard.get(instrument) if self._heard is not None else None
+        book.heard = self._heard is None or heard_ms is not None
         if heard_ms is not None:
             # That minute was said before a restart: what repeats its last trade does not begin it anew.
             span = self._grid.minute_of(exchange, heard_ms)
@@ -143,6 +137,10 @@ class BarBuilder:
     def _place(self, book: InstrumentBook, tick: DataIngestionFormat) -> None:
         """Add a tick that is not simply the next one of the minute that forms."""
         flags = tick.flags
+        if not book.heard:
+            # The first tick there ever was of it: nothing flowed before.
+            book.heard = True
+            self._gaps.add(book.instrument, 0, tick.timestamp)
         span = self._grid.minute_of(book.exchange, tick.timestamp)
         if flags & NO_TRADE:
             self._refuse("snapshot" if flags & FLAG_SNAPSHOT else "suspect")

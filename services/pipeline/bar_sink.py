@@ -24,12 +24,20 @@ AT_ONCE = 100
 
 
 class BarSink(Sink):
-    """Feeds a builder and publishes what it finishes. `make` gives a new builder, without memory."""
+    """Feeds a builder and publishes what it finishes. `make` gives a new builder, without memory.
+
+    `flush` hands over what was published in this turn of the loop: a bar is not closed before its ticks.
+    """
 
     def __init__(
-        self, make: Callable[[], BarBuilder], clock: Clock, publish: Callable[[Record], None]
+        self,
+        make: Callable[[], BarBuilder],
+        clock: Clock,
+        publish: Callable[[Record], None],
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__("bars")
+        self._flush = flush
         self._make = make
         self._clock = clock
         self._publish = publish
@@ -70,6 +78,7 @@ class BarSink(Sink):
 
     def publish_finished(self) -> bool:
         """Publish some of the bars that are finished now; tell whether there are more."""
+        self._flush()
         now_ms = self._clock.now_ms()
         bars, more = self._builder.close(now_ms, AT_ONCE)
         for bar in bars:

@@ -31,9 +31,10 @@ class SinkCounters:
 
     At any moment `offered = written + collapsed + sum(dropped) + sum(rejected) + queued + spooled`, where
     queued includes what is in flight and `spooled` is what waits on disk. `already_written` counts replayed
-    records that the store had (they are part of `written`), `recovered` those that an earlier run left on
-    disk (they are part of `offered`), `repaired` series that had to be mended before they took samples
-    again; `batches` and `errors` are for rates only.
+    records that the store had (they are part of `written`), `resent` those that went once more because a
+    killed Redis may forget what it confirmed (they are part of nothing else), `recovered` those that an
+    earlier run left on disk (they are part of `offered`), `repaired` series that had to be mended before they
+    took samples again; `batches` and `errors` are for rates only.
     """
 
     offered: int = 0
@@ -42,6 +43,7 @@ class SinkCounters:
     spooled: int = 0
     recovered: int = 0
     already_written: int = 0
+    resent: int = 0
     repaired: int = 0
     batches: int = 0
     errors: int = 0

@@ -32,6 +32,8 @@ class AccountedSink(Sink):
         super().__init__(name)
         self._batched = 0
         self._settled = asyncio.Event()
+        self._again_left = 0
+        self._sent_again = 0
         self._rejection_logged_s: dict[str, float] = {}
         self.written_within = HopTimes()
         """From a record's acceptance until Redis has said that it is stored."""
@@ -47,6 +49,21 @@ class AccountedSink(Sink):
     def queued(self) -> int:
         """Records that were offered and are not settled yet."""
         return self._pending_count + self._batched
+
+    @property
+    def sends_again(self) -> bool:
+        """Whether anything that was confirmed before has still to go once more."""
+        return self._again_left > 0
+
+    def _note_again(self, batch: Batch) -> None:
+        """Count a batch that went once more; say so when that was the last of them."""
+        self._again_left -= 1
+        self._sent_again += len(batch.records)
+        self.counters.resent += len(batch.records)
+        if not self._again_left:
+            _log.info("confirmed_sent_again", sink=self.name, records=self._sent_again)
+            self._sent_again = 0
+            self._settled.set()
 
     def time_newest(self) -> None:
         """Time the record offered last until it is written, unless another one is being timed."""

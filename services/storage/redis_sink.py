@@ -143,6 +143,7 @@ class RedisSink(AccountedSink):
         while self._pending_count:
             self._discard_oldest()
         self._replay.clear()
+        self._again_left = 0
         self._confirmed.clear()
         self._batched = 0
         if waiting:
@@ -238,7 +239,7 @@ class RedisSink(AccountedSink):
                 if self._accepted_s is None:
                     self._accepted()
                 self._note_settled()
-                self._confirmed.keep(batch, asyncio.get_running_loop().time())
+                self._keep_confirmed(batch)
             else:
                 self._returned.append(batch)
         if self._returned and not self._in_flight:
@@ -253,11 +254,22 @@ class RedisSink(AccountedSink):
         self._returned.clear()
         self._in_flight.clear()
 
+    def _keep_confirmed(self, batch: Batch) -> None:
+        """Keep a settled batch for the time in which Redis may still forget it."""
+        if batch.again:
+            self._note_again(batch)
+        self._confirmed.keep(batch, asyncio.get_running_loop().time())
+
     def _take_back_confirmed(self) -> None:
         """Put what was confirmed just before the loss in front of all that waits, in its order."""
         lately = self._confirmed.take(asyncio.get_running_loop().time())
         if not self._closing:
-            self._replay.extendleft(reversed(lately))
+            self._to_send_again(lately)
+
+    def _to_send_again(self, batches: list[Batch]) -> None:
+        """Send batches that were settled once more, before all that waits."""
+        self._again_left += len(batches)
+        self._replay.extendleft(reversed(batches))
 
     def _wake(self) -> None:
         self._waiter = None

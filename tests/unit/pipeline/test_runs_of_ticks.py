@@ -215,3 +215,28 @@ def test_a_probe_is_seen_by_the_bars_and_makes_none(by_run: bool) -> None:
     offered(sink, [tick(PROBE_INSTRUMENT, position_ms=77)], by_run=by_run)
     assert sink.probe_ms == 77
     assert sink.forming(PROBE_INSTRUMENT, "1m") is None
+
+
+def test_a_bar_is_not_closed_before_the_ticks_of_the_turn_are_in_it() -> None:
+    begin_ms = 1_780_000_020_000
+    clock = ManualClock(begin_ms + 300_000)
+    published: list[Record] = []
+    waiting: list[DataIngestionFormat] = []
+    sink = BarSink(
+        lambda: BarBuilder(BarGrid(MarketCalendar(always_open=True))),
+        clock,
+        published.append,
+        lambda: sink.offer_ticks([waiting.pop()] if waiting else []),
+    )
+    ticks = [
+        DataIngestionFormat(
+            "NSE:RELIANCE", price, 1, begin_ms + at_ms, "DHAN", exchange="NSE", position_ms=begin_ms
+        )
+        for at_ms, price in ((1_000, 100.0), (2_000, 101.0))
+    ]
+    sink.offer(ticks[0])
+    waiting.append(ticks[1])
+    sink.publish_finished()
+    bars = [record for record in published if isinstance(record, ControlRecord)]
+    minute = next(bar for bar in bars if bar.fields["i"] == "1m")
+    assert (minute.fields["c"], minute.fields["n"]) == ("101.0", 2)

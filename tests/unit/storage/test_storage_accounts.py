@@ -262,8 +262,33 @@ class StreamMachine(WriterMachine):
 
 
 class LatestValueMachine(WriterMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, int] = {}
+        self.kept: dict[str, dict[str, str]] = {}
+
     def make(self, **options: Any) -> RedisSink:
         return LatestValueWriter("redis://", **options)
+
+    @rule()
+    def the_log_reaches_the_disk(self) -> None:
+        self.kept = {key: dict(fields) for key, fields in self.model.hashes.items()}
+
+    @rule()
+    def the_server_is_killed(self) -> None:
+        """It forgets what is not on its disk, and what it answered about that."""
+        self.model.hashes = {key: dict(fields) for key, fields in self.kept.items()}
+        self.shown = self._times_shown()
+        self.connection_is_lost([0])
+
+    def _times_shown(self) -> dict[str, int]:
+        return {key: int(fields["t"]) for key, fields in self.model.hashes.items() if "t" in fields}
+
+    @invariant()
+    def nobody_sees_an_older_price_than_before(self) -> None:
+        now = self._times_shown()
+        assert {key: now[key] for key in self.shown if now[key] < self.shown[key]} == {}
+        self.shown = now
 
     def judge(self) -> None:
         for instrument in INSTRUMENTS:
