@@ -32,7 +32,9 @@ from services.storage.spooled_sink import SpooledSink
 
 STREAM_MAX_ENTRIES = 250_000
 _BATCH_RECORDS = 500
-_BUSY_BATCH_RECORDS = 2_000
+_BUSY_FROM, _BUSY_BATCH_RECORDS = 2_000, 6_000
+"""More than one reading of a full socket brings: only one transaction is on its way at a time, so a smaller
+one would fall behind for ever under a flood, however much time there is."""
 _PROBE_ENTRIES = 10
 _MULTI, _EXEC = command("MULTI"), command("EXEC")
 _QUEUED = "+QUEUED\r\n"
@@ -111,7 +113,7 @@ class StreamWriter(SpooledSink):
     def _encode(self) -> Batch | None:
         pending = self._pending
         waiting = len(pending)
-        count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS)
+        count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_FROM else _BUSY_BATCH_RECORDS)
         return self._transaction([pending.popleft() for _ in range(count)])
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:
