@@ -12,7 +12,7 @@ been forgotten is not replayed but written as it is now, with whatever fields th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -96,6 +96,23 @@ class LatestValueWriter(RedisSink):
             self._overflow()
         pending[symbol] = record
         if self._waiter is not None:
+            self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks, each in place of an older one of its instrument."""
+        counters = self.counters
+        counters.offered += len(ticks)
+        pending = self._pending
+        late, before = 0, len(pending)
+        for tick in ticks:
+            if tick.flags & FLAG_LATE:
+                late += 1
+            else:
+                pending[tick.symbol] = tick
+        counters.collapsed += len(ticks) - (len(pending) - before)
+        while len(pending) > self._queue_limit:
+            self._overflow()
+        if self._waiter is not None and len(ticks) > late:
             self._wake()
 
     def remember(self, ticks: Iterable[DataIngestionFormat]) -> None:
@@ -216,7 +233,10 @@ class LatestValueWriter(RedisSink):
         if len(records) >= _PACED_FROM and not pending:
             self._pausing = True
             asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
-        return Batch(records, pieces, body_replies=len(records), prelude=prelude, probe_ms=probe_ms)
+        count = len(records)
+        # A hash that has all fields already gains none.
+        answer = b":0\r\n" * count
+        return Batch(records, pieces, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         if set(map(type, replies)) == {int}:

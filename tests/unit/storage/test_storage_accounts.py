@@ -111,7 +111,11 @@ class WriterMachine(RuleBasedStateMachine):
     def offer(self, record: Any) -> None:
         self.offered.append(record)
 
-        self.on_the_loop(lambda: self.sink.offer(record))
+        # By both ways in: a run of ticks, and one by one.
+        if isinstance(record, DataIngestionFormat) and len(self.offered) % 2:
+            self.on_the_loop(lambda: self.sink.offer_ticks((record,)))
+        else:
+            self.on_the_loop(lambda: self.sink.offer(record))
 
     @rule(
         instrument=st.sampled_from(INSTRUMENTS),
