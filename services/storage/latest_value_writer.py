@@ -185,7 +185,6 @@ class LatestValueWriter(RedisSink):
             self._know_nothing_of(symbol)
             target = self._hashes.get(symbol)
             if target is not None and target.newest is not None and symbol not in self._pending:
-                self.counters.resent += 1
                 self.offer(target.newest)
         self._forgotten.clear()
         return await super()._serve(connection)
