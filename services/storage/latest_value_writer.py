@@ -34,7 +34,7 @@ from services.storage.entry import (
 )
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import RedisSink
+from services.storage.redis_sink import FORGETS_S, RedisSink
 from services.storage.resp import bulk, command
 
 _BATCH_RECORDS = 500
@@ -171,9 +171,12 @@ class LatestValueWriter(RedisSink):
         while len(self._pending) > self._queue_limit:
             self._overflow()
 
-    def _to_send_again(self, batches: list[Batch]) -> None:
-        for batch in batches:
-            self._forgotten.update((record.symbol, None) for record in batch.records)
+    def _take_back_confirmed(self) -> None:
+        since_s = asyncio.get_running_loop().time() - FORGETS_S
+        for at_s, batch in self._confirmed:
+            if at_s >= since_s:
+                self._forgotten.update((record.symbol, None) for record in batch.records)
+        self._forget_confirmed()
 
     def _know_nothing_of(self, symbol: str) -> None:
         # Redis may have forgotten that a field was deleted, too.
