@@ -151,6 +151,8 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         grid.add_row(_lease_line(lease))
     grid.add_row("")
     grid.add_row(_ledger_line(pipeline.get("accounts", [])))
+    for line in _quota_lines((pipeline.get("backfill") or {}).get("sources", {})):
+        grid.add_row(line)
     groups = (pipeline.get("streams") or {}).get("groups", [])
     if groups:
         grid.add_row("")
@@ -175,6 +177,20 @@ def _ledger_line(accounts: Sequence[Mapping[str, Any]]) -> str:
         named = ", ".join(f"{account['account']} {account['imbalance']:+}" for account in faults)
         return f"ledger [red]does not balance: {escape(named)}[/]"
     return f"ledger [green]balances[/] [dim]({len(accounts)} accounts)[/]" if accounts else ""
+
+
+def _quota_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for code, source in sources.items():
+        if source.get("left_today") is None:
+            continue
+        used, left = source["used_today"], source["left_today"]
+        told = f"{code} was asked for the past and chains {used} times today, {left} requests are left"
+        if not left:
+            lines.append(f"[red]{told}[/]")
+        elif source.get("left_for_backfill") == 0:
+            lines.append(f"[yellow]{told}: the backfill keeps them for what is asked for[/]")
+    return lines
 
 
 def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
