@@ -1,9 +1,9 @@
 """What goes to Redis ahead of all that waits in a channel: records it confirmed and may have forgotten since.
 
 Beside the segments of a channel, in a file of its own that is always written as a whole: an append could
-only put these records behind newer ones, where a stream refuses them. They are accounted for already, so
-they are in no count of waiting records. Plain blocking file work, done by the spool's thread; decides
-nothing about when.
+only put these records behind newer ones, where a stream refuses them. So it is with what had no answer yet
+when the writer ended and newer records were on disk. Whoever starts next counts none of them as waiting: they
+were accounted for. Plain blocking file work, done by the spool's thread; decides nothing about when.
 """
 
 from __future__ import annotations
