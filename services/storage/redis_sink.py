@@ -32,7 +32,13 @@ from services.pipeline.hop_times import HopTimes
 from services.pipeline.sink import Sink, SinkState
 from services.storage.address import RedisAddress, parse_address
 from services.storage.batch import Batch
-from services.storage.connection import RedisConnection, Reply, ReplyError, open_connection
+from services.storage.connection import (
+    AS_EXPECTED,
+    RedisConnection,
+    Reply,
+    ReplyError,
+    open_connection,
+)
 from services.storage.failures import Reason, server_refusal
 
 _log = structlog.get_logger(__name__)
@@ -252,7 +258,7 @@ class RedisSink(Sink):
                 self._waiter = self._turn
                 return
             in_flight.append(batch)
-            connection.send(batch.payload(), batch.replies, self._answered)
+            connection.send(batch.payload(), batch.replies, self._answered, batch.expected)
 
     def _next_batch(self) -> Batch | None:
         """Return the batch to send next, None when there is nothing to send just now."""
@@ -273,7 +279,11 @@ class RedisSink(Sink):
             self._returned.append(batch)
         else:
             try:
-                settled = self._settle(batch, replies)
+                if replies is AS_EXPECTED:
+                    self._all_written(batch)
+                    settled = True
+                else:
+                    settled = self._settle(batch, replies)
             except StorageError as refusal:
                 self._returned.append(batch)
                 if self._connection is not None:
@@ -308,6 +318,7 @@ class RedisSink(Sink):
             self._note_again(batch)
         batch.again = batch.maybe_stored = True
         batch.spooled_until = 0
+        batch.answer = b""
         confirmed = self._confirmed
         confirmed.append((now_s, batch))
         self._confirmed_records += len(batch.records)
