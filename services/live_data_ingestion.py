@@ -163,8 +163,9 @@ class LiveDataIngestion:
         await self.supervisor.end("credentials")
         if led:
             await self._leading.end_subscriptions()
-        # What it announces belongs into the streams: it ends before they do.
-        await self.supervisor.end("past")
+        # What they announce belongs into the streams: they end before those do.
+        for name in ("past", "losses", "history", "health_probe"):
+            await self.supervisor.end(name)
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
         unsettled = await drain_all(self.sinks, deadline_s, self._hurry)
