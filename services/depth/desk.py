@@ -77,6 +77,8 @@ class DepthDesk:
         self._books: dict[str, _Book] = {}
         self._listeners: tuple[Callable[[Level2Update], None], ...] = ()
         self._wake = asyncio.Event()
+        self._changed = True
+        self._stood: object = None
         self._shed: dict[tuple[str, int], str] = {}
         self.updates = 0
         self.flagged: Counter[str] = Counter()
@@ -129,6 +131,7 @@ class DepthDesk:
                 reason="depth_full",
             )
         wants.add(instrument)
+        self._changed = True
         self._wake.set()
 
     def unwant(self, instrument: str, levels: int = 5) -> None:
@@ -136,6 +139,7 @@ class DepthDesk:
         wants = self._wants.get(levels)
         if wants is not None:
             wants.remove(instrument, self._monotonic_s())
+            self._changed = True
             self._wake.set()
 
     @property
@@ -205,6 +209,8 @@ class DepthDesk:
 
     def look_soon(self) -> None:
         """Look soon at what is wanted and what can be had."""
+        self._changed = True
+        self._stood = None
         self._wake.set()
 
     # ---- life ---------------------------------------------------------------------------------------
@@ -221,9 +227,15 @@ class DepthDesk:
             self._wake.clear()
 
     async def follow(self) -> None:
-        """Bring the sources in line with what is wanted now."""
-        self._pin()
+        """Bring the sources in line with what is wanted now; cheap where nothing is different."""
         now_s = self._monotonic_s()
+        stand = (id(self._known()), *(source.stand() for source in self._sources.values()))
+        if stand != self._stood:
+            self._pin()
+            self._stood, self._changed = stand, True
+        if not self._changed and not any(wants.is_over(now_s) for wants in self._wants.values()):
+            return
+        self._changed = False
         wanted = {
             levels: self._wants[levels].wanted(now_s, source.capacity)
             for levels, source in self._sources.items()
@@ -243,6 +255,7 @@ class DepthDesk:
         for source in self._sources.values():
             await source.carry(())
         self._books.clear()
+        self.look_soon()
 
     def look(self) -> None:
         """Mark the books of which nothing has come for too long."""
@@ -298,13 +311,14 @@ class DepthDesk:
                     shed[pattern, levels] = "unknown_instrument"
                 for instrument in sorted(expand((pattern,), known)):
                     refused = source.refusal(instrument)
-                    if refused is not None:
+                    if refused is not None and refused.reason == "no_depth":
                         # Of a whole exchange those are meant that have a book.
-                        if single or refused.reason != "no_depth":
+                        if single:
                             shed[instrument, levels] = refused.reason
                     elif source.capacity is not None and len(fit) >= source.capacity:
                         shed[instrument, levels] = "depth_full"
                     else:
+                        # Where only the credentials are wanting it stays wanted, and begins with them.
                         fit.append(instrument)
             self._wants[levels].pin(fit)
         if shed.keys() != self._shed.keys() and shed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from services.errors import RequestRefused
@@ -40,6 +40,10 @@ class DepthSource(Protocol):
     @property
     def capacity(self) -> int | None:
         """How many instruments it can carry; None where it sets no limit of its own."""
+        ...
+
+    def stand(self) -> Hashable:
+        """Something that is another whenever `refusal` may answer otherwise."""
         ...
 
     def refusal(self, instrument: str) -> RequestRefused | None:

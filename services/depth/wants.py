@@ -50,6 +50,10 @@ class DepthWants:
             del self._counts[instrument]
             self._until_s[instrument] = now_s + self._linger_s
 
+    def is_over(self, now_s: float) -> bool:
+        """Tell whether something has lingered long enough. `now_s` is monotonic."""
+        return any(until_s <= now_s for until_s in self._until_s.values())
+
     def wanted(self, now_s: float, capacity: int | None) -> list[str]:
         """Return what is to be subscribed: pinned, asked for, lingering, in this order, as many as fit."""
         for instrument in [it for it, until_s in self._until_s.items() if until_s <= now_s]:

@@ -6,6 +6,7 @@ object for the stream, for clients and for callbacks. Never a change of a book: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -34,6 +35,8 @@ _FLAG_NAMES = (
     (DEPTH_ONE_SIDED, "one_sided"),
     (DEPTH_PARTIAL, "partial"),
 )
+DEPTH_FLAGS: Final[Mapping[str, int]] = {name: bit for bit, name in _FLAG_NAMES}
+"""The flags by their names on the stream and towards clients."""
 DEPTH_FLAG_TEXT: Final[tuple[str, ...]] = tuple(
     ",".join(name for bit, name in _FLAG_NAMES if flags & bit) for flags in range(64)
 )
