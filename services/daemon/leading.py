@@ -120,6 +120,7 @@ class Leading:
         keep("past", it.past.run, core=False)
         if it.news.wanted_at_all:
             keep("news", it.news.desk.run, core=False)
+        it.depth.lead()
         keep("mappings", lambda: it.mappings.run(self._apply_mappings))
         if it.routing.credentials is not None:
             keep("credentials", it.routing.credentials.run, core=False)
@@ -142,6 +143,7 @@ class Leading:
         it.past.leading = False
         for name in LEADING_TASKS:
             await it.supervisor.end(name)
+        await it.depth.step_down()
         await it.routing.providers.stop()
         it.routing.providers.forget_gaps()
         await self._gateway.send_away("another daemon leads now; connect again")

@@ -132,6 +132,7 @@ class DaemonView:
             "quality": it.routing.quality_status(),
             "options": it.options.manager.status(),
             "news": it.news.desk.status(),
+            "depth": it.depth.status(),
             "ledger": it.routing.providers.ledger(),
             "accounts": it.ledger.status(),
             "backfill": it.past.status(),

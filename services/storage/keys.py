@@ -34,7 +34,7 @@ NEWS = "md:news"
 """Stream of articles, in the order they were heard of; an article that is told of again replaces itself."""
 
 DEPTH_INTEREST = "md:depth_interest"
-"""Sorted set: member = instrument key and number of levels (`NSE:RELIANCE 20`), score = lease expiry in ms."""
+"""Sorted set: member = instrument key and levels (`NSE:RELIANCE 20`), score = expiry in UTC epoch ms."""
 
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")
