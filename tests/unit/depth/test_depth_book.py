@@ -9,7 +9,9 @@ from services.depth.book import best_first, real_levels
 from services.market_data.updates import Level
 
 levels = st.lists(
-    st.tuples(st.floats(allow_nan=False, min_value=0.05, max_value=1e6), st.integers(1, 9), st.integers(0, 9)),
+    st.tuples(
+        st.floats(allow_nan=False, min_value=0.05, max_value=1e6), st.integers(1, 9), st.integers(0, 9)
+    ),
     max_size=20,
 ).map(tuple)
 
