@@ -167,7 +167,7 @@ class LiveDataIngestion:
         await self.supervisor.end("past")
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
-        unsettled = await drain_all((*self.sinks, self._it.depth.writer), deadline_s, self._hurry)
+        unsettled = await drain_all((*self.sinks, *self._it.depth.sinks), deadline_s, self._hurry)
         if led:
             await self.supervisor.end("reports")
             await until_hurried(self._reports.say_stopped(), self._hurry)

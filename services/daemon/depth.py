@@ -25,7 +25,7 @@ from services.market_data.instruments import MappingSnapshot
 from services.market_data.updates import Level2Update
 from services.pipeline.supervisor import Supervisor
 from services.storage.depth_stream_writer import DepthStreamWriter
-from services.storage.redis_sink import Connect
+from services.storage.redis_sink import Connect, RedisSink
 
 _EXCHANGES = frozenset({"NSE", "NFO"})
 """Those Dhan's depth feeds cover."""
@@ -91,6 +91,11 @@ class Depth:
             source.load(snapshot.mappings)
 
     @property
+    def sinks(self) -> tuple[RedisSink, ...]:
+        """The writer, unless depth is off."""
+        return (self.writer,) if self.on else ()
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks that run while this daemon leads, the writer's apart."""
         return ("depth_leases", "depth", *(f"depth_{source.levels}" for source in self._deeper))
@@ -128,22 +133,9 @@ class Depth:
             source.feed.credentials_changed()
 
     def status(self) -> dict[str, Any]:
-        """Return what is wanted, what comes and how old it is, and how the stream is written."""
-        counters = self.writer.counters
+        """Return what is wanted, what comes and how old it is."""
         return {
             "on": self.on,
             **self.desk.status(),
             "leases": self._leases.status(),
-            "stream": {
-                "state": self.writer.state.value,
-                "reason": self.writer.reason,
-                "queued": self.writer.queued,
-                "imbalance": counters.imbalance(self.writer.queued),
-                "offered": counters.offered,
-                "written": counters.written,
-                "collapsed": counters.collapsed,
-                "dropped": dict(counters.dropped),
-                "rejected": dict(counters.rejected),
-                "written_within": self.writer.written_within.figures(),
-            },
         }

@@ -171,7 +171,7 @@ def make_stages(
         ),
         # The probe makes no bar: it passes the writers that take ticks.
         probe=HealthProbe(clock, flow.publish, (*storage.probed, bars, broadcast), supervisor.troubles),
-        ledger=LedgerAudit(clock, lambda: _accounts(sinks, routing)),
+        ledger=LedgerAudit(clock, lambda: _accounts((*sinks, *depth.sinks), routing)),
         vitals=_make_vitals(config, relieve),
         loop_lag=loop_lag,
         broadcast=broadcast,

@@ -117,7 +117,7 @@ class DaemonView:
             "lease": it.storage.leadership.status(),
             "process": it.vitals.figures(),
             "mappings": self._mappings_status(),
-            "sinks": [_sink_status(sink) for sink in it.sinks],
+            "sinks": [_sink_status(sink) for sink in (*it.sinks, *it.depth.sinks)],
             "hops": {
                 "received_to_accepted": it.flow.accepted_within.figures(),
                 **{f"accepted_to_{sink.name}": sink.written_within.figures() for sink in it.storage.writers},
