@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 
 from services.daemon.config import IngestionConfig
 from services.daemon.stages import Stages
-from services.gateway.channel_feeds import NewsFeed, OptionFeed
+from services.data_source import DataSource
+from services.gateway.channel_feeds import DepthFeed, NewsFeed, OptionFeed
 from services.gateway.server import Gateway
-from services.market_data.option_chains import OptionChainSnapshot
 from services.options.poller import ChainPoller, Wanted, wanted_of_lease
 from services.storage.client import make_client
 from services.storage.keys import OPTIONS_INTEREST
@@ -26,7 +26,10 @@ _LEASES_EVERY_S = 1.0
 
 
 class Channels:
-    """`run_news` always, `poller.run` and `follow_leases` while leading."""
+    """Keep `news.run` running, and while leading `poller.run` and `follow_leases`.
+
+    `source` hands the same to callbacks in this process.
+    """
 
     def __init__(self, config: IngestionConfig, stages: Stages, gateway: Gateway) -> None:
         self._redis_url = config.redis_url
@@ -34,6 +37,7 @@ class Channels:
         self._leased: frozenset[Wanted] = frozenset()
         options = stages.options
         self.options = OptionFeed(gateway.channels, lambda key: options.underlyings.find(key) is not None)
+        DepthFeed(gateway.channels, stages.depth.desk)
         self.news = NewsFeed(gateway.channels, stages.news.board, stages.news.desk.ask)
         self.poller = ChainPoller(
             options.manager,
@@ -43,10 +47,14 @@ class Channels:
             newest=self.options.newest,
             refused=self.options.refused,
         )
-        options.hear(self._chain)
-
-    def _chain(self, chain: OptionChainSnapshot) -> None:
-        self.options.put(chain)
+        options.hear(self.options.put)
+        self.source = DataSource(
+            stages.broadcast,
+            stages.supervisor.spawn,
+            books=stages.depth.desk,
+            articles=stages.news.board,
+            ask_news=stages.news.desk.ask,
+        )
 
     async def follow_leases(self) -> None:
         """Look once a second which chains consumers of Redis ask for, until cancelled."""

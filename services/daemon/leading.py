@@ -129,6 +129,7 @@ class Leading:
         keep("option_chains", it.options.chains.run, core=False)
         keep("option_leases", self._channels.follow_leases, core=False)
         keep("option_polls", self._channels.poller.run, core=False)
+        it.depth.lead()
         keep("mappings", lambda: it.mappings.run(self._apply_mappings))
         if it.routing.credentials is not None:
             keep("credentials", it.routing.credentials.run, core=False)
@@ -151,6 +152,7 @@ class Leading:
         it.past.leading = False
         for name in LEADING_TASKS:
             await it.supervisor.end(name)
+        await it.depth.step_down()
         await it.routing.providers.stop()
         it.routing.providers.forget_gaps()
         await self._gateway.send_away("another daemon leads now; connect again")

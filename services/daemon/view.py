@@ -117,7 +117,7 @@ class DaemonView:
             "lease": it.storage.leadership.status(),
             "process": it.vitals.figures(),
             "mappings": self._mappings_status(),
-            "sinks": [_sink_status(sink) for sink in it.sinks],
+            "sinks": [_sink_status(sink) for sink in (*it.sinks, *it.depth.sinks)],
             "hops": {
                 "received_to_accepted": it.flow.accepted_within.figures(),
                 **{f"accepted_to_{sink.name}": sink.written_within.figures() for sink in it.storage.writers},
@@ -132,6 +132,7 @@ class DaemonView:
             "quality": it.routing.quality_status(),
             "options": it.options.manager.status() | {"stream": it.options.chains.status()},
             "news": it.news.desk.status(),
+            "depth": it.depth.status(),
             "ledger": it.routing.providers.ledger(),
             "accounts": it.ledger.status(),
             "backfill": it.past.status(),

@@ -29,6 +29,8 @@ from services.pipeline.interest import expand
 _log = structlog.get_logger(__name__)
 
 STALE_AFTER_S = 30.0
+LEVELS_OF_TICKS = 5
+"""The books of so many levels come with the ticks."""
 LOOK_EVERY_S = 0.5
 _SETTLE_S = 0.05
 _NAMED_IN_STATUS = 20
@@ -52,7 +54,8 @@ class DepthDesk:
     """The books. `stamp(update)` gives an update its position; `run` it while data flows.
 
     `pinned` are pairs of an instrument key or `EXCHANGE:*` and how many levels are always wanted of it,
-    `known()` the instruments there are. A book is stale when nothing came for `stale_after_s` seconds.
+    `known()` the instruments there are. With `everything` the books that come with ticks are all taken,
+    whether somebody wants them or not. A book is stale when nothing came for `stale_after_s` seconds.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DepthDesk:
         *,
         known: Callable[[], Mapping[str, object]],
         pinned: Iterable[tuple[str, int]] = (),
+        everything: bool = False,
         linger_s: float = LINGER_S,
         stale_after_s: float = STALE_AFTER_S,
     ) -> None:
@@ -70,6 +74,8 @@ class DepthDesk:
         self._stamp = stamp
         self._known = known
         self._pinned = tuple(pinned)
+        self._everything = everything
+        self._pinned_by_name: tuple[str, ...] = ()
         self._linger_s = linger_s
         self._stale_after_s = stale_after_s
         self._sources: dict[int, DepthSource] = {}
@@ -145,8 +151,8 @@ class DepthDesk:
     @property
     def needs_ticks_of(self) -> frozenset[str]:
         """The instruments whose book comes with their ticks, and which must be subscribed for that."""
-        wants = self._wants.get(5)
-        return frozenset() if wants is None else frozenset((*wants.pinned, *wants.asked))
+        wants = self._wants.get(LEVELS_OF_TICKS)
+        return frozenset() if wants is None else frozenset((*self._pinned_by_name, *wants.asked))
 
     # ---- for sources --------------------------------------------------------------------------------
 
@@ -248,7 +254,7 @@ class DepthDesk:
                 self._books[instrument] = _Book(instrument)
         for levels, source in self._sources.items():
             # The books that come with the ticks stand in for deeper ones, and cost nothing more upstream.
-            await source.carry(list(everything) if levels == min(self._sources) else wanted[levels])
+            await source.carry(list(everything) if levels == LEVELS_OF_TICKS else wanted[levels])
 
     async def rest(self) -> None:
         """Have the sources bring nothing, and forget the books: this daemon leads no longer."""
@@ -311,15 +317,19 @@ class DepthDesk:
                     shed[pattern, levels] = "unknown_instrument"
                 for instrument in sorted(expand((pattern,), known)):
                     refused = source.refusal(instrument)
-                    if refused is not None and refused.reason == "no_depth":
+                    if _never(refused):
                         # Of a whole exchange those are meant that have a book.
                         if single:
-                            shed[instrument, levels] = refused.reason
+                            shed[instrument, levels] = "no_depth"
                     elif source.capacity is not None and len(fit) >= source.capacity:
                         shed[instrument, levels] = "depth_full"
                     else:
                         # Where only the credentials are wanting it stays wanted, and begins with them.
                         fit.append(instrument)
+            if levels == LEVELS_OF_TICKS:
+                self._pinned_by_name = tuple(fit)
+                if self._everything:
+                    fit += [it for it in known if not _never(source.refusal(it))]
             self._wants[levels].pin(fit)
         if shed.keys() != self._shed.keys() and shed:
             (instrument, levels), reason = next(iter(shed.items()))
@@ -358,3 +368,8 @@ class DepthDesk:
                     self.flagged[name] += 1
         for call in self._listeners:
             call(update)
+
+
+def _never(refused: RequestRefused | None) -> bool:
+    """Tell whether an instrument has no such book at all, rather than none just now."""
+    return refused is not None and refused.reason == "no_depth"

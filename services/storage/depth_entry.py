@@ -1,8 +1,8 @@
 """An order book as an entry of its stream `md:depth:{exchange}`: written, and read back.
 
-Flat fields, as on every stream: `type` (`depth`), `k` instrument key, `src` provider code, `lv` how many levels
-each side may have, `t` event time and `r` receive time in UTC epoch ms, `bids` and `asks` as JSON lists of
-`[price, quantity, orders]` with the best first, `f` flags. Pure.
+Flat fields, as on every stream: `type` (`depth`), `k` instrument key, `src` provider code, `lv` how many
+levels each side may have, `t` event time and `r` receive time in UTC epoch ms, `bids` and `asks` as JSON
+lists of `[price, quantity, orders]` with the best first, `f` flags. Pure.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Writes order books into `md:depth:{exchange}`, the newest of each instrument, in the order of positions.
 
 Listens at the depth desk, on a connection of its own: nothing on the path of the ticks waits for it. A book
-is a state, not an event: while a batch is on its way, or Redis takes nothing, the newest book of an instrument
-replaces the one that waits, counted as collapsed. So what waits is bounded by the number of instruments, and
-nothing of it goes to disk. Each batch is one transaction, and the next leaves when it is settled: entries are
-stored in their order or not at all.
+is a state, not an event: while a batch is on its way, or Redis takes nothing, the newest book of an
+instrument replaces the one that waits, counted as collapsed. So what waits is bounded by the number of
+instruments, and nothing of it goes to disk. Each batch is one transaction, and the next leaves when it is
+settled: entries are stored in their order or not at all.
 """
 
 from __future__ import annotations

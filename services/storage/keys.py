@@ -37,7 +37,7 @@ OPTIONS_INTEREST = "md:options_interest"
 """Sorted set: member = underlying and expiry (`NSE:NIFTY 2026-12-29`), or the underlying alone for its next
 expiry; score = lease expiry in ms."""
 DEPTH_INTEREST = "md:depth_interest"
-"""Sorted set: member = instrument key and number of levels (`NSE:RELIANCE 20`), score = lease expiry in ms."""
+"""Sorted set: member = instrument key and levels (`NSE:RELIANCE 20`), score = expiry in UTC epoch ms."""
 
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")

@@ -16,7 +16,7 @@ _LEASED_AT_ONCE = 1_000
 
 
 async def leased_instruments(client: Redis, now_ms: int, key: str = INTEREST) -> set[str]:
-    """Return the members of `md:interest`, or of a `key` like it, whose lease has not expired; expired ones are removed.
+    """Return the members of `key` whose lease has not expired; expired ones are removed.
 
     The score is the expiry in UTC epoch ms. Raises redis-py's errors when Redis does not answer.
     """

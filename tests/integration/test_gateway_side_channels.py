@@ -114,7 +114,9 @@ async def test_depth_begins_with_the_newest_book_and_then_the_newest_wins() -> N
         assert answer["accepted"] == [TCS, RELIANCE]
         assert answer["refused"] == {"depth": {RELIANCE: "no_depth"}}
         book = (await next_of(socket, "depth"))["data"][TCS]
-        assert book["bids"] == [[100.0 - level, 10 + level, 1] for level in range(5)], "five levels, unless asked"
+        assert book["bids"] == [[100.0 - level, 10 + level, 1] for level in range(5)], (
+            "five levels, unless asked"
+        )
         assert book["asks"][0] == [101.0, 20, 2]
         assert (book["levels"], book["src"], book["entry"]) == (5, "DHAN", "1700000000000-1")
         assert "flags" not in book
@@ -271,7 +273,11 @@ async def test_where_nobody_answers_the_reason_is_told_once_and_the_chain_when_i
         daemon.told.nse.refusal = ProviderUnavailable("it blocks us", reason="blocked")
         socket, _ = await rig.subscriber("NSE:NIFTY", channels=["options"], every_ms=20)
         notice = await next_of(socket, "stale", "options")
-        assert (notice["type"], notice["channel"], notice["instrumentKey"]) == ("stale", "options", "NSE:NIFTY")
+        assert (notice["type"], notice["channel"], notice["instrumentKey"]) == (
+            "stale",
+            "options",
+            "NSE:NIFTY",
+        )
         assert "it is closed" in notice["reason"]
         daemon.told.dhan.refusal = daemon.told.nse.refusal = None
         assert (await next_of(socket, "stale", "options"))["type"] == "options"
@@ -331,7 +337,9 @@ async def test_a_client_may_watch_so_many_chains_and_needs_the_scope_for_them(re
         answer = await ask(socket, action="subscribe", id=1, instruments=[TCS], channels=["options"])
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
         socket = await rig.connect(headers={"Authorization": "Bearer other-secret"})
-        answer = await ask(socket, action="subscribe", id=2, instruments=[TCS, RELIANCE], channels=["options"])
+        answer = await ask(
+            socket, action="subscribe", id=2, instruments=[TCS, RELIANCE], channels=["options"]
+        )
         assert (answer["accepted"], answer["rejected"]) == ([TCS], {RELIANCE: "forbidden"})
         for wanted in (["NSE:*"],):
             answer = await ask(socket, action="subscribe", id=3, instruments=wanted, channels=["options"])
@@ -339,7 +347,9 @@ async def test_a_client_may_watch_so_many_chains_and_needs_the_scope_for_them(re
     async with running_gateway(INSTRUMENTS, limits=ClientLimits(chains_per_client=1)) as rig:
         OptionFeed(rig.gateway.channels, lambda _key: True)
         socket = await rig.connect()
-        answer = await ask(socket, action="subscribe", id=4, instruments=[TCS, RELIANCE], channels=["options"])
+        answer = await ask(
+            socket, action="subscribe", id=4, instruments=[TCS, RELIANCE], channels=["options"]
+        )
         assert (answer["type"], answer["code"]) == ("error", "too_many")
 
 
