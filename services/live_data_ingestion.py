@@ -22,6 +22,7 @@ import structlog
 
 from services.base_provider import BaseMarketDataProvider
 from services.daemon.alarms import Alarms
+from services.daemon.channels import Channels
 from services.daemon.config import IngestionConfig
 from services.daemon.gateway import make_diagnosis, make_gateway
 from services.daemon.leading import Leading
@@ -94,7 +95,10 @@ class LiveDataIngestion:
         self.gateway = make_gateway(config, it, self.view, self.routes)
         self._reports = make_reports(config, self.view)
         recall = Recall(config.redis_url, it)
-        self._leading = Leading(it, self.gateway, recall, self._reports, self._apply_mappings)
+        self._channels = Channels(config, it, self.gateway)
+        self.source = self._channels.source
+        """Callbacks for whoever embeds the daemon: trades, quotes, bars, order books, news."""
+        self._leading = Leading(it, self.gateway, recall, self._reports, self._apply_mappings, self._channels)
         self.ended = self._leading.ended
         """Set when the lease's policy ends this daemon; `check_lease` says why."""
 
@@ -120,6 +124,7 @@ class LiveDataIngestion:
         keep("first_connects", self.routing.first_connects.run)
         keep("event_loop_lag", self._it.loop_lag.run)
         keep("option_interest", self.options.interest.run, core=False)
+        keep("news_channel", self._channels.news.run, core=False)
         keep("frame_tap", self._frame_tap.run, core=False)
         keep("sink:broadcast", self.broadcast.run)
         if self._alarms.notifier is not None:

@@ -130,7 +130,7 @@ class DaemonView:
             "routing": it.routing.summary(),
             "silence": it.routing.judge.alarms(),
             "quality": it.routing.quality_status(),
-            "options": it.options.manager.status(),
+            "options": it.options.manager.status() | {"stream": it.options.chains.status()},
             "news": it.news.desk.status(),
             "depth": it.depth.status(),
             "ledger": it.routing.providers.ledger(),

@@ -33,6 +33,9 @@ STATUS = "md:status"
 NEWS = "md:news"
 """Stream of articles, in the order they were heard of; an article that is told of again replaces itself."""
 
+OPTIONS_INTEREST = "md:options_interest"
+"""Sorted set: member = underlying and expiry (`NSE:NIFTY 2026-12-29`), or the underlying alone for its next
+expiry; score = lease expiry in ms."""
 DEPTH_INTEREST = "md:depth_interest"
 """Sorted set: member = instrument key and levels (`NSE:RELIANCE 20`), score = expiry in UTC epoch ms."""
 
@@ -61,6 +64,11 @@ def last_tick(instrument: str) -> str:
 def tick_stream(exchange: str) -> str:
     """Return the key of an exchange's stream, `md:ticks:NSE`."""
     return f"md:ticks:{exchange}"
+
+
+def option_stream(underlying: str) -> str:
+    """Return the key of an underlying's stream of option chains, `md:options:{NSE:NIFTY}`."""
+    return f"md:options:{{{underlying}}}"
 
 
 def depth_stream(exchange: str) -> str:
