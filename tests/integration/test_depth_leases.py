@@ -1,4 +1,4 @@
-"""Depth asked for in Redis: leases become interest at the desk and end with their time, odd ones are named."""
+"""Depth asked for in Redis: leases become interest at the desk and end in time; odd ones are named."""
 
 from __future__ import annotations
 
