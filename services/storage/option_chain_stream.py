@@ -1,9 +1,9 @@
 """Streams of option chains, `md:options:{NSE:NIFTY}`: an entry for each chain that says something new.
 
-`OptionChainWriter` is the daemon that asks for chains, `OptionChainFollower` every gateway. The writer gives an
-entry its id before it is written, so that clients of the writing process and of any gateway see the same one,
-and a repeat after an unknown outcome is refused by Redis. Bounded by entries; a stream that nobody wrote for
-two days is gone.
+`OptionChainWriter` is the daemon that asks for chains, `OptionChainFollower` every gateway. The writer gives
+an entry its id before it is written, so that clients of the writing process and of any gateway see the same
+one, and a repeat after an unknown outcome is refused by Redis. Bounded by entries; a stream that nobody wrote
+for two days is gone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The channels quote and trade against the real gateway: made of the tick flow, each delivered by its rules."""
+"""The channels quote and trade against the real gateway: made of the tick flow, each by its rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The channels depth, options and news against the real gateway, in one process and over the Redis streams."""
+"""The channels depth, options and news against the real gateway, in one process and over Redis."""
 
 from __future__ import annotations
 
@@ -273,11 +273,7 @@ async def test_where_nobody_answers_the_reason_is_told_once_and_the_chain_when_i
         daemon.told.nse.refusal = ProviderUnavailable("it blocks us", reason="blocked")
         socket, _ = await rig.subscriber("NSE:NIFTY", channels=["options"], every_ms=20)
         notice = await next_of(socket, "stale", "options")
-        assert (notice["type"], notice["channel"], notice["instrumentKey"]) == (
-            "stale",
-            "options",
-            "NSE:NIFTY",
-        )
+        assert (notice["type"], notice["channel"]) == ("stale", "options")
         assert "it is closed" in notice["reason"]
         daemon.told.dhan.refusal = daemon.told.nse.refusal = None
         assert (await next_of(socket, "stale", "options"))["type"] == "options"
@@ -341,9 +337,8 @@ async def test_a_client_may_watch_so_many_chains_and_needs_the_scope_for_them(re
             socket, action="subscribe", id=2, instruments=[TCS, RELIANCE], channels=["options"]
         )
         assert (answer["accepted"], answer["rejected"]) == ([TCS], {RELIANCE: "forbidden"})
-        for wanted in (["NSE:*"],):
-            answer = await ask(socket, action="subscribe", id=3, instruments=wanted, channels=["options"])
-            assert (answer["type"], answer["code"]) == ("error", "invalid_message")
+        answer = await ask(socket, action="subscribe", id=3, instruments=["NSE:*"], channels=["options"])
+        assert (answer["type"], answer["code"]) == ("error", "invalid_message")
     async with running_gateway(INSTRUMENTS, limits=ClientLimits(chains_per_client=1)) as rig:
         OptionFeed(rig.gateway.channels, lambda _key: True)
         socket = await rig.connect()
