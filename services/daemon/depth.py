@@ -144,6 +144,11 @@ class Depth:
         for source in self._deeper:
             source.feed.credentials_changed()
 
+    def troubles(self) -> dict[str, str]:
+        """Return what stands in the way of depth that somebody wants, by feed."""
+        found = {f"depth:{source.levels}": source.trouble() for source in self._deeper if self.on}
+        return {name: trouble for name, trouble in found.items() if trouble}
+
     def status(self) -> dict[str, Any]:
         """Return what is wanted, what comes and how old it is."""
         return {

@@ -283,6 +283,7 @@ async def test_a_token_that_the_live_feed_knows_to_be_dead_is_never_tried() -> N
             rig.desk.look_soon()
             await eventually(lambda: rig.twenty.feed.state is ProviderState.PARKED)
             assert sim.handshakes == tried
+            assert rig.twenty.trouble() == "", "the live feed tells of it"
             rig.settings["DHAN_ACCESS_TOKEN"] = sim.access_token
             rig.live.credentials_changed()
             rig.twenty.feed.credentials_changed()
@@ -331,6 +332,15 @@ async def test_too_many_connections_park_the_depth_feed_and_leave_the_live_feed_
             assert rig.live.counters.reconnects == 0
             assert rig.heard[-1].flags & DEPTH_STALE
             assert "connections" in rig.desk.status()["sources"][1]["reason"]
+            assert "20 levels is parked" in rig.twenty.trouble()
+            assert rig.most.trouble() == ""
+            explained = rig.desk.explain(RELIANCE)
+            assert explained is not None
+            assert (explained["wanted"], explained["levels"], explained["flags"]) == (
+                [20],
+                None,
+                "received,stale,gap",
+            )
 
 
 async def test_a_feed_that_falls_silent_while_its_market_is_open_is_opened_anew() -> None:
