@@ -9,13 +9,15 @@ Stands beside the live flow and runs while this daemon leads. With DEPTH off the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from services.base_provider import BaseMarketDataProvider
 from services.daemon.config import IngestionConfig
 from services.depth.desk import DepthDesk
-from services.depth.dhan_feed import DhanDepth20, DhanDepth200
+from services.depth.dhan_feed import DhanDepth20, DhanDepth200, DhanDepthFeed
 from services.depth.dhan_source import CODE, DhanDepth
 from services.depth.full_packets import FullPackets
 from services.depth.leases import DepthLeases
@@ -23,6 +25,7 @@ from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.market_data.instruments import MappingSnapshot
 from services.market_data.updates import Level2Update
+from services.operations.first_connects import FirstConnects
 from services.pipeline.supervisor import Supervisor
 from services.storage.depth_stream_writer import DepthStreamWriter
 from services.storage.redis_sink import Connect, RedisSink
@@ -46,9 +49,11 @@ class Depth:
         providers: Callable[[], Mapping[str, BaseMarketDataProvider]],
         known: Callable[[], Mapping[str, object]],
         connect: Connect,
+        pacing: FirstConnects,
     ) -> None:
         self.on = config.depth != "off"
         self._supervisor = supervisor
+        self._pacing = pacing
         self.desk = DepthDesk(
             clock,
             stamp,
@@ -107,9 +112,16 @@ class Depth:
         keep = self._supervisor.keep
         keep(f"sink:{self.writer.name}", self.writer.run, core=False)
         for source in self._deeper:
-            keep(f"depth_{source.levels}", source.feed.run, core=False)
+            keep(f"depth_{source.levels}", partial(self._run_feed, source.feed), core=False)
         keep("depth", self.desk.run, core=False)
         keep("depth_leases", self._leases.run, core=False)
+
+    async def _run_feed(self, feed: DhanDepthFeed) -> None:
+        """Run a feed from its first instrument on; ever later where the daemon crashes again and again."""
+        await feed.needed()
+        await asyncio.sleep(self._pacing.wait_s(feed.code))
+        await self._pacing.note(feed.code)
+        await feed.run()
 
     async def end_feeds(self) -> None:
         """Subscribe nothing any more; the books of now stay to be read."""
@@ -131,6 +143,11 @@ class Depth:
         """Have the feeds look at their settings at once."""
         for source in self._deeper:
             source.feed.credentials_changed()
+
+    def troubles(self) -> dict[str, str]:
+        """Return what stands in the way of depth that somebody wants, by feed."""
+        found = {f"depth:{source.levels}": source.trouble() for source in self._deeper if self.on}
+        return {name: trouble for name, trouble in found.items() if trouble}
 
     def status(self) -> dict[str, Any]:
         """Return what is wanted, what comes and how old it is."""

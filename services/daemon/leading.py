@@ -103,6 +103,7 @@ class Leading:
         it.state.obstacle = ""
         if not it.storage.begin_to_lead():
             return
+        self._recall.used()
         it.state.phase = "running"
         keep = it.supervisor.keep
         for writer in it.storage.writers:

@@ -20,6 +20,7 @@ from services.data_broadcast import DataBroadcast
 from services.errors import MarketdError
 from services.learned_silence import FILE as SILENCE_FILE
 from services.learned_silence import LearnedSilence
+from services.market_data.bars import MINUTE_MS
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.market_data.records import Record
@@ -59,6 +60,7 @@ class Routing:
     ) -> None:
         self._clock = clock
         self._calendar = calendar
+        self._hours: dict[str, tuple[tuple[frozenset[str], int], MarketHours]] = {}
         self.first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, clock)
         self.judge = SilenceJudge(calendar)
         self.learned = LearnedSilence(self.judge, config.state_dir / SILENCE_FILE)
@@ -106,7 +108,13 @@ class Routing:
 
     def hours(self, code: str) -> MarketHours:
         """Return when the markets of a provider are open."""
-        return market_hours(self._calendar, self.providers.exchanges_of(code), self._clock.now_ms())
+        exchanges, now_ms = self.providers.exchanges_of(code), self._clock.now_ms()
+        # Sessions begin and end with whole minutes.
+        key = (exchanges, now_ms // MINUTE_MS)
+        known = self._hours.get(code)
+        if known is None or known[0] != key:
+            known = self._hours[code] = (key, market_hours(self._calendar, exchanges, now_ms))
+        return known[1]
 
     def dispute(self, instrument: str) -> str | None:
         """Return in words what sources disagree about, None when they do not."""

@@ -126,6 +126,7 @@ def make_stages(
         providers=routing.providers.streaming_providers,
         known=lambda: known.mappings,
         connect=storage.leadership.connect,
+        pacing=routing.first_connects,
     )
     subscriptions = (
         _make_subscriptions(

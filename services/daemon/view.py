@@ -67,7 +67,8 @@ class DaemonView:
     async def why(self, instrument: str) -> dict[str, Any] | None:
         """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""
         diagnosis = self.stages.diagnosis
-        return None if diagnosis is None else await diagnosis.explain(instrument)
+        found = None if diagnosis is None else await diagnosis.explain(instrument)
+        return None if found is None else {**found, "depth": self.stages.depth.desk.explain(instrument)}
 
     def similar(self, instrument: str) -> list[str]:
         """Return known instrument keys that look like an unknown one."""

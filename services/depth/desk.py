@@ -23,7 +23,14 @@ from services.depth.source import DepthSource
 from services.depth.wants import LINGER_S, DepthWants
 from services.errors import RequestRefused
 from services.market_data.clock import Clock
-from services.market_data.updates import DEPTH_CROSSED, DEPTH_GAP, DEPTH_STALE, Level, Level2Update
+from services.market_data.updates import (
+    DEPTH_CROSSED,
+    DEPTH_FLAG_TEXT,
+    DEPTH_GAP,
+    DEPTH_STALE,
+    Level,
+    Level2Update,
+)
 from services.pipeline.interest import expand
 
 _log = structlog.get_logger(__name__)
@@ -269,6 +276,20 @@ class DepthDesk:
         for book in self._books.values():
             if book.levels and book.seen_s <= until_s:
                 self._grow_old(book, DEPTH_STALE)
+
+    def explain(self, instrument: str) -> dict[str, Any] | None:
+        """Return how an instrument's book stands and how deep it is wanted; None when nobody wants it."""
+        book = self._books.get(instrument)
+        if book is None:
+            return None
+        update = book.update
+        return {
+            "wanted": [levels for levels, wants in self._wants.items() if instrument in wants],
+            "levels": book.levels or None,
+            "age_s": None if update is None else round(self._monotonic_s() - book.seen_s, 1),
+            "flags": "" if update is None else DEPTH_FLAG_TEXT[update.flags],
+            "position": None if update is None else update.position,
+        }
 
     def status(self) -> dict[str, Any]:
         """Return what is wanted and carried, how old the books are, and what found no place."""

@@ -49,6 +49,7 @@ class DhanDepthFeed(DhanProvider):
     levels: ClassVar[int]
     url_setting: ClassVar[str]
     default_url: ClassVar[str]
+    least_capacity: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -66,6 +67,10 @@ class DhanDepthFeed(DhanProvider):
         self._account_proven = account_proven
         self._sides: dict[str, list[Side | None]] = {}
         self._ghosts: dict[str, float] = {}
+
+    async def needed(self) -> None:
+        """Wait until somebody wants something."""
+        await self._something_wanted.wait()
 
     # ---- connecting ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from services.base_provider import BaseMarketDataProvider, ProviderContext
+from services.base_provider import BaseMarketDataProvider, ProviderContext, ProviderState
 from services.connection.rules import ConnectionRules
 from services.connection.transport import Connector
 from services.credential_state import DEAD, CredentialState
@@ -23,6 +23,7 @@ from services.market_data.updates import Level
 from services.pipeline.backoff import Backoff
 
 CODE = "DHAN"
+_IN_TROUBLE = (ProviderState.PARKED, ProviderState.STALE)
 _PROVEN = (CredentialState.VALID, CredentialState.EXPIRING)
 
 
@@ -113,6 +114,16 @@ class DhanDepth:
         if gone:
             await self.feed.unwant(gone)
         await self.feed.want(wanted)
+
+    def trouble(self) -> str:
+        """Return what keeps the books from coming that somebody wants; empty where nothing does.
+
+        Of a token that the live feed cannot use either, the live feed tells.
+        """
+        feed = self.feed
+        if not feed.wanted or feed.state not in _IN_TROUBLE or self._account_refusal() is not None:
+            return ""
+        return f"Dhan's feed of {self.levels} levels is {feed.state.value}: {feed.reason}"
 
     def status(self) -> dict[str, Any]:
         """Return the feed's state, its connections and what they carry; times in UTC epoch ms."""

@@ -324,8 +324,9 @@ class Backfill:
         while True:
             if not await self._step(found=found):
                 self._news.clear()
+                # What waits for its time is looked at again; everything else comes with news.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
+                    async with asyncio.timeout(0.5 if self._asked else None):
                         await self._news.wait()
 
     async def _work_off(self) -> None:
@@ -391,6 +392,7 @@ class Backfill:
         self._settlement.set()
         task.not_before_s = self._clock.monotonic_s() + min(wait_s, 60.0)
         self._asked.append(task)
+        self._news.set()
 
     def _settled(self, task: _Task, outcome: FillOutcome) -> None:
         self._put_off.pop((task.window.instrument, task.window.interval), None)

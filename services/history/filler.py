@@ -18,7 +18,7 @@ from services.history.coverage_ledger import CoverageLedger
 from services.history.planner import Window, runs_of
 from services.history.source import PATIENCE_S, HistorySource, Offer
 from services.market_data.bar_grid import BarGrid
-from services.market_data.bars import MINUTE_MS, Bar, BarStatus, Interval
+from services.market_data.bars import MINUTE_MS, Bar, Interval
 from services.market_data.candles import Candle
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, UNAVAILABLE, Note, spans_of
@@ -27,7 +27,8 @@ from services.market_data.spans import Span, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
 from services.pipeline.giving_way import slices
-from services.storage.bar_series import read_bars, write_bars
+from services.storage.bar_series import read_bars
+from services.storage.past_bars import write_candles
 from services.storage.retention import Retention
 
 _log = structlog.get_logger(__name__)
@@ -179,7 +180,7 @@ class Filler:
             await self._compare(others[0], window, span, bars)
         oldest_ms = now_ms - self._retention.of(exchange)
         kept = [bars[start] for start in sorted(bars) if start >= oldest_ms]
-        await self._store(window, exchange, kept, code, now_ms)
+        await self._store(window, exchange, kept, now_ms)
         outcome.written = len(kept)
         self._note(window, expected, bars, outcome.sources)
         if kept:
@@ -187,45 +188,34 @@ class Filler:
             self._announce(window.instrument, exchange, code, window.interval, kept[0][0] * 1000, last_ms)
         return outcome
 
-    async def _store(
-        self, window: Window, exchange: str, candles: Sequence[Candle], code: str, now_ms: int
-    ) -> None:
+    async def _store(self, window: Window, exchange: str, candles: Sequence[Candle], now_ms: int) -> None:
         if not candles:
             return
-        bars = (
-            Bar(
-                instrument=window.instrument,
-                exchange=exchange,
-                interval=window.interval,
-                start_ms=start * 1000,
-                open=opened,
-                high=high,
-                low=low,
-                close=close,
-                volume=volume,
-                status=BarStatus.FINAL,
-                sources=(code,),
-            )
-            for start, opened, high, low, close, volume in candles
-        )
         # Minutes make the day's bar anew; where a source gave that bar itself, its word counts.
-        given = await self._given_days(window, exchange) if window.interval == "1m" else []
-        unfinished = await write_bars(
-            self._redis, bars, retention=self._retention, grid=self._grid, now_ms=now_ms
+        given = await self._given_days(window, exchange) if window.interval == "1m" else ()
+        unfinished = await write_candles(
+            self._redis,
+            window.instrument,
+            exchange,
+            window.interval,
+            candles,
+            retention=self._retention,
+            grid=self._grid,
+            now_ms=now_ms,
+            days_kept=given,
         )
-        if given:
-            await write_bars(self._redis, given, retention=self._retention, grid=self._grid, now_ms=now_ms)
         if unfinished:
-            self._refill(unfinished)
+            self._refill({window.instrument: unfinished})
 
-    async def _given_days(self, window: Window, exchange: str) -> list[Bar]:
+    async def _given_days(self, window: Window, exchange: str) -> frozenset[int]:
+        """Return the starts of the stored days within a window that a source gave."""
         try:
             rows = [row for row in await self._ledger.of(window.instrument) if row.type == "1d"]
         except MarketdError:
-            return []
+            return frozenset()
         had = [span for span in spans_of(rows, HAVE) if span[1] > window.from_ms and span[0] < window.to_ms]
         if not had:
-            return []
+            return frozenset()
         days = await read_bars(
             self._redis,
             window.instrument,
@@ -234,7 +224,8 @@ class Filler:
             window.from_ms - 86_400_000,
             window.to_ms,
         )
-        return [day for day in days if any(begin <= day.start_ms < end for begin, end in had)]
+        starts = (day.start_ms for day in days)
+        return frozenset(start for start in starts if any(begin <= start < end for begin, end in had))
 
     def expected(self, window: Window, now_ms: int) -> list[int]:
         """Return the starts of the bars there should be in the missing parts of a window, ascending."""
@@ -289,22 +280,22 @@ class Filler:
         bars: dict[int, Candle] = {}
         outside = 0
         async for part in slices(rows, _ROWS_AT_ONCE):
-            for row in part:
-                start = row[0] * 1000
-                if window.interval == "1d":
-                    opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, start))
-                    if opens is None:
-                        outside += 1
-                        continue
-                    start = opens
-                elif start not in wanted:
-                    if inside is None:
-                        whole = self._trading.between(exchange, window.from_ms, window.to_ms)
-                        inside = set(minutes_of(whole))
-                    outside += start not in inside
+            if window.interval == "1m":
+                found = {row[0] * 1000: row for row in part if row[0] * 1000 in wanted}
+                bars |= found
+                if len(found) == len(part):
                     continue
-                if start in wanted:
-                    bars[start] = (start // 1000, *row[1:])
+                if inside is None:
+                    whole = self._trading.between(exchange, window.from_ms, window.to_ms)
+                    inside = set(minutes_of(whole))
+                outside += sum(row[0] * 1000 not in inside and row[0] * 1000 not in wanted for row in part)
+                continue
+            for row in part:
+                opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, row[0] * 1000))
+                if opens is None:
+                    outside += 1
+                elif opens in wanted:
+                    bars[opens] = (opens // 1000, *row[1:])
         return bars, outside
 
     async def _second_opinion(

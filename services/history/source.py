@@ -7,6 +7,7 @@ are decided above it. It keeps the vendor's quota and turns what goes wrong into
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar
 
@@ -124,3 +125,14 @@ class HistorySource(HistoricalDataProvider):
         except ProviderRateLimited as error:
             self.quota.pause(error.retry_after_s or 5.0, str(error))
             raise
+
+
+def begun_within(rows: list[Candle], from_ms: int, to_ms: int) -> list[Candle]:
+    """Return those of ascending bars that begin within [from_ms, to_ms), UTC epoch ms."""
+    begin = bisect_left(rows, from_ms, key=_start_ms)
+    end = bisect_left(rows, to_ms, lo=begin, key=_start_ms)
+    return rows if end - begin == len(rows) else rows[begin:end]
+
+
+def _start_ms(row: Candle) -> int:
+    return row[0] * 1000

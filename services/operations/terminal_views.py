@@ -59,6 +59,11 @@ def why_view(answer: Mapping[str, Any]) -> Group:
         facts.add_row(f"  {row['provider']}", escape(" · ".join(part for part in parts if part)))
     for hop in answer["hops"]:
         facts.add_row(hop["hop"], escape(" ".join(filter(None, (_age(now_ms, hop["at_ms"]), hop["note"])))))
+    if depth := answer.get("depth"):
+        levels = " and ".join(map(str, depth["wanted"]))
+        had = f"{depth['levels']} levels, {depth['age_s']} s old" if depth["levels"] else "no book comes"
+        told = f"wanted with {levels} levels: {had}{' (' + depth['flags'] + ')' if depth['flags'] else ''}"
+        facts.add_row("depth", told)
     for row in answer["storage"]:
         if row["state"] != "ready":
             facts.add_row(f"sink {row['sink']}", f"[red]{row['state']}[/] {escape(row['reason'])}")

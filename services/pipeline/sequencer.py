@@ -7,24 +7,12 @@ Because the position is ours, a retry is harmless: Redis refuses an id that it a
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from services.market_data.clock import Clock
+from services.market_data.records import Record
+from services.market_data.updates import Level2Update
 
 Position = tuple[int, int]
 START: Position = (0, 0)
-
-
-class Stamped(Protocol):
-    """What can be given a position: every record, of whatever kind."""
-
-    position_ms: int
-    position_seq: int
-
-    @property
-    def exchange(self) -> str:
-        """The code of the exchange whose order it takes its place in."""
-        ...
 
 
 def parse_position(text: str) -> Position:
@@ -50,7 +38,7 @@ class Sequencer:
         """Make every future position of `exchange` greater than `position`."""
         self._last[exchange] = max(position, self._last.get(exchange, START))
 
-    def stamp(self, record: Stamped) -> None:
+    def stamp(self, record: Record | Level2Update) -> None:
         """Write the next position of the record's exchange into the record."""
         exchange = record.exchange
         last_ms, last_seq = self._last.get(exchange, START)

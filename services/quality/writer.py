@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine
+from services.catalogue.database import Database
+from services.catalogue.database_errors import DRIVER_ERRORS, database_error
 from services.errors import MarketdError
 from services.market_data.clock import Clock
 from services.quality.collector import QualityCollector
@@ -28,17 +27,16 @@ EVERY_S = 60.0
 _COMMAND_TIMEOUT_S = 5.0
 _PRUNE_EVERY_S = 24 * 3_600.0
 _SUMS = ("minutes", "expected", "missing", "faulty", "ticks", "duplicates", "late")
-_UPSERT = text(
+_UPSERT = (
     "INSERT INTO quality_scores (day, provider, exchange, run, score, latency, disagreement, "
     "minutes, expected, missing, faulty, ticks, duplicates, late) "
-    "VALUES (:day, :provider, :exchange, :run, :score, :latency, :disagreement, "
-    ":minutes, :expected, :missing, :faulty, :ticks, :duplicates, :late) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) "
     "ON CONFLICT (day, provider, exchange, run) DO UPDATE SET score = EXCLUDED.score, "
     "latency = EXCLUDED.latency, disagreement = EXCLUDED.disagreement, minutes = EXCLUDED.minutes, "
     "expected = EXCLUDED.expected, missing = EXCLUDED.missing, faulty = EXCLUDED.faulty, "
     "ticks = EXCLUDED.ticks, duplicates = EXCLUDED.duplicates, late = EXCLUDED.late, updated_at = now()"
 )
-_PRUNE = text("DELETE FROM quality_scores WHERE day < current_date - CAST(:days AS integer)")
+_PRUNE = "DELETE FROM quality_scores WHERE day < current_date - CAST($1 AS integer)"
 
 
 class QualityWriter:
@@ -48,7 +46,7 @@ class QualityWriter:
         self._collector = collector
         self._database_url = database_url
         self._clock = clock
-        self._engine: AsyncEngine | None = None
+        self._database: Database | None = None
         self._run = secrets.token_hex(8)
         self._written: dict[tuple[Any, ...], int] = {}
         self._pruned_s: float | None = None
@@ -62,9 +60,9 @@ class QualityWriter:
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        database, self._database = self._database, None
+        if database is not None:
+            await database.close()
 
     async def run(self) -> None:
         """Look and write once a minute until cancelled; an error is said once and tried again."""
@@ -93,10 +91,9 @@ class QualityWriter:
         ]
         if changed:
             try:
-                async with self._connect().begin() as connection:
-                    await connection.execute(text("SET TRANSACTION READ WRITE"))
-                    await connection.execute(_UPSERT, [self._values(figures) for figures in changed])
-            except DATABASE_ERRORS as error:
+                async with self._connect().transaction(writes=True) as connection:
+                    await connection.executemany(_UPSERT, [self._values(figures) for figures in changed])
+            except DRIVER_ERRORS as error:
                 raise database_error(error, self._database_url) from error
         for figures in changed:
             self._written[figures.key] = figures.minutes
@@ -106,36 +103,37 @@ class QualityWriter:
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    def _values(self, figures: DayFigures) -> dict[str, Any]:
-        return {
-            "day": figures.day,
-            "provider": figures.provider,
-            "exchange": figures.exchange,
-            "run": self._run,
-            "score": score(figures).score,
-            "latency": figures.latency,
-            "disagreement": figures.disagreement,
-            **{name: getattr(figures, name) for name in _SUMS},
-        }
+    def _values(self, figures: DayFigures) -> tuple[Any, ...]:
+        return (
+            figures.day,
+            figures.provider,
+            figures.exchange,
+            self._run,
+            score(figures).score,
+            figures.latency,
+            figures.disagreement,
+            *(getattr(figures, name) for name in _SUMS),
+        )
 
-    def _connect(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = make_engine(
+    def _connect(self) -> Database:
+        if self._database is None:
+            # Once a minute: no connection is kept for that.
+            self._database = Database(
                 self._database_url,
                 application_name="marketd-quality",
                 command_timeout_s=_COMMAND_TIMEOUT_S,
+                kept=False,
             )
-        return self._engine
+        return self._database
 
     async def _prune(self) -> None:
         now_s = self._clock.monotonic_s()
         if self._pruned_s is not None and now_s - self._pruned_s < _PRUNE_EVERY_S:
             return
         try:
-            async with self._connect().begin() as connection:
-                await connection.execute(text("SET TRANSACTION READ WRITE"))
-                await connection.execute(_PRUNE, {"days": KEPT_DAYS})
-        except DATABASE_ERRORS as error:
+            async with self._connect().transaction(writes=True) as connection:
+                await connection.execute(_PRUNE, KEPT_DAYS)
+        except DRIVER_ERRORS as error:
             raise database_error(error, self._database_url) from error
         self._pruned_s = now_s
 

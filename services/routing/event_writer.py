@@ -12,10 +12,9 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine, sqlstate
+from services.catalogue.database import Database
+from services.catalogue.database_errors import DRIVER_ERRORS, database_error, sqlstate
 from services.errors import MarketdError
 from services.market_data.clock import Clock
 from services.pipeline.backoff import Backoff
@@ -29,23 +28,24 @@ _EVERY_S = 1.0
 _COMMAND_TIMEOUT_S = 5.0
 _PRUNE_EVERY_S = 6 * 3_600.0
 _PRUNE_AT_ONCE = 20_000
-_INSERT = text(
+_COLUMNS = ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms")
+_INSERT = (
     "INSERT INTO route_events "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, run, seq) "
     "SELECT instrument, action, nullif(from_provider, ''), nullif(to_provider, ''), reason, at_ms, "
-    "details::jsonb, :run, seq FROM unnest(CAST(:instrument AS text[]), CAST(:action AS text[]), "
-    "CAST(:from_provider AS text[]), CAST(:to_provider AS text[]), CAST(:reason AS text[]), "
-    "CAST(:at_ms AS bigint[]), CAST(:details AS text[]), CAST(:seq AS bigint[])) AS given "
+    "details::jsonb, $9, seq FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), "
+    "CAST($3 AS text[]), CAST($4 AS text[]), CAST($5 AS text[]), "
+    "CAST($6 AS bigint[]), CAST($7 AS text[]), CAST($8 AS bigint[])) AS given "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, seq) "
     "ON CONFLICT (run, seq) DO NOTHING"
 )
-_PRUNE = text(
+_PRUNE = (
     "DELETE FROM route_events WHERE id IN "
-    "(SELECT id FROM route_events WHERE at_ms < :before_ms ORDER BY at_ms LIMIT :most)"
+    "(SELECT id FROM route_events WHERE at_ms < $1 ORDER BY at_ms LIMIT $2)"
 )
-_READ = text(
-    "SELECT action, from_provider, to_provider, reason, at_ms, details FROM route_events "
-    "WHERE instrument = :instrument ORDER BY at_ms DESC, id DESC LIMIT :most"
+_READ = (
+    "SELECT action, from_provider, to_provider, reason, at_ms, details::text AS details FROM route_events "
+    "WHERE instrument = $1 ORDER BY at_ms DESC, id DESC LIMIT $2"
 )
 
 
@@ -56,7 +56,7 @@ class RouteEventWriter:
         self._journal = journal
         self._database_url = database_url
         self._clock = clock
-        self._engine: AsyncEngine | None = None
+        self._database: Database | None = None
         self._run = secrets.token_hex(8)
         self._pruned_s: float | None = None
         self.problem = ""
@@ -69,9 +69,9 @@ class RouteEventWriter:
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        database, self._database = self._database, None
+        if database is not None:
+            await database.close()
 
     async def run(self) -> None:
         """Write what comes until cancelled; after an error try again, ever more seldom."""
@@ -97,7 +97,7 @@ class RouteEventWriter:
         while batch := self._journal.batch(BATCH):
             try:
                 await self._write(batch)
-            except DATABASE_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 if (sqlstate(error) or "").startswith("22"):
                     # A value the table can never take; those beside it must not wait for it.
                     await self._write_one_by_one(batch)
@@ -111,49 +111,43 @@ class RouteEventWriter:
         Raises `TemporaryError` or `ConfigurationError` as `write_all` does.
         """
         try:
-            async with self._connect().connect() as connection:
-                rows = (await connection.execute(_READ, {"instrument": instrument, "most": most})).all()
-        except DATABASE_ERRORS as error:
+            async with self._connect().session() as connection:
+                rows = await connection.fetch(_READ, instrument, most)
+        except DRIVER_ERRORS as error:
             raise database_error(error, self._database_url) from error
         return [
             {
-                "at_ms": row.at_ms,
-                "action": row.action,
-                "from": row.from_provider,
-                "to": row.to_provider,
-                "reason": row.reason,
-                "details": row.details,
+                "at_ms": row["at_ms"],
+                "action": row["action"],
+                "from": row["from_provider"],
+                "to": row["to_provider"],
+                "reason": row["reason"],
+                "details": None if row["details"] is None else msgspec.json.decode(row["details"]),
             }
             for row in reversed(rows)
         ]
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    def _connect(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = make_engine(
-                self._database_url,
-                application_name="marketd-routes",
-                command_timeout_s=_COMMAND_TIMEOUT_S,
-                pooled=True,
+    def _connect(self) -> Database:
+        if self._database is None:
+            self._database = Database(
+                self._database_url, application_name="marketd-routes", command_timeout_s=_COMMAND_TIMEOUT_S
             )
-        return self._engine
+        return self._database
 
     async def _write(self, batch: list[RouteEvent]) -> None:
-        values: dict[str, Any] = {
-            name: [getattr(event, name) for event in batch]
-            for name in ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms", "seq")
-        }
-        values["details"] = [msgspec.json.encode(event.details).decode() for event in batch]
-        async with self._connect().begin() as connection:
-            await connection.execute(text("SET TRANSACTION READ WRITE"))
-            await connection.execute(_INSERT, {**values, "run": self._run})
+        columns = [[getattr(event, name) for event in batch] for name in _COLUMNS]
+        details = [msgspec.json.encode(event.details).decode() for event in batch]
+        numbers = [event.seq for event in batch]
+        async with self._connect().transaction(writes=True) as connection:
+            await connection.execute(_INSERT, *columns, details, numbers, self._run)
 
     async def _write_one_by_one(self, batch: list[RouteEvent]) -> None:
         for event in batch:
             try:
                 await self._write([event])
-            except DATABASE_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 if not (sqlstate(error) or "").startswith("22"):
                     raise database_error(error, self._database_url) from error
                 _log.error("route_event_refused", instrument=event.instrument[:80], action=event.action)
@@ -169,13 +163,11 @@ class RouteEventWriter:
         try:
             removed = _PRUNE_AT_ONCE
             while removed == _PRUNE_AT_ONCE:
-                async with self._connect().begin() as connection:
-                    await connection.execute(text("SET TRANSACTION READ WRITE"))
-                    result = await connection.execute(
-                        _PRUNE, {"before_ms": before_ms, "most": _PRUNE_AT_ONCE}
-                    )
-                    removed = result.rowcount
-        except DATABASE_ERRORS as error:
+                async with self._connect().transaction(writes=True) as connection:
+                    # "DELETE 17"
+                    told = await connection.execute(_PRUNE, before_ms, _PRUNE_AT_ONCE)
+                    removed = int(told.split()[1])
+        except DRIVER_ERRORS as error:
             raise database_error(error, self._database_url) from error
         self._pruned_s = now_s
 

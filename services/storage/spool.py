@@ -93,6 +93,11 @@ class SpoolChannel:
         """Whether an append is worth trying now: always, but once a second on a disk that refuses."""
         return self.state is SpoolState.READY or time.monotonic() >= self._retry_s
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether records or progress wait to be brought to the disk."""
+        return self._log.unsynced or self._acked > self._log.acked or self._sync_error is not None
+
     async def append(self, records: Sequence[tuple[Record, int]], settle: Callable[[Appended], None]) -> None:
         """Write `(record, flags)` pairs behind all others; `settle` hears how far that came.
 
@@ -144,7 +149,7 @@ class SpoolChannel:
         """
         if not self._log.is_open:
             return
-        if not now and time.monotonic() - self._synced_s < SYNC_EVERY_S:
+        if not now and (not self.unsynced or time.monotonic() - self._synced_s < SYNC_EVERY_S):
             return
         self._synced_s = time.monotonic()
         await self._run(self._sync, (), self._synced)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import structlog
 
-from services.errors import StorageUnavailable
+from services.errors import StorageError, StorageUnavailable
 from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
@@ -38,6 +38,7 @@ _log = structlog.get_logger(__name__)
 SPILL_ABOVE = 20_000
 SPILL_AFTER_S = 1.0
 _LOOK_EVERY_S = 0.1
+_DOZE_S = 5.0
 _CHUNK = 2_000
 _READ_AHEAD = 1_000
 _BEHIND_BACKLOG = 2_000
@@ -80,6 +81,7 @@ class SpooledSink(RedisSink):
         self._reading = False
         self._spooled_out = 0
         self._look = asyncio.Event()
+        self._dozing = False
         self._spilling = asyncio.Lock()
         self._adopted = False
         self.led_times: LedTimes | None = None
@@ -203,16 +205,21 @@ class SpooledSink(RedisSink):
         return self._queue_limit // 2
 
     async def _keep_spool(self, spool: SpoolChannel) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._look.clear()
             await self._spill(spool)
             await self._read_ahead(spool)
             await spool.sync()
+            # Nothing can grow old or too much before a batch is made or Redis is lost, which wake this.
+            self._dozing = self.state is SinkState.READY and not (
+                self.queued or self.counters.spooled or spool.unsynced or self._read or self._reading
+            )
+            handle = loop.call_later(_DOZE_S if self._dozing else _LOOK_EVERY_S, self._look.set)
             try:
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await self._look.wait()
-            except TimeoutError:
-                continue
+                await self._look.wait()
+            finally:
+                handle.cancel()
 
     async def _spill(self, spool: SpoolChannel) -> None:
         """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
@@ -250,6 +257,15 @@ class SpooledSink(RedisSink):
         self._final.extendleft(reversed(chunk[done.taken + len(done.too_large) :]))
         self._note_settled()
         self._wake()
+
+    def _unavailable(self, loss: StorageError) -> None:
+        super()._unavailable(loss)
+        self._get_up()
+
+    def _get_up(self) -> None:
+        if self._dozing:
+            self._dozing = False
+            self._look.set()
 
     def _batches_to_final(self) -> None:
         """Take back the records of batches that were made but not settled, unless newer ones are on disk."""
@@ -312,6 +328,7 @@ class SpooledSink(RedisSink):
 
     def _live(self, batch: Batch | None, *, counted: bool = False) -> Batch | None:
         if batch is not None:
+            self._get_up()
             batch.spool_mark = self._handed
             if not counted:
                 self._batched += len(batch.records)

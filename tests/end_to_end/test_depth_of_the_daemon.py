@@ -113,3 +113,48 @@ async def test_in_dynamic_mode_a_wanted_book_makes_its_ticks_be_subscribed(
         await redis.zrem("md:depth_interest", "NSE:TCS")
         await eventually(lambda: not stack.dhan.watched(), within_s=20)
     await redis.aclose()
+
+
+async def test_clients_get_the_books_they_ask_for_and_hear_why_not_of_others(
+    stack: Stack, tmp_path: Path
+) -> None:
+    settings = {"DHAN_DEPTH_20_URL": stack.dhan.depth_20_url, "SUBSCRIPTION_LINGER_S": "0"}
+    wish = {"action": "subscribe", "id": 1, "channels": ["depth"], "levels": 20, "every_ms": 10}
+    async with (
+        stack.daemon(tmp_path / "state", **settings) as daemon,
+        aiohttp.ClientSession() as http,
+    ):
+        async with http.ws_connect(daemon.runtime["api_url"] + "/ws") as socket:
+            await socket.send_json(wish | {"instruments": ["NSE:RELIANCE", "NSE:NIFTY", "NASDAQ:AAPL"]})
+            answer = await socket.receive_json(timeout=20)
+            assert answer["type"] == "subscribed", answer
+            assert answer["refused"] == {"depth": {"NSE:NIFTY": "no_depth", "NASDAQ:AAPL": "no_depth"}}
+            while True:
+                message = await socket.receive_json(timeout=20)
+                if message["type"] == "depth" and message["data"]["NSE:RELIANCE"]["levels"] == 20:
+                    break
+            book = message["data"]["NSE:RELIANCE"]
+            assert len(book["bids"]) == len(book["asks"]) == 20
+            assert book["bids"][0][0] < book["asks"][0][0]
+            assert {it for it, variant in stack.dhan.watched() if variant == DEPTH_20} == {"NSE_EQ:2885"}
+        # With its last client the feed's socket is closed.
+        await eventually(lambda: not [it for it, variant in stack.dhan.watched() if variant == DEPTH_20], 20)
+
+
+async def test_a_client_of_a_gateway_gets_the_books_that_the_ingest_daemon_carries_for_it(
+    stack: Stack, tmp_path: Path
+) -> None:
+    settings = {"DHAN_DEPTH_20_URL": stack.dhan.depth_20_url}
+    wish = {"action": "subscribe", "id": 1, "channels": ["depth"], "levels": 20, "instruments": ["NSE:TCS"]}
+    async with (
+        stack.ingest(tmp_path / "state", **settings),
+        stack.gateway(tmp_path / "gateway") as gateway,
+        aiohttp.ClientSession() as http,
+        http.ws_connect(gateway.runtime["api_url"] + "/ws") as socket,
+    ):
+        await socket.send_json(wish)
+        while True:
+            message = await socket.receive_json(timeout=30)
+            if message["type"] == "depth" and message["data"]["NSE:TCS"]["levels"] == 20:
+                break
+        assert len(message["data"]["NSE:TCS"]["asks"]) == 20

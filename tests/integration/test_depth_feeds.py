@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.base_provider import ProviderState
+from services.connection.muteness import MuteRules
 from services.errors import RequestRefused
 from services.market_data.updates import (
     DEPTH_CROSSED,
@@ -282,6 +283,7 @@ async def test_a_token_that_the_live_feed_knows_to_be_dead_is_never_tried() -> N
             rig.desk.look_soon()
             await eventually(lambda: rig.twenty.feed.state is ProviderState.PARKED)
             assert sim.handshakes == tried
+            assert rig.twenty.trouble() == "", "the live feed tells of it"
             rig.settings["DHAN_ACCESS_TOKEN"] = sim.access_token
             rig.live.credentials_changed()
             rig.twenty.feed.credentials_changed()
@@ -330,6 +332,45 @@ async def test_too_many_connections_park_the_depth_feed_and_leave_the_live_feed_
             assert rig.live.counters.reconnects == 0
             assert rig.heard[-1].flags & DEPTH_STALE
             assert "connections" in rig.desk.status()["sources"][1]["reason"]
+            assert "20 levels is parked" in rig.twenty.trouble()
+            assert rig.most.trouble() == ""
+            explained = rig.desk.explain(RELIANCE)
+            assert explained is not None
+            assert (explained["wanted"], explained["levels"], explained["flags"]) == (
+                [20],
+                None,
+                "received,stale,gap",
+            )
+
+
+async def test_a_feed_that_falls_silent_while_its_market_is_open_is_opened_anew() -> None:
+    async with DhanSimulator(rate=50.0) as sim:
+        rig = DepthRig(sim)
+        rig.twenty.feed.mute_rules = MuteRules(after_s=0.5, windows=0)
+        async with rig.running():
+            rig.desk.want(RELIANCE, 20)
+            await eventually(lambda: len(rig.heard) > 5)
+            await sim.inject(f.Mute())
+            await eventually(lambda: rig.twenty.feed.state is ProviderState.STALE)
+            assert rig.heard[-1].flags & (DEPTH_STALE | DEPTH_GAP) == DEPTH_STALE | DEPTH_GAP
+            await sim.inject(f.Mute(on=False))
+            await eventually(lambda: rig.twenty.feed.state is ProviderState.STREAMING)
+            await eventually(lambda: not rig.heard[-1].flags & DEPTH_STALE)
+            assert sim.handshakes >= 2
+
+
+async def test_a_server_that_takes_fewer_instruments_than_documented_gets_fewer() -> None:
+    async with DhanSimulator(rate=0) as sim:
+        rig = DepthRig(sim)
+        async with rig.running():
+            for instrument in (RELIANCE, HDFC, TCS):
+                rig.desk.want(instrument, 20)
+            await eventually(lambda: len(held(sim, DEPTH_20)) == 3)
+            (number,) = sim.connections
+            await sim.inject(f.Disconnect(reason=804, connection=number))
+            await eventually(lambda: len(held(sim, DEPTH_20)) == 3 and len(sim.connections) > 1, within_s=15)
+            assert rig.twenty.capacity == 1 + 4 * 50
+            await eventually(lambda: len({it.symbol for it in rig.heard}) == 3)
 
 
 async def test_while_the_deeper_feed_is_away_the_full_packets_stand_in() -> None:
