@@ -110,7 +110,9 @@ async def test_a_crossed_and_a_stale_book_are_flagged_and_a_refusal_is_said(page
         await page.get_by_role("button", name="Depth", exact=True).click()
         await expect(page.locator("#ladder tr")).to_have_count(5)
         cells = await page.locator("#ladder tr").first.locator("td").all_inner_texts()
-        assert cells == ["1", "10", "100.00", "101.00", "20", "2"], "bids left, asks right, best in the middle"
+        assert cells == ["1", "10", "100.00", "101.00", "20", "2"], (
+            "bids left, asks right, best in the middle"
+        )
         await expect(page.locator("#depth-facts")).to_contain_text("spread 1.00 · 60 bid, 110 asked")
         await expect(page.locator("#depth-flags .pill")).to_have_count(0)
         books.tell("NSE:TCS", 101.0, DEPTH_CROSSED | DEPTH_STALE)
