@@ -527,7 +527,7 @@ def openapi_document() -> dict[str, Any]:
                     ),
                     _query(
                         "channels",
-                        "tick, chart, quote, trade, depth, options, news, separated by commas; tick when not given",
+                        "of tick, chart, quote, trade, depth, options, news, by commas; tick when not given",
                         {**_TEXT, "examples": ["tick,chart"]},
                     ),
                     _query("levels", "of depth", {"enum": [5, 20, 200]}),
