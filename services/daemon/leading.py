@@ -94,6 +94,7 @@ class Leading:
         it = self._it
         snapshot = it.mappings.current
         assert snapshot is not None  # noqa: S101 - loaded at the start
+        it.storage.note_lease()
         try:
             it.state.epoch = await self._recall.run(snapshot, it.known.mappings)
         except StorageError as error:

@@ -234,7 +234,9 @@ class Outbox:
             frame = single_frame(pending.popitem()[1]) if alone else self._frames.frame_of(_take(pending))
             frames.append(frame)
             size += len(frame)
-        if pace.charts.waiting and size < budget_bytes and self._frames.charts is not None:
+        if self._frames.charts is None:
+            pace.charts.drop()
+        elif pace.charts.waiting and size < budget_bytes:
             frames += pace.charts.pop(self._frames.charts, budget_bytes - size)
         if pace.sides.waiting and (room := budget_bytes - sum(map(len, frames))) > 0:
             frames += pace.sides.pop(room)

@@ -24,8 +24,8 @@ from services.storage.keys import option_stream
 
 _log = structlog.get_logger(__name__)
 
-STREAM_ENTRIES = 200
-"""Chains kept of one underlying, all its expiries together; one of 200 legs takes about 20 KB."""
+STREAM_ENTRIES = 100
+"""Chains kept of one underlying, all its expiries together; one of 200 legs is 32 KB of text."""
 QUEUE_CHAINS = 512
 KEPT_S = 2 * 86_400
 _REMEMBERED = 1_024

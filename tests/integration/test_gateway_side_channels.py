@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from services.errors import ProviderUnavailable, RequestRefused
+from services.errors import ProviderUnavailable
 from services.gateway.channel_feeds import DepthFeed, NewsFeed, OptionFeed
 from services.gateway.limits import ClientLimits
 from services.market_data.clock import SystemClock
 from services.market_data.events import NewsUpdate
 from services.market_data.option_chains import OptionChainSnapshot, chain_of_entry, entry_of
-from services.market_data.updates import DEPTH_CROSSED, DEPTH_STALE, Level2Update
+from services.market_data.updates import DEPTH_CROSSED, DEPTH_STALE
 from services.options.chain import Chain
 from services.options.poller import ChainPoller, wanted_of_lease
 from services.options.snapshot import snapshot_of
@@ -25,6 +25,7 @@ from services.storage.depth_follower import DepthFollower
 from services.storage.depth_stream_writer import DepthStreamWriter
 from services.storage.news_stream import NewsBoard
 from services.storage.option_chain_stream import STREAM_ENTRIES, OptionChainFollower, OptionChainWriter
+from tests.support.books import ToldBooks
 from tests.support.eventually import FACTOR, eventually
 from tests.support.gateway import GatewayRig, ask, running_gateway
 from tests.support.options import NIFTY, ToldOptions, option_desk
@@ -60,53 +61,8 @@ async def tasks(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 # ---- depth --------------------------------------------------------------------------------------
 
 
-class Books:
-    """A desk that does as it is told."""
-
-    def __init__(self) -> None:
-        self.wanted: list[tuple[str, int]] = []
-        self.books: dict[str, Level2Update] = {}
-        self.listeners: list[Callable[[Level2Update], None]] = []
-        self.sequence = 0
-
-    def latest(self, instrument: str) -> Level2Update | None:
-        return self.books.get(instrument)
-
-    def listen(self, callback: Callable[[Level2Update], None]) -> Callable[[], None]:
-        self.listeners.append(callback)
-        return lambda: self.listeners.remove(callback)
-
-    def want(self, instrument: str, levels: int = 5) -> None:
-        if instrument == RELIANCE:
-            raise RequestRefused("nobody has its depth", reason="no_depth")
-        self.wanted.append((instrument, levels))
-
-    def unwant(self, instrument: str, levels: int = 5) -> None:
-        self.wanted.remove((instrument, levels))
-
-    def tell(self, instrument: str, best: float, flags: int = 0, levels: int = 20) -> Level2Update:
-        self.sequence += 1
-        update = Level2Update(
-            instrument,
-            instrument.partition(":")[0],
-            "DHAN",
-            1_700_000_000_000_000 + self.sequence,
-            1_700_000_000_000,
-            tuple((best - level, 10 + level, 1) for level in range(levels)),
-            tuple((best + 1 + level, 20 + level, 2) for level in range(levels)),
-            levels,
-            flags,
-            1_700_000_000_000,
-            self.sequence,
-        )
-        self.books[instrument] = update
-        for listener in self.listeners:
-            listener(update)
-        return update
-
-
 async def test_depth_begins_with_the_newest_book_and_then_the_newest_wins() -> None:
-    books = Books()
+    books = ToldBooks()
     async with running_gateway(INSTRUMENTS) as rig:
         DepthFeed(rig.gateway.channels, books)
         books.tell(TCS, 100.0)
@@ -140,7 +96,7 @@ async def test_depth_begins_with_the_newest_book_and_then_the_newest_wins() -> N
 
 
 async def test_clients_with_different_depths_get_their_own_and_a_lost_client_gives_back_its_want() -> None:
-    books = Books()
+    books = ToldBooks()
     async with running_gateway(INSTRUMENTS) as rig:
         DepthFeed(rig.gateway.channels, books)
         few, _ = await rig.subscriber(TCS, channels=["depth"])
@@ -158,7 +114,7 @@ async def test_clients_with_different_depths_get_their_own_and_a_lost_client_giv
 async def test_a_gateway_process_shows_the_books_of_the_stream_and_leases_what_is_wanted(
     redis_url: str,
 ) -> None:
-    desk, follower = Books(), DepthFollower(redis_url)
+    desk, follower = ToldBooks(), DepthFollower(redis_url)
     writer = DepthStreamWriter(redis_url, **quick())
     desk.listen(writer.take)
     async with running_gateway(INSTRUMENTS) as rig, tasks(writer.run(), follower.run()):
@@ -429,7 +385,7 @@ async def test_a_narrowed_token_sees_only_its_own_news_and_the_writer_tells_at_o
 
 
 async def test_all_three_come_as_server_sent_events(redis_url: str) -> None:
-    books = Books()
+    books = ToldBooks()
     async with boards(redis_url) as (board, _), running_gateway(INSTRUMENTS) as rig:
         await board.refresh()
         NewsFeed(rig.gateway.channels, board, lambda _key: None)

@@ -31,6 +31,7 @@ const REFUSED_WORDS: Record<string, string> = {
   depth_off: "Depth is switched off (DEPTH in .env).",
   depth_levels: "This many levels are not offered here.",
   depth_full: "All places of this depth are taken; ask for fewer levels.",
+  depth_unavailable: "The provider of this depth is parked or not active.",
   depth_credentials: "The provider of this depth has no credentials.",
   channel_unavailable: "This daemon has no depth.",
 };
