@@ -45,7 +45,7 @@ class Recall:
                 client,
                 {exchange: positions[exchange] for exchange in exchanges},
                 {key: mapping.exchange for key, mapping in instruments.items()},
-                {tick.symbol: tick.timestamp for tick in newest.values()},
+                newest,
             )
             return await self._storage.history.start(client)
         finally:
@@ -60,7 +60,7 @@ class Recall:
         client: Any,
         positions: dict[str, Position],
         instruments: dict[str, str],
-        newest_ms: Mapping[str, int],
+        newest: Mapping[str, LastTick],
     ) -> None:
         """Build the forming bars again, unless an attempt before has done so from the very same streams.
 
@@ -70,7 +70,7 @@ class Recall:
             return
         self._bars_made_of = None
         recall = BarRecall(client, self._bars.begin(), self._grid, self._storage.spool)
-        recalled = await recall.run(positions, instruments, newest_ms)
+        recalled = await recall.run(positions, instruments, newest)
         for said in recalled.said:
             # Their samples may not have been written any more; writing them again changes nothing.
             self._storage.bar_series.offer(said)

@@ -9,7 +9,6 @@ It starts no task: `live_data_ingestion` runs the parts while this daemon leads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from services.credential_keeper import CredentialKeeper, market_hours
 from services.credential_state import MarketHours
 from services.daemon.config import IngestionConfig
 from services.data_broadcast import DataBroadcast
-from services.errors import MarketdError
 from services.learned_silence import FILE as SILENCE_FILE
 from services.learned_silence import LearnedSilence
 from services.market_data.bars import MINUTE_MS
@@ -96,10 +94,9 @@ class Routing:
     async def end(self, *, led: bool) -> None:
         """Keep what was decided and learned, as far as that is possible within a moment."""
         if led:
-            with contextlib.suppress(MarketdError, TimeoutError):
-                async with asyncio.timeout(ROUTE_EVENTS_WITHIN_S):
-                    await self.events.write_all()
-                    await self.scores.write()
+            await asyncio.gather(
+                *(writer.flush(ROUTE_EVENTS_WITHIN_S) for writer in (self.events, self.scores))
+            )
             await self.learned.save()
         await self.events.close()
         await self.scores.close()

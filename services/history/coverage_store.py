@@ -11,13 +11,12 @@ from typing import Any
 
 import msgspec
 
-from services.catalogue.database import Connection, Database
-from services.catalogue.database_errors import DRIVER_ERRORS, database_error
+from services.catalogue.access import DatabaseAccess
+from services.catalogue.database import Connection
 from services.market_data.candles import CoverageSpan
 from services.market_data.coverage import Note, apply
 from services.pipeline.giving_way import slices
 
-COMMAND_TIMEOUT_S = 5.0
 KEYS_PER_TRANSACTION = 500
 _AT_ONCE = 100
 _FIELDS = ("instrument", "type", "state", "source", "reason", "from_ms", "to_ms")
@@ -55,24 +54,19 @@ _COUNT_MISSING = (
 class CoverageStore:
     """The table `coverage` of one database. `close` it when done; it connects at the first call.
 
-    Every method raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the
-    table or the right to it is missing.
+    Every method raises what `DatabaseAccess` raises.
     """
 
     def __init__(self, database_url: str) -> None:
-        self._database_url = database_url
-        self._database: Database | None = None
+        self._database = DatabaseAccess(database_url, application_name="marketd:coverage")
 
     async def use_url(self, database_url: str) -> None:
         """Connect by another URL from now on."""
-        self._database_url = database_url
-        await self.close()
+        await self._database.use_url(database_url)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        database, self._database = self._database, None
-        if database is not None:
-            await database.close()
+        await self._database.close()
 
     async def note(self, notes: Sequence[Note]) -> None:
         """Take notes into the table, all or (after an error) the first of them."""
@@ -82,19 +76,13 @@ class CoverageStore:
         keys = list(by_key)
         for at in range(0, len(keys), KEYS_PER_TRANSACTION):
             chunk = keys[at : at + KEYS_PER_TRANSACTION]
-            try:
-                async with self._connect().transaction(writes=True) as connection:
-                    await self._replace(connection, {key: by_key[key] for key in chunk})
-            except DRIVER_ERRORS as error:
-                raise database_error(error, self._database_url) from error
+            async with self._database.writing() as connection:
+                await self._replace(connection, {key: by_key[key] for key in chunk})
 
     async def forget(self) -> None:
         """Drop everything that is had; what is missing or not to be had stays so."""
-        try:
-            async with self._connect().transaction(writes=True) as connection:
-                await connection.execute("DELETE FROM coverage WHERE state = 'have'")
-        except DRIVER_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        async with self._database.writing() as connection:
+            await connection.execute("DELETE FROM coverage WHERE state = 'have'")
 
     async def of(self, instrument: str) -> list[CoverageSpan]:
         """Return everything that is known of an instrument, by type and time."""
@@ -113,11 +101,7 @@ class CoverageStore:
 
     async def missing_by_type(self) -> dict[str, tuple[int, int]]:
         """Return how many spans, and how many ms of them, are missing, by type."""
-        try:
-            async with self._connect().session() as connection:
-                rows = await connection.fetch(_COUNT_MISSING)
-        except DRIVER_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        rows = await self._database.read(_COUNT_MISSING)
         return {row["type"]: (row["spans"], row["ms"]) for row in rows}
 
     # ---- inner ----------------------------------------------------------------------------------
@@ -145,18 +129,7 @@ class CoverageStore:
             await connection.execute(_INSERT, *([getattr(row, name) for row in changed] for name in _FIELDS))
 
     async def _read(self, statement: str, *values: Any) -> list[CoverageSpan]:
-        try:
-            async with self._connect().session() as connection:
-                return [_span(row) for row in await connection.fetch(statement, *values)]
-        except DRIVER_ERRORS as error:
-            raise database_error(error, self._database_url) from error
-
-    def _connect(self) -> Database:
-        if self._database is None:
-            self._database = Database(
-                self._database_url, application_name="marketd:coverage", command_timeout_s=COMMAND_TIMEOUT_S
-            )
-        return self._database
+        return [_span(row) for row in await self._database.read(statement, *values)]
 
 
 def _span(row: Any) -> CoverageSpan:

@@ -16,14 +16,14 @@ from redis.asyncio import Redis
 from services.errors import MarketdError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.planner import Window, runs_of
-from services.history.source import PATIENCE_S, HistorySource, Offer
+from services.history.source import FOUND_LEAVES, PATIENCE_S, HistorySource, Offer
 from services.market_data.bar_grid import BarGrid
 from services.market_data.bars import MINUTE_MS, Bar, Interval
 from services.market_data.candles import Candle
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, UNAVAILABLE, Note, spans_of
 from services.market_data.instruments import InstrumentMapping
-from services.market_data.spans import Span, without
+from services.market_data.spans import Span, common, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
 from services.pipeline.giving_way import slices
@@ -46,6 +46,8 @@ _MOST_DAYS_MS = 30 * 86_400_000
 _MOST_BARS_MS = 7 * 86_400_000
 """Minutes of so much time at once, of markets that close and that never do: about ten thousand bars."""
 _ROWS_AT_ONCE = 1_000
+_LONGEST_UNFINISHED_MS = 4 * 86_400_000
+"""In a longer time something has ended."""
 _DISAGREES_BY = 0.005
 
 Announce = Callable[[str, str, str, Interval, int, int], None]
@@ -129,13 +131,18 @@ class Filler:
             if (source := self.sources.get(mapping.provider_code)) is not None and source.has_adjusted
         ]
 
-    async def fill(self, window: Window, *, patience_s: float = PATIENCE_S) -> FillOutcome:
-        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it."""
+    async def fill(
+        self, window: Window, *, patience_s: float = PATIENCE_S, leave: float = 0.0
+    ) -> FillOutcome:
+        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it.
+
+        `leave` is the part of a vendor's requests of the day that is left to others.
+        """
         key = (window.instrument, window.interval)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                outcome = await self._fill(window, patience_s)
+                outcome = await self._fill(window, patience_s, leave)
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -144,7 +151,7 @@ class Filler:
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    async def _fill(self, window: Window, patience_s: float) -> FillOutcome:
+    async def _fill(self, window: Window, patience_s: float, leave: float) -> FillOutcome:
         now_ms = self._clock.now_ms()
         exchange = window.instrument.partition(":")[0]
         expected = self.expected(window, now_ms)
@@ -159,7 +166,7 @@ class Filler:
             return outcome
         try:
             rows, code, refusals = await first_that_answers(
-                candidates, lambda one: self._ask(one, window, span, patience_s)
+                candidates, lambda one: self._ask(one, window, span, patience_s, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals = error.refusals
@@ -175,7 +182,7 @@ class Filler:
         absent = [start for start in expected if start not in bars]
         others = [candidate for candidate in candidates if candidate[0] != code]
         if others and len(absent) > _SECOND_OPINION_SHARE * len(expected):
-            await self._second_opinion(others, window, span, expected, bars, outcome)
+            await self._second_opinion(others, window, span, expected, bars, outcome, leave)
         elif others and self.counters.windows % _COMPARED_EVERY == 0:
             await self._compare(others[0], window, span, bars)
         oldest_ms = now_ms - self._retention.of(exchange)
@@ -227,6 +234,12 @@ class Filler:
         starts = (day.start_ms for day in days)
         return frozenset(start for start in starts if any(begin <= start < end for begin, end in had))
 
+    def due(self, window: Window, now_ms: int) -> bool:
+        """Tell whether anything can be known of a window yet: not while all its days are still to come."""
+        if window.interval != "1d" or window.to_ms - window.from_ms > _LONGEST_UNFINISHED_MS:
+            return True
+        return bool(self.expected(window, now_ms) or self._closed(window, now_ms))
+
     def expected(self, window: Window, now_ms: int) -> list[int]:
         """Return the starts of the bars there should be in the missing parts of a window, ascending."""
         exchange = window.instrument.partition(":")[0]
@@ -266,10 +279,15 @@ class Filler:
         return found
 
     async def _ask(
-        self, one: tuple[HistorySource, InstrumentMapping], window: Window, span: Span, patience_s: float
+        self,
+        one: tuple[HistorySource, InstrumentMapping],
+        window: Window,
+        span: Span,
+        patience_s: float,
+        leave: float,
     ) -> list[Candle]:
         source, mapping = one
-        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s)
+        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s, leave=leave)
 
     async def _placed(
         self, exchange: str, window: Window, rows: Sequence[Candle], expected: Sequence[int]
@@ -306,11 +324,12 @@ class Filler:
         expected: Sequence[int],
         bars: dict[int, Candle],
         outcome: FillOutcome,
+        leave: float,
     ) -> None:
         """Let the next source fill in what the first one lacks."""
         try:
             rows, code, refusals = await first_that_answers(
-                others, lambda one: self._ask(one, window, span, 5.0)
+                others, lambda one: self._ask(one, window, span, 5.0, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals += error.refusals
@@ -332,7 +351,9 @@ class Filler:
     ) -> None:
         """Hold a sample of the bars against another source; what differs is counted and said."""
         try:
-            rows, code, _ = await first_that_answers([other], lambda one: self._ask(one, window, span, 5.0))
+            rows, code, _ = await first_that_answers(
+                [other], lambda one: self._ask(one, window, span, 5.0, FOUND_LEAVES)
+            )
         except NobodyAnswered:
             return
         more, _ = await self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
@@ -414,14 +435,6 @@ class Filler:
         )
 
     def _nothing_expected(self, window: Window, now_ms: int) -> None:
-        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
-        exchange = window.instrument.partition(":")[0]
-        open_times: list[Span] = []
-        if window.to_ms > settled_ms:
-            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
-            if window.interval == "1d":
-                return
-            open_times = self._trading.between(exchange, window.from_ms, window.to_ms)
         self._ledger.note(
             *(
                 Note(
@@ -430,11 +443,24 @@ class Filler:
                     state=HAVE,
                     source=CLOSED,
                     from_ms=begin,
-                    to_ms=min(end, settled_ms),
+                    to_ms=end,
                 )
-                for begin, end in without(window.spans, open_times)
+                for begin, end in self._closed(window, now_ms)
             )
         )
+
+    def _closed(self, window: Window, now_ms: int) -> list[Span]:
+        """Return the parts of a window that are known to hold nothing that is still to come."""
+        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
+        exchange = window.instrument.partition(":")[0]
+        to_come: list[Span] = []
+        if window.interval == "1d":
+            days = self._trading.days_between(exchange, window.from_ms, window.to_ms)
+            to_come = [session for _, session in days if session[1] > settled_ms]
+        elif window.to_ms > settled_ms:
+            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
+            to_come = self._trading.between(exchange, window.from_ms, window.to_ms)
+        return without(common(window.spans, [(window.from_ms, settled_ms)]), to_come)
 
     def _count(self, outcome: FillOutcome) -> None:
         counters = self.counters

@@ -22,6 +22,10 @@ from services.rest.quota import Quota, QuotaLimits
 
 DAY_MS = 86_400_000
 PATIENCE_S = 30.0
+FOUND_LEAVES = 0.5
+"""The part of a vendor's requests of the day that the backfill leaves to what somebody asks for."""
+ORDERED_LEAVES = 0.25
+"""The part that a backfill that was ordered leaves to whoever waits for an answer."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,10 +72,12 @@ class HistorySource(HistoricalDataProvider):
         *,
         patience_s: float = PATIENCE_S,
         adjusted: bool = False,
+        leave: float = 0.0,
     ) -> list[Candle]:
         """Return the finished bars that begin within [from_ms, to_ms), oldest first.
 
-        A daily bar's start is any moment of its day. The span must fit the offer. Raises a
+        A daily bar's start is any moment of its day. The span must fit the offer; `leave` is the part of
+        the day's requests that is left to others. Raises a
         `ProviderError`, `WireFormatError`, or ValueError for what the source has not.
         """
         if self.offer(mapping, interval) is None:
@@ -79,7 +85,7 @@ class HistorySource(HistoricalDataProvider):
         if adjusted and not self.has_adjusted:
             raise ValueError(f"{self.code} has no adjusted prices")
         return await self._paced(
-            lambda: self._ask(mapping, interval, from_ms, to_ms, adjusted), patience_s=patience_s
+            lambda: self._ask(mapping, interval, from_ms, to_ms, adjusted), patience_s=patience_s, leave=leave
         )
 
     async def get_hist_candles(self, symbol: str, interval: str, count: int) -> list[Candle]:
@@ -117,8 +123,10 @@ class HistorySource(HistoricalDataProvider):
     ) -> list[Candle]:
         """Make one request and return its bars."""
 
-    async def _paced(self, ask: Callable[[], Awaitable[list[Candle]]], *, patience_s: float) -> list[Candle]:
-        await self.quota.take(patience_s)
+    async def _paced(
+        self, ask: Callable[[], Awaitable[list[Candle]]], *, patience_s: float, leave: float
+    ) -> list[Candle]:
+        await self.quota.take(patience_s, leave=leave)
         self.requests += 1
         try:
             return await ask()

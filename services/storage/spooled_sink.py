@@ -6,6 +6,8 @@ Records leave the queue oldest first, so all on disk are older than all in the q
 order matters to Redis (the stream) sends nothing from the queue before the disk is empty; the others
 give the disk one place in flight and keep the rest for live data. Records go to disk in their final
 form: what belongs to one millisecond is merged before, so replaying any of them again changes nothing.
+What goes once more because a killed Redis may have forgotten it is on disk as well, ahead of all others,
+while Redis is away: whoever starts next sends it.
 Without a spool this is a plain `RedisSink`.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -21,7 +24,7 @@ from typing import Any, ClassVar
 import structlog
 
 from services.errors import StorageError, StorageUnavailable
-from services.market_data.records import PROBE_INSTRUMENT, Record
+from services.market_data.records import PROBE_EXCHANGE, PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
@@ -45,6 +48,8 @@ _BEHIND_BACKLOG = 2_000
 _HOLD_ABOVE = 20_000
 _STOP_GRACE_S = 1.0
 _SPILL_RESERVE_S = 2.0
+_KEPT_AHEAD = -1
+"""Marks a batch without an answer that is on disk in front of all others there."""
 
 
 class SpooledSink(RedisSink):
@@ -84,6 +89,8 @@ class SpooledSink(RedisSink):
         self._dozing = False
         self._spilling = asyncio.Lock()
         self._adopted = False
+        self._again_kept = True
+        self._kept_ahead = 0
         self.led_times: LedTimes | None = None
         """Knows which records on disk are another leader's to store; those are dropped, counted."""
         self.losses = Losses(name)
@@ -121,6 +128,7 @@ class SpooledSink(RedisSink):
             await super().run()
             return
         if not self._adopted:
+            await self._adopt_ahead(self._spool)
             self._adopted = True
             self.counters.recovered = self._spool.pending
             self.counters.offered += self._spool.pending
@@ -140,7 +148,7 @@ class SpooledSink(RedisSink):
         self.retry_now()
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        while self.queued:
+        while self.queued or self._again_left:
             waited_s = loop.time() - started_s
             if deadline_s <= 0 or waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
                 break
@@ -154,19 +162,65 @@ class SpooledSink(RedisSink):
                     await self._settled.wait()
             except TimeoutError:
                 continue
-        if self.queued:
-            await self._give_to_disk(self._spool)
+        if self.queued or self._again_left:
+            await self._give_to_disk(self._spool, hurried=deadline_s <= 0)
         await self._spool.sync(now=True)
         return self.queued
 
-    async def _give_to_disk(self, spool: SpoolChannel) -> None:
+    async def _give_to_disk(self, spool: SpoolChannel, *, hurried: bool) -> None:
         """Stop writing to Redis for good, and put all that is in memory on disk."""
-        self._closing = True
         if self._connection is not None:
             self._connection.abort(StorageUnavailable("the writer is stopping"))
         self._take_back()
+        if not hurried:
+            # A Redis that takes nothing any more may also have forgotten what it took just before.
+            self._take_back_confirmed()
+        self._closing = True
         await self._spill(spool)
+        await self._keep_overtaken(spool)
         _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
+
+    def _to_send_again(self, batches: list[Batch]) -> None:
+        super()._to_send_again(batches)
+        if batches:
+            self._again_kept = False
+
+    async def _adopt_ahead(self, spool: SpoolChannel) -> None:
+        """Send what an earlier run left to be sent once more before all else."""
+        rows = deque((record, TRIED) for record in spool.ahead)
+        batches: list[Batch] = []
+        while rows:
+            batch = self._encode_final(rows)
+            if batch is not None:
+                batch.again = True
+                batches.append(batch)
+            await asyncio.sleep(0)
+        super()._to_send_again(batches)
+
+    async def _keep_ahead(self, spool: SpoolChannel) -> None:
+        """Have on disk what goes once more, while that is so."""
+        if not self._again_left and not self._kept_ahead:
+            self._again_kept = True
+            if spool.ahead:
+                await spool.keep_ahead([])
+        elif self._down and not self._again_kept and spool.usable:
+            again = [batch for batch in self._replay if batch.again or batch.spool_mark == _KEPT_AHEAD]
+            self._again_kept = True
+            if not await spool.keep_ahead(_records_of(again)):
+                self._again_kept = False
+
+    async def _keep_overtaken(self, spool: SpoolChannel) -> None:
+        """Bring to disk what has no answer and stands in front of newer records that are there already."""
+        ahead = [batch for batch in self._replay if not batch.spooled_until]
+        overtaken = [batch for batch in ahead if not batch.again and batch.spool_mark != _KEPT_AHEAD]
+        if not overtaken or not await spool.keep_ahead(_records_of(ahead)):
+            return
+        for batch in overtaken:
+            batch.spool_mark = _KEPT_AHEAD
+            self._kept_ahead += 1
+            self._batched -= len(batch.records)
+            self.counters.spooled += len(batch.records)
+        self._note_settled()
 
     def _lose(self, reason: str, record: Record) -> None:
         super()._lose(reason, record)
@@ -213,7 +267,13 @@ class SpooledSink(RedisSink):
             await spool.sync()
             # Nothing can grow old or too much before a batch is made or Redis is lost, which wake this.
             self._dozing = self.state is SinkState.READY and not (
-                self.queued or self.counters.spooled or spool.unsynced or self._read or self._reading
+                self.queued
+                or self.counters.spooled
+                or spool.unsynced
+                or self._read
+                or self._reading
+                or spool.ahead
+                or self._again_left
             )
             handle = loop.call_later(_DOZE_S if self._dozing else _LOOK_EVERY_S, self._look.set)
             try:
@@ -224,6 +284,7 @@ class SpooledSink(RedisSink):
     async def _spill(self, spool: SpoolChannel) -> None:
         """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
         async with self._spilling:
+            await self._keep_ahead(spool)
             # Asked once: were it to change in between, newer records would overtake the batches.
             down = self._down
             if down:
@@ -272,10 +333,10 @@ class SpooledSink(RedisSink):
         if self._connection is not None or self._in_flight or self._returned:
             return
         # What goes once more is accounted for, and older than all on disk: it waits in memory, in front.
-        live = [batch for batch in self._replay if not batch.spooled_until and not batch.again]
+        live = [batch for batch in self._replay if _is_live(batch)]
         if not live or any(batch.spool_mark != self._handed for batch in live):
             return
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         rows: list[tuple[Record, int]] = []
         for batch in live:
             self._forget(batch)
@@ -379,7 +440,7 @@ class SpooledSink(RedisSink):
         while self._pending_count:
             self._discard_oldest()
         self._final.clear()
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         self._forget_confirmed()
         self._batched = 0
         if dropped := waiting - self.queued:
@@ -391,5 +452,18 @@ class SpooledSink(RedisSink):
             self.counters.spooled -= len(batch.records)
             self._spooled_out -= 1
             self._spool.ack(batch.spooled_until)
+        elif batch.spool_mark == _KEPT_AHEAD:
+            self.counters.spooled -= len(batch.records)
+            self._kept_ahead -= 1
         else:
             super()._release(batch)
+
+
+def _is_live(batch: Batch) -> bool:
+    """Tell whether a batch is in memory only, with records that are not settled."""
+    return not (batch.spooled_until or batch.again or batch.spool_mark == _KEPT_AHEAD)
+
+
+def _records_of(batches: Iterable[Batch]) -> list[Record]:
+    # A probe proves the present; it is of no use later.
+    return [record for batch in batches for record in batch.records if record.exchange != PROBE_EXCHANGE]
