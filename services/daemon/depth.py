@@ -125,8 +125,7 @@ class Depth:
 
     async def end_feeds(self) -> None:
         """Subscribe nothing any more; the books of now stay to be read."""
-        for name in self.task_names:
-            await self._supervisor.end(name)
+        await asyncio.gather(*(self._supervisor.end(name) for name in self.task_names))
 
     async def step_down(self) -> None:
         """Leave it to the daemon that leads now; what is not written is outdated, and counted."""

@@ -115,6 +115,13 @@ class DhanDepth:
             await self.feed.unwant(gone)
         await self.feed.want(wanted)
 
+    async def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Bring the books of `added` as well, and of `removed` no longer."""
+        names = self._symbol_of
+        if gone := [names[instrument] for instrument in removed if instrument in names]:
+            await self.feed.unwant(gone)
+        await self.feed.want([names[instrument] for instrument in added if instrument in names])
+
     def trouble(self) -> str:
         """Return what keeps the books from coming that somebody wants; empty where nothing does.
 

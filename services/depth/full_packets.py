@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from services.base_provider import BaseMarketDataProvider, ProviderState
 from services.depth.book import best_first
-from services.depth.source import BookTaker
+from services.depth.source import BookTaker, in_slices
 from services.errors import RequestRefused
 from services.market_data.instruments import InstrumentMapping
 from services.market_data.pricing import PriceGrid
@@ -69,6 +69,7 @@ class FullPackets:
         self._rows: dict[str, list[InstrumentMapping]] = {}
         self._grids: dict[str, PriceGrid] = {}
         self._taps: dict[str, _Tap] = {}
+        self._homes: dict[str, tuple[str, str]] = {}
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Take over which providers have which instrument, and under what name."""
@@ -103,24 +104,53 @@ class FullPackets:
     async def carry(self, instruments: Sequence[str]) -> None:
         """Let the books of these through, and of no others."""
         wanted: dict[str, dict[str, _Carried]] = {}
+        homes: dict[str, tuple[str, str]] = {}
+        async for some in in_slices(instruments):
+            self._place(some, wanted, homes)
+        self._homes = homes
+        for code in (*self._taps, *wanted):
+            tap = self._taps.get(code)
+            if tap is None:
+                tap = self._taps[code] = _Tap(self._desk, code)
+            tap.wanted = wanted.get(code, {})
+        self._hang()
+
+    async def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Let the books of `added` through as well, and of `removed` no longer."""
+        for instrument in removed:
+            code, symbol = self._homes.pop(instrument, ("", ""))
+            if code in self._taps:
+                self._taps[code].wanted.pop(symbol, None)
+        wanted: dict[str, dict[str, _Carried]] = {}
+        self._place(added, wanted, self._homes)
+        for code, symbols in wanted.items():
+            tap = self._taps.get(code)
+            if tap is None:
+                tap = self._taps[code] = _Tap(self._desk, code)
+            tap.wanted.update(symbols)
+        self._hang()
+
+    def _place(
+        self,
+        instruments: Sequence[str],
+        wanted: dict[str, dict[str, _Carried]],
+        homes: dict[str, tuple[str, str]],
+    ) -> None:
         for instrument in instruments:
             if (found := self._carrier(instrument)) is not None:
                 row = found[0]
                 grid = self._grids.get(instrument)
                 if grid is None:
                     grid = self._grids[instrument] = PriceGrid(row.tick_size)
-                wanted.setdefault(row.provider_code, {})[row.provider_symbol] = _Carried(instrument, grid)
+                symbol = row.provider_symbol
+                wanted.setdefault(row.provider_code, {})[symbol] = _Carried(instrument, grid)
+                homes[instrument] = row.provider_code, symbol
+
+    def _hang(self) -> None:
+        """Hang each tap at its provider while it lets anything through."""
+        self._taps = {code: tap for code, tap in self._taps.items() if tap.wanted}
         for code, provider in self._providers().items():
-            symbols = wanted.get(code)
-            if symbols is None:
-                provider.depth_tap = None
-                self._taps.pop(code, None)
-                continue
-            tap = self._taps.get(code)
-            if tap is None:
-                tap = self._taps[code] = _Tap(self._desk, code)
-            tap.wanted = symbols
-            provider.depth_tap = tap
+            provider.depth_tap = self._taps.get(code)
 
     def status(self) -> dict[str, Any]:
         """Return how many books each provider is let bring."""

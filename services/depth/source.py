@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 from services.errors import RequestRefused
 from services.market_data.updates import Level
+
+SLICE = 1_000
+"""So many instruments are worked through before others have their turn of the event loop."""
+
+
+async def in_slices(instruments: Sequence[str]) -> AsyncIterator[Sequence[str]]:
+    """Yield a long list in slices, between which others have their turn."""
+    for start in range(0, len(instruments), SLICE):
+        yield instruments[start : start + SLICE]
+        await asyncio.sleep(0)
 
 
 class BookTaker(Protocol):
@@ -52,6 +63,9 @@ class DepthSource(Protocol):
 
     async def carry(self, instruments: Sequence[str]) -> None:
         """Bring the books of these and of no others; those it cannot have are passed over."""
+
+    async def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Bring the books of `added` as well, and of `removed` no longer."""
 
     def status(self) -> dict[str, Any]:
         """What it carries, and over what."""

@@ -7,6 +7,7 @@ clients that come and go cause no traffic upstream.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 LINGER_S = 30.0
 
@@ -54,8 +55,11 @@ class DepthWants:
         """Tell whether something has lingered long enough. `now_s` is monotonic."""
         return any(until_s <= now_s for until_s in self._until_s.values())
 
-    def wanted(self, now_s: float, capacity: int | None) -> list[str]:
-        """Return what is to be subscribed: pinned, asked for, lingering, in this order, as many as fit."""
+    def loose(self, now_s: float, capacity: int | None) -> dict[str, None]:
+        """Return what is to be subscribed besides the pinned: asked for, then lingering, as many as fit."""
         for instrument in [it for it, until_s in self._until_s.items() if until_s <= now_s]:
             del self._until_s[instrument]
-        return list(dict.fromkeys((*self.pinned, *self._counts, *self._until_s)))[:capacity]
+        found = dict.fromkeys(it for it in chain(self._counts, self._until_s) if it not in self.pinned)
+        if capacity is None or len(self.pinned) + len(found) <= capacity:
+            return found
+        return dict.fromkeys(islice(found, max(0, capacity - len(self.pinned))))

@@ -147,7 +147,7 @@ async def test_each_instrument_of_two_hundred_levels_has_a_socket_and_gives_it_u
             for number in (1, 3, 4, 5, 6):
                 rig.desk.unwant(f"NSE:S{number}", 200)
             await eventually(lambda: not sim.connections, within_s=20)
-            assert rig.most.feed.state is ProviderState.IDLE
+            await eventually(lambda: rig.most.feed.state is ProviderState.IDLE)
             rig.desk.want("NSE:S2", 200)
             await eventually(lambda: held(sim, DEPTH_200) == {"NSE_EQ:2"}, within_s=20)
 
@@ -279,7 +279,7 @@ async def test_a_token_that_the_live_feed_knows_to_be_dead_is_never_tried() -> N
                 rig.desk.want(RELIANCE, 20)
             assert refused.value.reason == "depth_credentials"
             # A pinned one stays wanted; it is not tried either, until there is another token.
-            rig.desk._pinned = ((RELIANCE, 20),)
+            rig.desk.plan.pinned = ((RELIANCE, 20),)
             rig.desk.look_soon()
             await eventually(lambda: rig.twenty.feed.state is ProviderState.PARKED)
             assert sim.handshakes == tried

@@ -42,7 +42,7 @@ async def test_leases_are_wanted_until_they_end_and_refusals_are_told(redis_url:
         )
         await leases.look(client)
         await leases.look(client)
-        await rig.desk.follow()
+        await rig.desk.plan.follow()
         assert rig.desk.needs_ticks_of == {"NSE:RELIANCE"}
         assert set(rig.twenty.feed.wanted) == {"NSE_EQ:2885", "NSE_EQ:11536"}
         status = leases.status()
@@ -56,7 +56,7 @@ async def test_leases_are_wanted_until_they_end_and_refusals_are_told(redis_url:
         }
         clock.advance(11)
         await leases.look(client)
-        await rig.desk.follow()
+        await rig.desk.plan.follow()
         assert set(rig.twenty.feed.wanted) == {"NSE_EQ:2885"}
         assert rig.desk.needs_ticks_of == frozenset()
         assert leases.status() == {"held": 1, "refused": {}}

@@ -48,6 +48,12 @@ class Source:
         self.carried = list(instruments)
         self.calls += 1
 
+    async def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        assert not set(added) & set(self.carried)
+        assert set(removed) <= set(self.carried)
+        self.carried = [it for it in self.carried if it not in removed] + list(added)
+        self.calls += 1
+
     def status(self) -> dict[str, Any]:
         return {"carried": len(self.carried)}
 
@@ -92,7 +98,7 @@ async def test_a_book_is_told_to_every_listener_once_and_is_the_latest(rig: Rig)
     other: list[Level2Update] = []
     stop = rig.desk.listen(other.append)
     rig.desk.want("NSE:A")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.desk.latest("NSE:A") is None
     rig.book()
     (update,) = rig.heard
@@ -115,7 +121,7 @@ async def test_the_same_callback_may_listen_twice_and_stop_once(rig: Rig) -> Non
     rig.desk.listen(heard.append)
     stop()
     rig.desk.want("NSE:A")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book()
     assert len(heard) == 1
 
@@ -123,7 +129,7 @@ async def test_the_same_callback_may_listen_twice_and_stop_once(rig: Rig) -> Non
 async def test_positions_rise_with_every_update_of_an_exchange(rig: Rig) -> None:
     rig.desk.want("NSE:A")
     rig.desk.want("NSE:B")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     for instrument in ("NSE:A", "NSE:B", "NSE:A"):
         rig.book(instrument)
     positions = [(update.position_ms, update.position_seq) for update in rig.heard]
@@ -132,7 +138,7 @@ async def test_positions_rise_with_every_update_of_an_exchange(rig: Rig) -> None
 
 
 async def test_what_nobody_wants_is_counted_and_told_to_nobody(rig: Rig) -> None:
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book()
     assert not rig.heard
     assert rig.desk.unwanted == 1
@@ -154,7 +160,7 @@ async def test_what_cannot_be_had_is_refused_with_its_reason_and_changes_nothing
     with pytest.raises(RequestRefused) as refused:
         rig.desk.want(instrument, levels)
     assert refused.value.reason == reason
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert not rig.five.carried + rig.twenty.carried + rig.most.carried
 
 
@@ -169,42 +175,42 @@ async def test_a_full_feed_refuses_one_more_and_takes_it_when_one_is_given_up(ri
     rig.desk.unwant("NSE:A", 20)
     # What only lingers makes room.
     rig.desk.want("NSE:C", 20)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.twenty.carried == ["NSE:B", "NSE:C"]
 
 
 async def test_the_last_one_to_go_lets_it_linger(rig: Rig) -> None:
     rig.desk.want("NSE:A")
     rig.desk.want("NSE:A")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.desk.unwant("NSE:A")
     rig.clock.advance(100)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == ["NSE:A"]
     rig.desk.unwant("NSE:A")
     rig.desk.unwant("NSE:A")
     rig.clock.advance(29)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == ["NSE:A"]
     rig.clock.advance(2)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == []
     assert rig.desk.latest("NSE:A") is None
 
 
 async def test_nothing_is_asked_of_the_sources_while_nothing_changes(rig: Rig) -> None:
     rig.desk.want("NSE:A", 20)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     calls = rig.five.calls
     for _ in range(5):
-        await rig.desk.follow()
+        await rig.desk.plan.follow()
     assert rig.five.calls == calls
 
 
 async def test_pinned_instruments_are_wanted_as_far_as_they_can_be_had() -> None:
     rig = Rig(pinned=(("NSE:*", 5), ("NSE:A", 20), ("NSE:B", 20), ("NSE:C", 20), ("NSE:GONE", 200)))
     rig.twenty.refuses["NSE:A"] = "depth_credentials"
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == ["NSE:A", "NSE:B", "NSE:C"]
     assert rig.twenty.carried == ["NSE:A", "NSE:B"], "what waits for credentials stays wanted"
     refused = {(row["instrument"], row["levels"]): row["reason"] for row in rig.desk.status()["refused"]}
@@ -216,7 +222,7 @@ async def test_pinned_instruments_are_wanted_as_far_as_they_can_be_had() -> None
 
 async def test_everything_takes_the_books_that_come_anyway_and_asks_for_no_ticks() -> None:
     rig = Rig(everything=True)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == ["NSE:A", "NSE:B", "NSE:C", "BSE:X"]
     assert rig.desk.needs_ticks_of == frozenset()
     rig.book("BSE:X")
@@ -234,7 +240,7 @@ async def test_a_desk_without_sources_says_that_depth_is_off() -> None:
 
 async def test_the_deeper_source_has_the_book_and_the_shallower_stands_in_while_it_is_away(rig: Rig) -> None:
     rig.desk.want("NSE:A", 20)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.five.carried == ["NSE:A"]
     rig.book(levels=5)
     rig.book(levels=20)
@@ -253,9 +259,42 @@ async def test_the_deeper_source_has_the_book_and_the_shallower_stands_in_while_
     assert (back.levels, back.flags) == (20, DEPTH_RECEIVED)
 
 
+async def test_when_the_deeper_book_is_given_up_the_shallower_takes_over_at_once() -> None:
+    rig = Rig(linger_s=0.0)
+    rig.desk.want("NSE:A", 20)
+    rig.desk.want("NSE:A", 5)
+    await rig.desk.plan.follow()
+    rig.book(levels=20)
+    rig.book(levels=5)
+    rig.desk.unwant("NSE:A", 20)
+    await rig.desk.plan.follow()
+    assert rig.five.carried == ["NSE:A"]
+    assert rig.twenty.carried == []
+    rig.book(levels=5)
+    assert [(update.levels, update.flags) for update in rig.heard] == [
+        (20, DEPTH_RECEIVED),
+        (5, DEPTH_RECEIVED),
+    ]
+
+
+async def test_a_pinned_book_stays_when_those_who_want_it_deeper_go() -> None:
+    rig = Rig(linger_s=0.0, pinned=(("NSE:A", 5),))
+    rig.desk.want("NSE:A", 20)
+    rig.desk.want("NSE:B", 20)
+    await rig.desk.plan.follow()
+    assert rig.five.carried == ["NSE:A", "NSE:B"]
+    rig.book(levels=20)
+    rig.desk.unwant("NSE:A", 20)
+    rig.desk.unwant("NSE:B", 20)
+    await rig.desk.plan.follow()
+    assert rig.five.carried == ["NSE:A"]
+    rig.book(levels=5)
+    assert [update.levels for update in rig.heard] == [20, 5]
+
+
 async def test_a_book_of_which_nothing_comes_is_stale_once_and_fresh_with_the_next(rig: Rig) -> None:
     rig.desk.want("NSE:A")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book()
     rig.clock.advance(29.9)
     rig.desk.look()
@@ -275,7 +314,7 @@ async def test_a_book_of_which_nothing_comes_is_stale_once_and_fresh_with_the_ne
 
 async def test_a_lost_connection_before_the_first_book_says_nothing(rig: Rig) -> None:
     rig.desk.want("NSE:A", 20)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.desk.lost(["NSE:A", "NSE:B"], 20)
     rig.book(levels=20)
     assert [update.flags for update in rig.heard] == [DEPTH_RECEIVED]
@@ -295,7 +334,7 @@ async def test_what_can_be_seen_of_a_book_is_marked_and_left_as_it_is(
     rig: Rig, bids: tuple[Level, ...], asks: tuple[Level, ...], flags: int
 ) -> None:
     rig.desk.want("NSE:A")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book(bids=bids, asks=asks)
     (update,) = rig.heard
     assert (update.bids, update.asks) == (bids, asks)
@@ -304,19 +343,19 @@ async def test_what_can_be_seen_of_a_book_is_marked_and_left_as_it_is(
 
 async def test_a_daemon_that_leads_no_longer_brings_nothing_and_forgets(rig: Rig) -> None:
     rig.desk.want("NSE:A", 20)
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book(levels=20)
     await rig.desk.rest()
     assert rig.twenty.carried == []
     assert rig.desk.latest("NSE:A") is None
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     assert rig.twenty.carried == ["NSE:A"], "who wanted it still does"
 
 
 async def test_the_status_tells_what_is_awaited_and_how_old_the_rest_is(rig: Rig) -> None:
     rig.desk.want("NSE:A")
     rig.desk.want("NSE:B")
-    await rig.desk.follow()
+    await rig.desk.plan.follow()
     rig.book()
     rig.clock.advance(3)
     status = rig.desk.status()
