@@ -555,6 +555,10 @@ class GatewayDaemon:
                 }
             ],
             "subscriptions": self._interest.status(),
+            "channels": {
+                "depth": self._books.status() | {"leases": self._depth_interest.status()},
+                "options": self._chains.status() | {"leases": self._options_interest.status()},
+            },
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
 

@@ -170,6 +170,15 @@ class OptionChainFollower:
         finally:
             await client.aclose()
 
+    def status(self) -> dict[str, Any]:
+        """Return what is followed and what came, and why nothing does if so."""
+        return {
+            "underlyings": sorted(self._cursors),
+            "entries": self.entries,
+            "unreadable": self.unreadable,
+            "reason": self.reason,
+        }
+
     async def _round(self, client: Redis) -> None:
         wanted = set(self._wanted())
         for gone in self._cursors.keys() - wanted:
