@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -14,6 +15,7 @@ from services.market_data.option_chains import OptionChainSnapshot, OptionLeg
 from services.storage.client import make_client
 from services.storage.option_chain_stream import OptionChainFollower, OptionChainWriter
 from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 STREAM = "md:options:{NSE:NIFTY}"
 
@@ -131,3 +133,28 @@ async def test_a_follower_begins_with_the_newest_of_each_expiry_and_passes_over_
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_chain_whose_answer_was_lost_is_written_once_and_the_newest_follows(
+    redis_url: str, redis: Redis
+) -> None:
+    address = urlsplit(redis_url)
+    assert address.port is not None
+    async with FaultProxy("127.0.0.1", address.port) as proxy:
+        writer = OptionChainWriter(redis_url.replace(f":{address.port}", f":{proxy.port}"))
+        async with running(writer):
+            writer.offer(chain(1))
+            await eventually(lambda: writer.written == 1)
+            proxy.drop_replies = True
+            writer.offer(chain(2, received_ms=1_700_000_001_000))
+            await eventually(lambda: _has(redis, 2))
+            for oi in range(3, 8):
+                writer.offer(chain(oi, received_ms=1_700_000_000_000 + 1_000 * oi))
+            proxy.reset_all()
+            proxy.drop_replies = False
+            await eventually(lambda: writer.status()["queued"] == 0, within_s=15)
+    assert await ids(redis) == ["1700000000000-0", "1700000001000-0", "1700000007000-0"]
+
+
+async def _has(redis: Redis, count: int) -> bool:
+    return len(await ids(redis)) == count
