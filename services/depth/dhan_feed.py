@@ -66,7 +66,8 @@ class DhanDepthFeed(DhanProvider):
         self._account_refusal = account_refusal
         self._account_proven = account_proven
         self._sides: dict[str, list[Side | None]] = {}
-        self._ghosts: dict[str, float] = {}
+        self._ghosts: dict[str, tuple[float, float]] = {}
+        """What comes although nobody asked for it: since when, and when last (monotonic)."""
 
     async def needed(self) -> None:
         """Wait until somebody wants something."""
@@ -174,10 +175,17 @@ class DhanDepthFeed(DhanProvider):
         """Pass over what nobody asked for; where it is much and does not end, the socket is opened anew."""
         self.counters.ignore("unsubscribed")
         now_s = self.context.clock.monotonic_s()
-        since_s = self._ghosts.setdefault(f"{record.segment}:{record.security_id}", now_s)
-        if now_s - since_s < GHOST_AFTER_S or 2 * len(self._ghosts) < self.subscribed:
+        ghosts, name = self._ghosts, f"{record.segment}:{record.security_id}"
+        since_s, last_s = ghosts.get(name, (now_s, now_s))
+        if now_s - last_s > GHOST_AFTER_S:
+            since_s = now_s
+        ghosts[name] = since_s, now_s
+        if now_s - since_s < GHOST_AFTER_S:
             return None
-        self._ghosts.clear()
+        lively = sum(1 for _, heard_s in ghosts.values() if now_s - heard_s <= GHOST_AFTER_S)
+        if 2 * lively < min(self.subscribed, self.rules.symbols_per_connection):
+            return None
+        ghosts.clear()
         return ProviderUnavailable(
             "Dhan goes on sending depth that was unsubscribed: connecting anew", reason="ghosts"
         )

@@ -187,6 +187,27 @@ async def test_what_goes_on_after_it_was_unsubscribed_reaches_nobody_and_ends_wi
             await eventually(lambda: rig.of(RELIANCE)[-1].flags == DEPTH_RECEIVED)
 
 
+async def test_a_socket_of_two_hundred_levels_that_goes_on_with_the_old_instrument_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.depth.dhan_feed.GHOST_AFTER_S", 0.3)
+    async with DhanSimulator(rate=20.0) as sim:
+        rig = DepthRig(sim)
+        async with rig.running():
+            for instrument in (RELIANCE, HDFC, TCS):
+                rig.desk.want(instrument, 200)
+            await eventually(lambda: len({it.symbol for it in rig.heard}) == 3)
+            await sim.inject(f.Depth(how="lingering"))
+            # The first connection stays open without an instrument, and is given the next one.
+            rig.desk.unwant(RELIANCE, 200)
+            await eventually(lambda: held(sim, DEPTH_200) == {"NSE_EQ:1333", "NSE_EQ:11536"})
+            assert rig.most.feed.counters.ignored["unsubscribed"] > 0
+            told = len(rig.of(RELIANCE))
+            rig.desk.want(RELIANCE, 200)
+            await eventually(lambda: len(rig.of(RELIANCE)) > told)
+            assert [len(sim.watched(it)) for it in sim.connections.values()] == [1] * 3
+
+
 async def test_a_lost_connection_marks_its_books_and_the_first_one_after_it_stands_behind_a_gap() -> None:
     async with DhanSimulator(rate=0) as sim:
         rig = DepthRig(sim)
