@@ -15,6 +15,8 @@ To consume from Python, in the daemon's process:
 
     broadcast.latest("NSE:RELIANCE")          # the newest tick or None
     broadcast.positions()                     # {"NSE": "1700000000000-4"}
+
+Callbacks for trades, quotes, bars, order books and news stand above it, in `services.data_source`.
 """
 
 from __future__ import annotations

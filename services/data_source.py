@@ -128,7 +128,7 @@ class DataSource:
     def subscribe_level2(
         self, instruments: Iterable[str], callback: Callback[Level2Update], *, levels: int = 5
     ) -> Unsubscribe:
-        """Hear of order books of at least `levels`, each whole. A stale or crossed one says so in its flags.
+        """Hear of order books, each whole, `levels` deep while that feed is there; flags say what is wrong.
 
         Raises `RequestRefused` with the reason, having subscribed nothing, for one that cannot be had.
         """
@@ -237,6 +237,9 @@ class _Worker(Generic[Update]):
             await self._wake.wait()
             self._wake.clear()
             for number in range(1, len(self._queue) + 1):
+                if self._ended:
+                    # By its own callback: what waits is not delivered any more.
+                    return
                 await self._call(self._queue.popleft())
                 if number % _AT_A_TIME == 0:
                     await asyncio.sleep(0)

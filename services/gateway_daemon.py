@@ -154,7 +154,12 @@ class GatewayDaemon:
             lambda key: self._underlyings.find(key) is not None,
             lambda: self._options_interest.changed(),  # noqa: PLW0108 - it is made below
         )
-        self._chains = OptionChainFollower(config.redis_url, wanted=options.underlyings, take=options.put)
+        self._chains = OptionChainFollower(
+            config.redis_url,
+            wanted=options.underlyings,
+            take=options.put,
+            refused=lambda it: options.refused((it.symbol, it.expiry_date), it.reason),
+        )
         self._options_interest = self._lease(OPTIONS_INTEREST, options.leases)
         self._depth_interest = self._lease(DEPTH_INTEREST, self._books.leases)
         self._news_feed = NewsFeed(hub, self._news, lambda _instrument: None)
@@ -555,6 +560,10 @@ class GatewayDaemon:
                 }
             ],
             "subscriptions": self._interest.status(),
+            "channels": {
+                "depth": self._books.status() | {"leases": self._depth_interest.status()},
+                "options": self._chains.status() | {"leases": self._options_interest.status()},
+            },
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
 

@@ -45,8 +45,9 @@ class Channels:
             find=options.underlyings.find,
             wanted=lambda: self.options.wanted() | self._leased,
             newest=self.options.newest,
-            refused=self.options.refused,
+            refused=self._refused,
         )
+        self._chains = options.chains
         options.hear(self.options.put)
         self.source = DataSource(
             stages.broadcast,
@@ -55,6 +56,10 @@ class Channels:
             articles=stages.news.board,
             ask_news=stages.news.desk.ask,
         )
+
+    def _refused(self, wanted: Wanted, reason: str) -> None:
+        self.options.refused(wanted, reason)
+        self._chains.refuse(*wanted, reason, self._clock.now_ms())
 
     async def follow_leases(self) -> None:
         """Look once a second which chains consumers of Redis ask for, until cancelled."""

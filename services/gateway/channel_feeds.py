@@ -122,10 +122,9 @@ class OptionFeed:
 
     def newest(self, topic: Topic) -> SideMessage | None:
         """Return the newest chain that is known, or why there is none."""
-        found = self._next.get(topic[0]) if not topic[1] else self._chains.get(topic)
-        if found is None and (reason := self._refused.get(topic)):
+        if reason := self._refused.get(topic):
             return _no_chain(topic, reason)
-        return found
+        return self._next.get(topic[0]) if not topic[1] else self._chains.get(topic)
 
     def wanted(self) -> set[Topic]:
         """Return what is watched here."""
@@ -149,16 +148,16 @@ class OptionFeed:
             (symbol, _), gone = self._chains.popitem(last=False)
             if self._next.get(symbol) is gone:
                 del self._next[symbol]
+        self._refused.pop(topic, None)
         self._hub.publish(topic, message)
         if chain.is_next:
             self._next[chain.symbol] = message
+            self._refused.pop((chain.symbol, ""), None)
             self._hub.publish((chain.symbol, ""), message)
 
     def refused(self, topic: Topic, reason: str) -> None:
-        """Tell those who watch a chain that it cannot be had just now, once; empty: it can again."""
-        if not reason:
-            self._refused.pop(topic, None)
-        elif topic in self._hub.topics("options") and self._refused.get(topic) != reason:
+        """Tell those who watch a chain that it cannot be had just now, once; the next chain ends that."""
+        if reason and topic in self._hub.topics("options") and self._refused.get(topic) != reason:
             self._refused[topic] = reason
             self._hub.publish(topic, _no_chain(topic, reason))
 

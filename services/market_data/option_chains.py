@@ -107,10 +107,37 @@ class OptionChainSnapshot(msgspec.Struct, gc=False, kw_only=True):
         )
 
 
+class ChainRefusal(msgspec.Struct, gc=False):
+    """Why the chain of an underlying cannot be had just now; `expiry_date` is empty for the next expiry."""
+
+    symbol: str
+    expiry_date: str
+    received_ms: int
+    reason: str
+    position_ms: int = 0
+    position_seq: int = 0
+
+
 def _said(leg: OptionLeg) -> tuple[Any, ...]:
     said = (leg.symbol, leg.side, leg.last_price, leg.volume, leg.oi, leg.oi_change)
     quoted = (leg.bid, leg.ask, leg.bid_size, leg.ask_size)
     return said + quoted + ((leg.iv, leg.delta) if leg.greeks_by == "vendor" else ())
+
+
+def refusal_entry(refusal: ChainRefusal) -> dict[str, str]:
+    """Return the fields of a refusal's stream entry."""
+    fields = {"type": "refused", "k": refusal.symbol, "d": refusal.expiry_date}
+    return fields | {"r": str(refusal.received_ms), "reason": refusal.reason}
+
+
+def refusal_of_entry(fields: Mapping[str, str]) -> ChainRefusal | None:
+    """Return the refusal of a stream entry; None for an entry that is none."""
+    if fields.get("type") != "refused":
+        return None
+    try:
+        return ChainRefusal(fields["k"], fields["d"], int(fields["r"]), fields["reason"])
+    except (KeyError, ValueError):
+        return None
 
 
 def entry_of(chain: OptionChainSnapshot) -> dict[str, str]:
@@ -140,6 +167,8 @@ def entry_of(chain: OptionChainSnapshot) -> dict[str, str]:
 
 def chain_of_entry(position: tuple[int, int], fields: Mapping[str, str]) -> OptionChainSnapshot | None:
     """Return the chain of a stream entry; None for an entry that is none."""
+    if fields.get("type") != "chain":
+        return None
     try:
         facts: dict[str, Any] = {
             name: float(fields[short]) if short in _NUMBERS else fields[short]

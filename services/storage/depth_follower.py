@@ -85,6 +85,16 @@ class DepthFollower:
         """Return what is wanted as members of `md:depth_interest`."""
         return {f"{instrument} {levels}" for instrument, levels in self._wanted}
 
+    def status(self) -> dict[str, Any]:
+        """Return what is wanted and what came, and why nothing does if so."""
+        return {
+            "wanted": len(self._wanted),
+            "books": len(self._books),
+            "updates": self.updates,
+            "unreadable": self.unreadable,
+            "reason": self.reason,
+        }
+
     async def run(self) -> None:
         """Follow until cancelled; what Redis does not answer is asked again."""
         client = make_client(self._redis_url, name="marketd:depth-follower", reply_timeout_s=REPLY_TIMEOUT_S)

@@ -17,7 +17,14 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from services.market_data.option_chains import OptionChainSnapshot, chain_of_entry, entry_of
+from services.market_data.option_chains import (
+    ChainRefusal,
+    OptionChainSnapshot,
+    chain_of_entry,
+    entry_of,
+    refusal_entry,
+    refusal_of_entry,
+)
 from services.pipeline.sequencer import START, Position, parse_position
 from services.storage.client import REPLY_TIMEOUT_S, make_client
 from services.storage.keys import option_stream
@@ -35,6 +42,10 @@ _OPENING_ENTRIES = 40
 _BEHIND = "equal or smaller"
 
 
+_Name = tuple[str, int] | tuple[str, str]
+"""Underlying with the expiry of a chain, or with the day of a refusal."""
+
+
 class OptionChainWriter:
     """Writes what `offer` accepts. Keep `run` running while leading.
 
@@ -45,7 +56,8 @@ class OptionChainWriter:
         self._redis_url = redis_url
         self._last: OrderedDict[tuple[str, int], OptionChainSnapshot] = OrderedDict()
         self._positions: dict[str, Position] = {}
-        self._queue: OrderedDict[tuple[str, int], OptionChainSnapshot] = OrderedDict()
+        self._queue: OrderedDict[_Name, OptionChainSnapshot | ChainRefusal] = OrderedDict()
+        self._refused: dict[tuple[str, str], str] = {}
         self._filled = asyncio.Event()
         self.written = self.unchanged = self.replaced = self.dropped = 0
 
@@ -60,18 +72,39 @@ class OptionChainWriter:
         self._last[name] = chain
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
-        last_ms, last_seq = self._positions.get(chain.symbol, START)
-        now_ms = chain.received_ms
+        self._put(name, chain)
+        return True
+
+    def refuse(self, symbol: str, expiry_date: str, reason: str, now_ms: int) -> None:
+        """Queue why a chain cannot be had, once; an empty reason: it can again.
+
+        The next chain is an entry then, whether or not it says something new: whoever reads knows by it.
+        """
+        name = (symbol, expiry_date)
+        if self._refused.get(name, "") == reason:
+            return
+        if not reason:
+            del self._refused[name]
+            return
+        self._refused[name] = reason
+        for known in [it for it in self._last if it[0] == symbol]:
+            last = self._last[known]
+            if last.expiry_date == expiry_date or (not expiry_date and last.is_next):
+                del self._last[known]
+        self._put(name, ChainRefusal(symbol, expiry_date, now_ms, reason))
+
+    def _put(self, name: _Name, entry: OptionChainSnapshot | ChainRefusal) -> None:
+        last_ms, last_seq = self._positions.get(entry.symbol, START)
+        now_ms = entry.received_ms
         position = (now_ms, 0) if now_ms > last_ms else (last_ms, last_seq + 1)
-        self._positions[chain.symbol] = (chain.position_ms, chain.position_seq) = position
+        self._positions[entry.symbol] = (entry.position_ms, entry.position_seq) = position
         if self._queue.pop(name, None) is not None:
             self.replaced += 1
-        self._queue[name] = chain
+        self._queue[name] = entry
         if len(self._queue) > QUEUE_CHAINS:
             self._queue.popitem(last=False)
             self.dropped += 1
         self._filled.set()
-        return True
 
     async def run(self) -> None:
         """Write until cancelled; while Redis is away it is asked again every second."""
@@ -83,9 +116,9 @@ class OptionChainWriter:
             while task is None or not task.cancelling():
                 self._filled.clear()
                 while self._queue and not (task is not None and task.cancelling()):
-                    name, chain = next(iter(self._queue.items()))
+                    name, entry = next(iter(self._queue.items()))
                     try:
-                        await self._write(client, chain, again=tried)
+                        await self._write(client, entry, again=tried)
                     except (RedisError, OSError) as error:
                         if not said:
                             _log.warning("option_chains_not_written", reason=str(error))
@@ -93,7 +126,7 @@ class OptionChainWriter:
                         await asyncio.sleep(_RETRY_S)
                     else:
                         said = tried = False
-                        if self._queue.get(name) is chain:
+                        if self._queue.get(name) is entry:
                             del self._queue[name]
                 if task is None or not task.cancelling():
                     await self._filled.wait()
@@ -110,19 +143,23 @@ class OptionChainWriter:
             "dropped": self.dropped,
         }
 
-    async def _write(self, client: Redis, chain: OptionChainSnapshot, *, again: bool) -> None:
-        key = option_stream(chain.symbol)
-        fields: Any = entry_of(chain)
+    async def _write(self, client: Redis, entry: OptionChainSnapshot | ChainRefusal, *, again: bool) -> None:
+        key = option_stream(entry.symbol)
+        fields: Any = refusal_entry(entry) if isinstance(entry, ChainRefusal) else entry_of(entry)
+        entry_id = f"{entry.position_ms}-{entry.position_seq}"
         try:
-            await client.xadd(key, fields, id=chain.position, maxlen=STREAM_ENTRIES, approximate=True)
+            await client.xadd(key, fields, id=entry_id, maxlen=STREAM_ENTRIES, approximate=True)
         except ResponseError as error:
             if _BEHIND not in str(error):
                 raise
             if not again:
                 # Another clock has written here: the next one goes behind what there is.
                 facts: Any = await client.xinfo_stream(key)
-                self._positions[chain.symbol] = parse_position(str(facts["last-generated-id"]))
-                self._last.pop((chain.symbol, chain.expiry), None)
+                self._positions[entry.symbol] = parse_position(str(facts["last-generated-id"]))
+                if isinstance(entry, OptionChainSnapshot):
+                    self._last.pop((entry.symbol, entry.expiry), None)
+                else:
+                    self._refused.pop((entry.symbol, entry.expiry_date), None)
                 self.dropped += 1
                 return
         self.written += 1
@@ -130,9 +167,10 @@ class OptionChainWriter:
 
 
 class OptionChainFollower:
-    """Reads the streams of the underlyings that are `wanted()`; `take(chain)` gets every entry in order.
+    """Reads the streams of the underlyings that are `wanted()`; `take(chain)` gets every chain in order.
 
-    One that is new begins with the newest entry of each expiry. Keep `run` running.
+    `refused(refusal)` gets, in order with them, why one cannot be had. One that is new begins with the newest
+    entry of each expiry. Keep `run` running.
     """
 
     def __init__(
@@ -141,10 +179,12 @@ class OptionChainFollower:
         *,
         wanted: Callable[[], Collection[str]],
         take: Callable[[OptionChainSnapshot], None],
+        refused: Callable[[ChainRefusal], None] = lambda _refusal: None,
     ) -> None:
         self._redis_url = redis_url
         self._wanted = wanted
         self._take = take
+        self._refused = refused
         self._cursors: dict[str, str] = {}
         self.entries = self.unreadable = 0
         self.reason = ""
@@ -170,6 +210,15 @@ class OptionChainFollower:
         finally:
             await client.aclose()
 
+    def status(self) -> dict[str, Any]:
+        """Return what is followed and what came, and why nothing does if so."""
+        return {
+            "underlyings": sorted(self._cursors),
+            "entries": self.entries,
+            "unreadable": self.unreadable,
+            "reason": self.reason,
+        }
+
     async def _round(self, client: Redis) -> None:
         wanted = set(self._wanted())
         for gone in self._cursors.keys() - wanted:
@@ -191,12 +240,16 @@ class OptionChainFollower:
         entries: Any = await client.xrevrange(option_stream(underlying), count=_OPENING_ENTRIES)
         newest: dict[str, tuple[str, dict[str, str]]] = {}
         for entry_id, fields in entries:
-            newest.setdefault(fields.get("e", ""), (str(entry_id), fields))
+            newest.setdefault(fields.get("e", f"refused {fields.get('d')}"), (str(entry_id), fields))
         self._cursors[underlying] = str(entries[0][0]) if entries else "0-0"
         for entry_id, fields in reversed(newest.values()):
             self._give(entry_id, fields)
 
     def _give(self, entry_id: str, fields: dict[str, str]) -> None:
+        refusal = refusal_of_entry(fields)
+        if refusal is not None:
+            self._refused(refusal)
+            return
         chain = chain_of_entry(parse_position(entry_id), fields)
         if chain is None:
             self.unreadable += 1

@@ -121,6 +121,23 @@ async def test_unsubscribing_ends_it_alone_gives_the_interest_back_and_may_be_re
         assert len(one) == 1
 
 
+async def test_a_callback_may_end_its_own_subscription_and_hears_nothing_more() -> None:
+    heard: list[float] = []
+    async with rig() as it:
+
+        def once(trade: TradeUpdate) -> None:
+            heard.append(trade.price)
+            stop()
+
+        stop = it.source.subscribe_trades([TCS], once)
+        for price in (1.0, 2.0, 3.0):
+            it.market.tick(TCS, price, volume=1)
+        await eventually(lambda: bool(heard))
+        await asyncio.sleep(0.05)
+        assert heard == [1.0]
+        assert it.broadcast.watched() == frozenset()
+
+
 async def test_a_callback_that_raises_is_counted_and_hears_the_next_one_all_the_same() -> None:
     heard: list[float] = []
     calm: list[float] = []

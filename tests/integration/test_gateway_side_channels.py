@@ -151,9 +151,13 @@ class Daemon:
             find=options.desk.find,
             wanted=lambda: self.feed.wanted() | self.leased,
             newest=self.feed.newest,
-            refused=self.feed.refused,
+            refused=self._refused,
             every_s=0.05,
         )
+
+    def _refused(self, wanted: tuple[str, str], reason: str) -> None:
+        self.feed.refused(wanted, reason)
+        self.writer.refuse(*wanted, reason, SystemClock().now_ms())
 
     def _chain(self, chain: Chain) -> None:
         is_next = chain.expiry == self.told.manager.next_expiry(NIFTY)
@@ -233,6 +237,32 @@ async def test_where_nobody_answers_the_reason_is_told_once_and_the_chain_when_i
         assert "it is closed" in notice["reason"]
         daemon.told.dhan.refusal = daemon.told.nse.refusal = None
         assert (await next_of(socket, "stale", "options"))["type"] == "options"
+
+
+async def test_another_gateway_hears_why_there_is_no_chain_and_of_the_same_one_again(redis_url: str) -> None:
+    async with option_daemon(redis_url) as (_rig, daemon), running_gateway(INSTRUMENTS) as other:
+        feed = OptionFeed(other.gateway.channels, lambda key: key == NIFTY.key)
+        follower = OptionChainFollower(
+            redis_url,
+            wanted=feed.underlyings,
+            take=feed.put,
+            refused=lambda it: feed.refused((it.symbol, it.expiry_date), it.reason),
+        )
+        async with tasks(follower.run()):
+            daemon.leased = {("NSE:NIFTY", "")}
+            socket, _ = await other.subscriber("NSE:NIFTY", channels=["options"], every_ms=20)
+            first = await next_of(socket, "options")
+            daemon.told.dhan.refusal = ProviderUnavailable("it is closed", reason="http_503")
+            daemon.told.nse.refusal = ProviderUnavailable("it blocks us", reason="blocked")
+            notice = await next_of(socket, "stale", "options")
+            assert (notice["type"], "it blocks us" in notice["reason"]) == ("stale", True)
+            late, _ = await other.subscriber("NSE:NIFTY", channels=["options"], every_ms=20)
+            assert (await next_of(late, "stale", "options"))["type"] == "stale"
+            daemon.told.dhan.refusal = daemon.told.nse.refusal = None
+            again, same = await asyncio.gather(next_of(socket, "options"), next_of(late, "options"))
+            assert again == same
+            assert again["entry"] > first["entry"]
+            assert [leg["f"][6] for leg in again["symbols"]] == [leg["f"][6] for leg in first["symbols"]]
 
 
 async def test_any_gateway_shows_the_same_chain_with_the_same_entry_and_asks_by_a_lease(
