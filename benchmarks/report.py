@@ -117,6 +117,9 @@ def write_table(folder: Path = RESULTS) -> None:
     for file in sorted(folder.glob("*.json")):
         body = json.loads(file.read_text(encoding="utf-8"))
         machine = body["machine"]
+        if "rows" not in body:
+            # Other measurements lie beside it, with pages of their own.
+            continue
         lines += [
             f"## {body['benchmark']}",
             "",
