@@ -358,7 +358,7 @@ class Rig:
                 dhan = (await self.status())["dhan"]
                 if dhan["subscribed"] == self.instruments == dhan["instruments_live"]:
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def settled(self, within_s: float = 60.0) -> dict[str, Any]:
         """Wait until every sink has settled all it was offered; return the status then."""
@@ -367,7 +367,7 @@ class Rig:
                 status = await self.status()
                 if not any(sink["queued"] or sink["spooled"] for sink in status["sinks"].values()):
                     return status
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     def used(self) -> dict[str, Usage]:
         """Return what daemon, Redis and load have used so far."""

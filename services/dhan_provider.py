@@ -68,7 +68,7 @@ class DhanProvider(WebSocketProvider):
     renews_credentials: ClassVar[bool] = True
     snapshot_first: ClassVar[bool] = True
     default_rules: ClassVar[ConnectionRules] = ConnectionRules(
-        symbols_per_connection=5_000, max_connections=5, pace_s=0.02, stagger_s=0.5
+        symbols_per_connection=5_000, max_connections=5, pace_s=0.005, stagger_s=0.5, first_stagger_s=0.1
     )
 
     def __init__(

@@ -5,7 +5,10 @@ Judges nothing: what is wrong is read as it is, for `validation` to find.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
+from sys import intern
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -26,6 +29,8 @@ from services.market_data.instruments import AssetClass, InstrumentMapping, Prov
 
 _PIECE = 1_000
 """Rows converted at a stretch: some milliseconds of the event loop."""
+_FETCHED = 5_000
+"""Rows asked for at a time: on a busy machine each round trip waits for its turn."""
 _FOR_EVER_YEAR = 9999
 """Where `infinity` arrives."""
 
@@ -130,11 +135,14 @@ class TablesRead(msgspec.Struct, frozen=True):
     permit: int
 
 
-async def read_tables(engine: AsyncEngine, now_ms: int, command_timeout_s: float) -> TablesRead:
+async def read_tables(
+    engine: AsyncEngine, now_ms: int, command_timeout_s: float, known: Iterable[InstrumentMapping] = ()
+) -> TablesRead:
     """Return active providers, and active mappings of active instruments, exchanges and routes.
 
     Mappings whose dates are over, and contracts whose last day of trading has passed on their exchange,
-    are left out: vendors give their ids to new ones.
+    are left out: vendors give their ids to new ones. A row that says what one of `known` says is that same
+    object again, so that reading what has not changed needs no memory.
     """
     async with engine.connect() as connection:
         connection = await connection.execution_options(
@@ -142,10 +150,12 @@ async def read_tables(engine: AsyncEngine, now_ms: int, command_timeout_s: float
         )
         async with connection.begin():
             await _bound_waits(connection, command_timeout_s)
-            return await read_from(connection, now_ms)
+            return await read_from(connection, now_ms, known)
 
 
-async def read_from(connection: AsyncConnection, now_ms: int) -> TablesRead:
+async def read_from(
+    connection: AsyncConnection, now_ms: int, known: Iterable[InstrumentMapping] = ()
+) -> TablesRead:
     """Return what the tables say inside the transaction of `connection`."""
     providers = [
         ProviderEntry(
@@ -158,7 +168,7 @@ async def read_from(connection: AsyncConnection, now_ms: int) -> TablesRead:
     routes = [Route(*row) for row in await connection.execute(_ROUTES)]
     dangling = list((await connection.execute(_DANGLING)).scalars())
     permit = int((await connection.execute(_PERMIT)).scalar_one())
-    mappings, upcoming = await _read_mappings(connection, now_ms)
+    mappings, upcoming = await _read_mappings(connection, now_ms, known)
     return TablesRead(
         providers=tuple(sorted(providers, key=lambda entry: entry.code)),
         mappings=tuple(mappings),
@@ -170,23 +180,29 @@ async def read_from(connection: AsyncConnection, now_ms: int) -> TablesRead:
 
 
 async def _read_mappings(
-    connection: AsyncConnection, now_ms: int
+    connection: AsyncConnection, now_ms: int, known: Iterable[InstrumentMapping]
 ) -> tuple[list[InstrumentMapping], list[InstrumentMapping]]:
     """Read in pieces: the time limit holds for each, and the event loop breathes between them."""
     mappings: list[InstrumentMapping] = []
     upcoming: list[InstrumentMapping] = []
     ends = _LastDays()
+    held = {mapping.mapping_id: mapping for mapping in known}
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     parameters = {"now": now, "recent": now.date() - timedelta(days=2)}
-    options = {"max_row_buffer": _PIECE}
+    options = {"max_row_buffer": _FETCHED}
     async with connection.stream(_MAPPINGS, parameters, execution_options=options) as result:
-        async for rows in result.partitions(_PIECE):
-            for row in rows:
-                mapping = _mapping(row, ends)
-                if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
-                    continue
-                later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
-                (upcoming if later else mappings).append(mapping)
+        async for fetched in result.partitions(_FETCHED):
+            for at in range(0, len(fetched), _PIECE):
+                for row in fetched[at : at + _PIECE]:
+                    mapping = _mapping(row, ends)
+                    before = held.get(mapping.mapping_id)
+                    if before is not None and before == mapping:
+                        mapping = before
+                    if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
+                        continue
+                    later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
+                    (upcoming if later else mappings).append(mapping)
+                await asyncio.sleep(0)
     return mappings, upcoming
 
 
@@ -243,14 +259,15 @@ def _mapping(row: Any, ends: _LastDays) -> InstrumentMapping:
     return InstrumentMapping(
         mapping_id=row_id,
         instrument=f"{exchange}:{symbol}",
-        exchange=exchange,
+        # What many rows say is kept once; the driver makes it anew for each of them.
+        exchange=intern(exchange),
         symbol=symbol,
         name=name,
         asset_class=_ASSET_CLASSES[asset_class],
-        currency=currency,
-        provider_code=provider,
+        currency=intern(currency),
+        provider_code=intern(provider),
         search_code=search_code,
-        segment=segment,
+        segment=None if segment is None else intern(segment),
         security_id=security_id,
         tick_size=None if tick_size is None else float(tick_size),
         lot_size=lot_size,
@@ -258,7 +275,7 @@ def _mapping(row: Any, ends: _LastDays) -> InstrumentMapping:
         priority=priority,
         valid_from_ms=_to_ms(valid_from),
         valid_to_ms=valid_to_ms,
-        delivery=delivery,
+        delivery=None if delivery is None else intern(delivery),
         allow_delayed=allow_delayed,
     )
 

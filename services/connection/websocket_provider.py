@@ -77,7 +77,7 @@ class WebSocketProvider(BaseMarketDataProvider):
         self._refused: dict[str, str] = {}
         self._unplaced = 0
         self._ever_opened: set[int] = set()
-        self._turnstile = Turnstile(context.clock, self.rules.stagger_s)
+        self._turnstile = Turnstile(context.clock, self.rules.stagger_s, self.rules.first_stagger_s)
 
     # ---- the vendor's part --------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ volume into traded quantity, and refuses what is damaged, stale or repeated. Pur
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from math import nan
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import structlog
 
 from services.market_data.calendar import trading_day
 from services.market_data.instruments import InstrumentMapping
-from services.market_data.pricing import PriceGrid, reference_price
+from services.market_data.pricing import PriceGrid, price_grid, reference_price
 from services.market_data.quality import (
     EARLIEST_EVENT_MS,
     FAR_FUTURE_MS,
@@ -145,15 +144,16 @@ class _InstrumentState:
         self.day_low: float | None = None
         self.reference = 0.0
         self.suspects = 0
-        self.late_slots: dict[int, int] = {}
-        self.recent: deque[tuple[int, float, int | None]] = deque(maxlen=_REMEMBERED_SECONDS)
+        self.late_slots: dict[int, int] | None = None
+        # Numbers that stand for what was said: there are as many of these lists as instruments.
+        self.recent: list[int] = []
 
     def use(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
         self.mapping = mapping
         if mapping.delivery is not None:
             delayed = mapping.delivery != "real_time"
         self.base_flags = FLAG_DELAYED if delayed else 0
-        self.grid = PriceGrid(mapping.tick_size)
+        self.grid: PriceGrid = price_grid(mapping.tick_size)
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
         self.band = band_ratio(mapping.asset_class)
@@ -420,7 +420,10 @@ class Normaliser:
             state.last_ask = ask
             state.last_bid_size = tick.bid_size
             state.last_ask_size = tick.ask_size
-        state.recent.append((raw_event_ms, clean_price, volume))
+        recent = state.recent
+        recent.append(hash((raw_event_ms, clean_price, volume)))
+        if len(recent) > _REMEMBERED_SECONDS:
+            del recent[0]
         counters.accepted += 1
         return DataIngestionFormat(
             state.mapping.instrument,
@@ -509,7 +512,7 @@ class Normaliser:
                 and (tick.bid_size is None or tick.bid_size == state.last_bid_size)
                 and (tick.ask_size is None or tick.ask_size == state.last_ask_size)
             )
-        return raw_event_ms < state.last_raw_event_ms and (raw_event_ms, price, volume) in state.recent
+        return raw_event_ms < state.last_raw_event_ms and hash((raw_event_ms, price, volume)) in state.recent
 
     @staticmethod
     def _outside_band(state: _InstrumentState, price: float) -> bool:
@@ -532,10 +535,13 @@ class Normaliser:
         if resolution_ms < _SECOND_MS:
             return event_ms
         second = event_ms - event_ms % _SECOND_MS
-        slot = max(0, state.late_slots.get(second, _SECOND_MS) - 1)
-        if second not in state.late_slots and len(state.late_slots) >= _REMEMBERED_SECONDS:
-            del state.late_slots[min(state.late_slots)]
-        state.late_slots[second] = slot
+        slots = state.late_slots
+        if slots is None:
+            slots = state.late_slots = {}
+        slot = max(0, slots.get(second, _SECOND_MS) - 1)
+        if second not in slots and len(slots) >= _REMEMBERED_SECONDS:
+            del slots[min(slots)]
+        slots[second] = slot
         return second + slot
 
 

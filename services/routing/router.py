@@ -32,6 +32,7 @@ from services.routing.rules import RoutingRules, agree_bps, rescue_bps
 from services.routing.switching import Switching
 from services.routing.trial import Passed, StandbyTrial
 from services.routing.wishes import Wishes
+from services.silence.findings import Change
 from services.silence.judge import SilenceJudge
 
 _CHUNK = 100
@@ -76,7 +77,8 @@ class Router:
         found: set[str] = set()
         if self._judge is not None:
             for change in self._judge.look(now_ms, now_s):
-                found.update(self._concerned(change.provider, change.exchange, change.instrument))
+                if not self._as_expected(change):
+                    found.update(self._concerned(change.provider, change.exchange, change.instrument))
         found.update(self._forced_that_wait(now_s))
         found.update(name for name, watch in self.book.watches.items() if watch.due_s <= now_s)
         found.update(name for name, due_s in self.book.away.items() if due_s <= now_s)
@@ -116,6 +118,17 @@ class Router:
             forced.to if forced is not None else None,
         )
         self._switching.carry_out(instrument, decide(candidates, route, now_s, self.rules), now_s)
+
+    def _as_expected(self, change: Change) -> bool:
+        """Tell whether the source that serves an instrument well is found to be well, as after its start."""
+        book, instrument = self.book, change.instrument
+        return (
+            book.passing.get(instrument) == change.provider
+            and not change.before.is_fault
+            and not change.now.finding.is_fault
+            and instrument not in book.away
+            and instrument not in book.forced
+        )
 
     def _concerned(self, provider: str, exchange: str, instrument: str) -> Iterable[str]:
         """Return the instruments that a finding speaks of."""
