@@ -95,6 +95,7 @@ async def _sustained(rig: Rig, seconds: float) -> float:
 
 async def flood(rig: Rig, rate: float, seconds: float) -> dict[str, Any]:
     """Send at `rate` (0: without limit) for `seconds`; return what the daemon did and what is wrong with it."""
+    had = await stored(rig)
     before = await rig.status()
     rss_before_mb = rig.used()["daemon"].rss_bytes / _MB
     looks: list[Look] = []
@@ -108,7 +109,7 @@ async def flood(rig: Rig, rate: float, seconds: float) -> dict[str, Any]:
     looking.cancel()
     await asyncio.wait([looking])
     flooding = [look for look in looks if look.at_s <= told["seconds"]]
-    wrong, unaccounted = await judge(rig, before, after, told["sent"])
+    wrong, unaccounted = await judge(rig, (before, had), after, told["sent"])
     why = _lost(before, after)
     waits = sorted(look.wait_ms for look in flooding)
     return {
@@ -170,64 +171,72 @@ def _lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, int]
     return found
 
 
+class Stored(NamedTuple):
+    """What lies in Redis: entries of all streams, and by instrument the day's volume and the stored volumes."""
+
+    entries: int
+    day_volumes: list[int]
+    volumes: list[int]
+
+
+async def stored(rig: Rig) -> Stored:
+    """Return what lies in Redis; nothing may have been trimmed."""
+    client = redis.asyncio.from_url(rig.redis_url)
+    try:
+        streams = [key async for key in client.scan_iter("md:ticks:*")]
+        entries = [int((await client.xinfo_stream(key))["entries-added"]) for key in streams]
+        day_volumes: list[int] = []
+        volumes: list[int] = []
+        keys = [rig.instrument(number + 1) for number in range(rig.instruments)]
+        for at in range(0, len(keys), 100):
+            pipe = client.pipeline(transaction=False)
+            for key in keys[at : at + 100]:
+                pipe.hget(f"md:last:{{{key}}}", "cv")
+                pipe.execute_command(
+                    "TS.RANGE", f"md:ts:{{{key}}}:volume", "-", "+", "AGGREGATION", "sum", 10**12
+                )
+            replies = await pipe.execute()
+            day_volumes += map(int, replies[::2])
+            volumes += [sum(round(float(value)) for _, value in found) for found in replies[1::2]]
+    finally:
+        await client.aclose()
+    return Stored(sum(entries), day_volumes, volumes)
+
+
 async def judge(
-    rig: Rig, before: Mapping[str, Any], after: Mapping[str, Any], sent: int
+    rig: Rig, was: tuple[Mapping[str, Any], Stored], after: Mapping[str, Any], sent: int
 ) -> tuple[list[str], int]:
     """Compare what was sent, what the daemon says, and what lies in Redis; return what differs and by how much.
 
-    Of a daemon that ticked nothing but what the load sent, and lost nothing; a stream that was not trimmed.
+    `was` are status and `stored` before. Volumes are compared where no sample was given up.
     """
-    was, now = (status["pipeline"]["ledger"]["DHAN"] for status in (before, after))
-    refused = sum(now["rejected"].values()) - sum(was["rejected"].values())
-    stream, series = (after["sinks"][name] for name in ("stream", "time_series"))
-    client = redis.asyncio.from_url(rig.redis_url)
-    try:
-        added = int((await client.xinfo_stream("md:ticks:NSE"))["entries-added"])
-        samples, volume_off = await _in_series(client, [rig.instrument(n + 1) for n in range(rig.instruments)])
-    finally:
-        await client.aclose()
-    lost_samples = _given_up(series)
+    before, had = was
+    has = await stored(rig)
+    early, late = (status["pipeline"]["ledger"]["DHAN"] for status in (before, after))
+    grown = {name: late[name] - early[name] for name in ("frames", "accepted", "merged")}
+    refused = sum(late["rejected"].values()) - sum(early["rejected"].values())
+    sinks = {name: (sink, before["sinks"][name]) for name, sink in after["sinks"].items()}
+    stream = sinks["stream"][0]["written"] - sinks["stream"][1]["written"]
+    traded = [now - then for now, then in zip(has.day_volumes, had.day_volumes, strict=True)]
+    noted = [now - then for now, then in zip(has.volumes, had.volumes, strict=True)]
+    lost_samples = _given_up(after["sinks"]["time_series"]) - _given_up(before["sinks"]["time_series"])
+    off = sum(abs(one - other) for one, other in zip(traded, noted, strict=True))
     compared = {
-        "ticks sent and frames read": (sent, now["frames"] - was["frames"]),
-        "frames read and records accepted or refused": (
-            now["frames"] - was["frames"],
-            now["accepted"] - was["accepted"] + refused,
+        "ticks sent and frames read": (sent, grown["frames"]),
+        "frames read and what became of them": (
+            grown["frames"],
+            grown["accepted"] + grown["merged"] + refused,
         ),
-        "records written to the stream and its entries": (stream["written"], added),
-        "records written to the series and their samples of prices": (series["written"], samples),
-        "volume of the last ticks and stored volumes": (0, 0 if lost_samples else volume_off),
-        **{f"what {name} was offered and accounts for": (0, sink["imbalance"])
-           for name, sink in after["sinks"].items()},
-    }  # fmt: skip
+        "records written to the streams and their entries": (stream, has.entries - had.entries),
+        "days' volumes and stored volumes": (0, 0 if lost_samples else off),
+        **{
+            f"what {name} was offered and accounts for": (0, sink["imbalance"])
+            for name, (sink, _) in sinks.items()
+        },
+    }
     wrong = {what: abs(one - other) for what, (one, other) in compared.items() if one != other}
-    return [f"{what} differ by {off}" for what, off in wrong.items()], sum(wrong.values())
+    return [f"{what} differ by {much}" for what, much in wrong.items()], sum(wrong.values())
 
 
 def _given_up(sink: Mapping[str, Any]) -> int:
     return sum(sink["dropped"].values()) + sum(sink["rejected"].values())
-
-
-async def _in_series(client: Any, instruments: list[str]) -> tuple[int, int]:
-    """Return the samples of all price series, and by how much stored volumes differ from the days' volumes.
-
-    What was traded before the first tick is in no sample: the day's volume of that tick is left out.
-    """
-    samples, volume_off = 0, 0
-    for at in range(0, len(instruments), 100):
-        some = instruments[at : at + 100]
-        pipe = client.pipeline(transaction=False)
-        for key in some:
-            pipe.execute_command("TS.INFO", f"md:ts:{{{key}}}:price")
-            pipe.execute_command(
-                "TS.RANGE", f"md:ts:{{{key}}}:volume", "-", "+", "AGGREGATION", "sum", 10**12
-            )
-            pipe.hget(f"md:last:{{{key}}}", "cv")
-            pipe.execute_command("TS.GET", f"md:ts:{{{key}}}:price")
-        replies = await pipe.execute()
-        for number in range(len(some)):
-            info, volumes, last, _ = replies[4 * number : 4 * number + 4]
-            facts = info if isinstance(info, dict) else dict(zip(info[::2], info[1::2], strict=True))
-            samples += int(facts.get(b"totalSamples", facts.get("totalSamples", 0)))
-            traded = sum(round(float(value)) for _, value in volumes)
-            volume_off += int(last) - traded
-    return samples, volume_off
