@@ -133,6 +133,11 @@ class Servers:
         self._server_url = ""
         self._databases: dict[int, str] = {}
 
+    def use(self, server_url: str) -> None:
+        """Make databases on a server that runs already, instead of starting one."""
+        if server_url != self._server_url:
+            self._server_url, self._databases = server_url, {}
+
     async def empty(self, name: str) -> str:
         """Return the URL of a new database of that name, without any table."""
         if not self._server_url:
