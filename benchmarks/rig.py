@@ -305,8 +305,8 @@ class Rig:
         self.redis_url = ""
         self.load: LoadProcess
         self.daemon: DaemonProcess
-        self.started_in_s = 0.0
-        """How long the daemon took from its start until every instrument was subscribed."""
+        self.started_in_s = self.start_cpu_s = 0.0
+        """How long the daemon took from its start until every instrument was subscribed, and computed."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -323,7 +323,8 @@ class Rig:
         self.redis = await enter(EmbeddedRedis(folder / "redis"))
         self.redis_url = await self.redis.start()
         self.load = await enter(LoadProcess(self._mode, self._stamp))
-        settings = {
+        self._state_dir = folder / "state"
+        self._settings = {
             "DATABASE_URL": database_url,
             "REDIS_URL": self.redis_url,
             "DHAN_FEED_URL": f"ws://127.0.0.1:{self.load.port}",
@@ -333,11 +334,21 @@ class Rig:
             "MARKET_CALENDAR": "always_open",
             **self._settings,
         }
+        await self._start_daemon()
+
+    async def _start_daemon(self) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        self.daemon = await enter(DaemonProcess(folder / "state", **settings))
+        daemon = DaemonProcess(self._state_dir, **self._settings)
+        self.daemon = await self._stack.enter_async_context(daemon)
         await self.subscribed()
         self.started_in_s = loop.time() - began_s
+        self.start_cpu_s = usage(self.daemon.pid).cpu_s
+
+    async def restart(self) -> None:
+        """Stop the daemon as an operator does, and start it again with all that it has stored."""
+        await self.daemon.__aexit__()
+        await self._start_daemon()
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
