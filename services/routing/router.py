@@ -32,7 +32,6 @@ from services.routing.rules import RoutingRules, agree_bps, rescue_bps
 from services.routing.switching import Switching
 from services.routing.trial import Passed, StandbyTrial
 from services.routing.wishes import Wishes
-from services.silence.findings import Change
 from services.silence.judge import SilenceJudge
 
 _CHUNK = 100
@@ -77,8 +76,12 @@ class Router:
         found: set[str] = set()
         if self._judge is not None:
             for change in self._judge.look(now_ms, now_s):
-                if not self._as_expected(change):
-                    found.update(self._concerned(change.provider, change.exchange, change.instrument))
+                concerned = self._concerned(change.provider, change.exchange, change.instrument)
+                if change.before.is_fault or change.now.finding.is_fault:
+                    found.update(concerned)
+                else:
+                    # Found to be well, as after a start: nothing follows for what goes its usual way.
+                    found.update(name for name in concerned if not self._goes_well(name, change.provider))
         found.update(self._forced_that_wait(now_s))
         found.update(name for name, watch in self.book.watches.items() if watch.due_s <= now_s)
         found.update(name for name, due_s in self.book.away.items() if due_s <= now_s)
@@ -119,13 +122,11 @@ class Router:
         )
         self._switching.carry_out(instrument, decide(candidates, route, now_s, self.rules), now_s)
 
-    def _as_expected(self, change: Change) -> bool:
-        """Tell whether the source that serves an instrument well is found to be well, as after its start."""
-        book, instrument = self.book, change.instrument
+    def _goes_well(self, instrument: str, provider: str) -> bool:
+        """Tell whether nothing is the matter with an instrument that its first provider serves."""
+        book = self.book
         return (
-            book.passing.get(instrument) == change.provider
-            and not change.before.is_fault
-            and not change.now.finding.is_fault
+            book.passing.get(instrument) == provider
             and instrument not in book.away
             and instrument not in book.forced
         )
