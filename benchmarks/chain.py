@@ -1,10 +1,9 @@
 """How long a client waits for an option chain that the daemon has fresh: `GET /api/options/…/chain`.
 
-Against the demo as a process of its own, whose chains come from the simulator of Dhan's REST service. What is
-measured is the answer from memory: a chain is asked of the vendor once in some seconds, whoever asks. The first
-answer, which waits for the vendor and computes all greeks, stands beside it. One request after another on one
-connection, and the processor time that each takes of the daemon.
-"""
+Against the demo as a process of its own, whose chains come from the simulator of Dhan's REST service. What
+is measured is the answer from memory: a chain is asked of the vendor once in some seconds, whoever asks.
+The first answer, which waits for the vendor and computes all greeks, stands beside it. One request after
+another on one connection, and the processor time that each takes of the daemon."""
 
 from __future__ import annotations
 
@@ -65,9 +64,7 @@ async def _asked(daemon: DaemonProcess) -> int:
     return sum(status.get("pipeline", status)["options"]["asked"].values())
 
 
-def _judged(
-    body: dict[str, Any], first_ms: float, cached: Took, nothing: Took, asked: int
-) -> dict[str, Any]:
+def _judged(body: dict[str, Any], first_ms: float, cached: Took, nothing: Took, asked: int) -> dict[str, Any]:
     waits, idle = sorted(cached.waits_ms), sorted(nothing.waits_ms)
     median, floor = waits[len(waits) // 2], idle[len(idle) // 2]
     rows = [

@@ -2,9 +2,8 @@
 
     python -m benchmarks.compare FOLDER FOLDER        exits 1 when one differs by more than ten percent
 
-A ratio is a figure in `×`, or one beside a row: how many times as much (or as long) as what was measured in the
-same run. Absolute figures of two runs are not compared.
-"""
+A ratio is a figure in `×`, or one beside a row: how many times as much (or as long) as what was measured in
+the same run. Absolute figures of two runs are not compared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Many WebSocket clients in one process that take what comes and count it, and nothing more.
 
-    python -m benchmarks.drain WS_URL CLIENTS INSTRUMENTS DELIVERY EVERY_MS        INSTRUMENTS 0: asks for nothing
+    python -m benchmarks.drain WS_URL CLIENTS INSTRUMENTS DELIVERY EVERY_MS    INSTRUMENTS 0: asks for nothing
 
 Says `ready` when all are connected and what they asked for is granted. Commands: `{"do": "begin"}`, and
 `{"do": "end"}`, which answers `frames`, `ticks` and `bytes` of all clients since.

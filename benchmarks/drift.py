@@ -1,4 +1,4 @@
-"""Whether a figure drifts over a long run: its slope by Theil and Sen, which single outliers do not bend. Pure."""
+"""Whether a figure drifts over a long run: its slope by Theil and Sen, which no outlier bends. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 import msgspec
 
 WARM_UP = 0.2
-"""This part of a run, its beginning, is left out: caches fill, and longer bars are made for the first time."""
+"""This part of a run, its beginning, is left out: caches fill, longer bars are made for the first time."""
 
 
 class Drift(msgspec.Struct, frozen=True):

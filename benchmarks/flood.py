@@ -56,7 +56,8 @@ async def measure(quick: bool) -> dict[str, Any]:
         row("ticks taken and stored while it floods", flooded["taken_per_s"], "ticks/s",
             ratios={"sustained": flooded["taken_per_s"] / sustained},
             note=f"{TIMES * sustained:.0f}/s were due; {flooded['sent']} were read within {seconds:.0f} s"),
-        row("records lost (dropped or refused)", flooded["lost"], "", at_most=0, note=str(flooded["why"] or "")),
+        row("records lost (dropped or refused)", flooded["lost"], "", at_most=0,
+            note=str(flooded["why"] or "")),
         row("records nobody can account for", flooded["unaccounted"], "", at_most=0,
             note="; ".join(flooded["wrong"])),
         row("most that went round by the disk", flooded["most_spooled"], "records"),
@@ -95,7 +96,7 @@ async def _sustained(rig: Rig, seconds: float) -> float:
 
 
 async def flood(rig: Rig, rate: float, seconds: float) -> dict[str, Any]:
-    """Send at `rate` (0: without limit) for `seconds`; return what the daemon did and what is wrong with it."""
+    """Send at `rate` (0: without limit) for `seconds`; return what the daemon did, and what is wrong."""
     had = await stored(rig)
     before = await rig.status()
     rss_before_mb = rig.used()["daemon"].rss_bytes / _MB
@@ -173,7 +174,7 @@ def _lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, int]
 
 
 class Stored(NamedTuple):
-    """What lies in Redis: entries of all streams, and by instrument the day's volume and the stored volumes."""
+    """What lies in Redis: entries of all streams, and by instrument the day's and the stored volume."""
 
     entries: int
     day_volumes: list[int]
@@ -211,7 +212,7 @@ async def stored(rig: Rig) -> Stored:
 async def judge(
     rig: Rig, was: tuple[Mapping[str, Any], Stored], after: Mapping[str, Any], sent: int
 ) -> tuple[list[str], int]:
-    """Compare what was sent, what the daemon says, and what lies in Redis; return what differs and by how much.
+    """Compare what was sent, what the daemon says and what lies in Redis; return what differs, by how much.
 
     `was` are status and `stored` before. Volumes are compared where no sample was given up.
     """

@@ -91,6 +91,7 @@ async def resting_share(pid: int) -> float:
 async def took(
     session: aiohttp.ClientSession, pid: int, addresses: list[str], times: int, resting_share: float
 ) -> Took:
+    """Return what `times` requests of `addresses`, in turn, take, beyond what the process uses at rest."""
     before, began_s = usage(pid).cpu_s, time.perf_counter()
     waits = [await timed(session, addresses[number % len(addresses)]) for number in range(times)]
     resting_s = resting_share * (time.perf_counter() - began_s)
@@ -98,6 +99,7 @@ async def took(
 
 
 async def timed(session: aiohttp.ClientSession, address: str) -> float:
+    """Return how long one request takes until the last byte of its answer, ms."""
     began_s = time.perf_counter()
     async with session.get(address) as answer:
         await answer.read()

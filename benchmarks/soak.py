@@ -2,10 +2,9 @@
 
     python -m benchmarks.soak [--minutes 30] [--rate 20000] [--clients 100] [--output DIR]
 
-Not part of `make bench`, because it takes as long as it takes. The run is looked at in windows of some seconds;
-what counts is the slope over all of them, without the warm-up at the beginning (`drift`). Latency is that of a
-reader of the stream, and of WebSocket clients with the newest values four times a second.
-"""
+Not part of `make bench`, because it takes as long as it takes. The run is looked at in windows of some
+seconds; what counts is the slope over all of them, without the warm-up at the beginning (`drift`). Latency
+is that of a reader of the stream, and of WebSocket clients with the newest values four times a second."""
 
 from __future__ import annotations
 
@@ -160,7 +159,9 @@ def judged(windows: list[Window], rate: int, counts: dict[str, int]) -> dict[str
 
 def _grows(what: str, found: Drift) -> dict[str, Any]:
     allowed_ms = max(MOST_LATENCY_GROWTH * found.middle, _LEAST_GROWTH_MS)
-    return row(f"{what} grows by", found.grown, "ms", at_most=allowed_ms, note=f"middle {found.middle:.2f} ms")
+    return row(
+        f"{what} grows by", found.grown, "ms", at_most=allowed_ms, note=f"middle {found.middle:.2f} ms"
+    )
 
 
 def _plot(

@@ -1,9 +1,8 @@
 """How long the daemon takes from its start until every mapped instrument is subscribed and has ticked.
 
-First with an empty Redis, where every series is made meanwhile; then again as after an update, with all that it
-had stored to recall: positions, newest values, the last minutes. Beside the wait, which a busy machine makes
-longer, stands the processor time that the daemon took for it.
-"""
+First with an empty Redis, where every series is made meanwhile; then again as after an update, with all
+that it had stored to recall: positions, newest values, the last minutes. Beside the wait, which a busy
+machine makes longer, stands the processor time that the daemon took for it."""
 
 from __future__ import annotations
 

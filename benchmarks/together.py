@@ -1,8 +1,7 @@
 """All together: a hundred thousand ticks a second in, Redis read by a consumer, a thousand clients watching.
 
-Each client has the newest values of fifty instruments four times a second. Where the rate is not taken, latency
-says nothing but that: it is then measured at the greatest rate that is, step by step down.
-"""
+Each client has the newest values of fifty instruments four times a second. Where the rate is not taken,
+latency says nothing but that: it is then measured at the greatest rate that is, step by step down."""
 
 from __future__ import annotations
 

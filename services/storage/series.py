@@ -59,7 +59,7 @@ class InstrumentSeries:
         # The words of a key are made when the first sample of its field comes: most instruments lack some.
         if name not in TICK_FIELDS:
             raise AttributeError(name)
-        words = bulk(self.keys.tick_series(self.instrument, cast(TickField, name)))
+        words = bulk(self.keys.tick_series(self.instrument, name))
         setattr(self, name, words)
         return words
 

@@ -1,7 +1,7 @@
-"""A feed that sends without limit, while Redis stands still for a moment: nothing is lost and all counts are exact.
+"""A feed that sends without limit, while Redis stands still for a moment: all is stored, counts are exact.
 
-Against the daemon as a process with its own Redis and the load of the benchmarks; judged by what lies in Redis.
-"""
+Against the daemon as a process with its own Redis and the load of the benchmarks; judged by what lies in
+Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from benchmarks.rig import SERVERS, Helper, Rig
 from tests.support.eventually import eventually
 
 INSTRUMENTS, CLIENTS, WATCHED = 100, 5, 20
-SETTINGS = {"STREAM_MAX_ENTRIES": 10_000_000, "BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0, "NEWS_EVERY_S": 0}
+SETTINGS = {
+    "STREAM_MAX_ENTRIES": 10_000_000,
+    "BACKFILL_MINUTE_DAYS": 0,
+    "BACKFILL_DAILY_DAYS": 0,
+    "NEWS_EVERY_S": 0,
+}
 
 
 @pytest.mark.slow
