@@ -1,4 +1,5 @@
-"""What the daemon costs while nothing happens: two providers connected, no ticks.
+"""What the daemon costs while nothing happens: two providers connected, no ticks, and the past of their
+instruments fetched once, as after every first start.
 
 Alone for as long as wanted: `python -m benchmarks.idle --minutes 60`.
 """
@@ -52,6 +53,7 @@ async def _measured(seconds: float) -> dict[str, Any]:
                 DHAN_CLIENT_ID=urls.dhan_client_id,
                 DHAN_ACCESS_TOKEN=urls.dhan_access_token,
                 YAHOO_STREAM_URL=urls.yahoo_stream_url,
+                YAHOO_REST_URL=urls.yahoo_rest_url,
             )
         )
         async with asyncio.timeout(60):
@@ -71,6 +73,7 @@ async def _measured(seconds: float) -> dict[str, Any]:
             most = max(most, now.rss_bytes)
             looks.append((time.monotonic() - began, round(now.cpu_s - before.cpu_s, 2), now.rss_bytes / 1e6))
         after = usage(daemon.pid)
+        filled = (await daemon.get("/api/backfill"))["counters"]
     part = (after.cpu_s - before.cpu_s) / seconds * 100
     rows = [
         row("CPU with two providers and no ticks", part, "%", at_most=1),
@@ -78,7 +81,8 @@ async def _measured(seconds: float) -> dict[str, Any]:
         row("most resident memory, looked at every ten seconds", most / 1e6, "MB", at_most=120),
         row("open files", after.files, ""),
     ]
-    return result(rows, seconds=seconds, looks=looks)
+    backfilled = {name: filled[name] for name in ("windows", "bars", "outside", "refused")}
+    return result(rows, seconds=seconds, looks=looks, backfilled=backfilled)
 
 
 def main() -> None:

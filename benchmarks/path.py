@@ -168,8 +168,8 @@ class TickPath:
             self.turn()
 
     def turn(self) -> None:
-        """Let everything run that is ready."""
-        self.loop.call_soon(self.loop.stop)
+        """Let everything run that is ready, and what becomes ready by it: writers send a turn after."""
+        self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, self.loop.stop)
         self.loop.run_forever()
 
     def frames(self, count: int) -> list[bytes]:
@@ -178,10 +178,13 @@ class TickPath:
 
     def feed(self, frames: list[bytes]) -> None:
         """Take one burst of messages, as one read of the socket brings them, and let the writers send."""
+        self.loop.call_soon(self._read, frames)
+        self.turn()
+
+    def _read(self, frames: list[bytes]) -> None:
         on_frame = self.on_frame
         for frame in frames:
             on_frame(frame)
-        self.turn()
 
     def replies(self) -> list[tuple[RedisConnection, bytes]]:
         """Return what Redis answers to everything that was written since."""

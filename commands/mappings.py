@@ -273,11 +273,12 @@ def _read(work: Any, *, demo: bool) -> Any:
 
 
 def _diff_with_accepted(*, demo: bool, as_json: bool) -> None:
+    from data_migration.catalogue_edit import read_within
     from models.revisions import SCHEMA_REVISION
     from services.catalogue.acceptance import at_time, refusal
     from services.catalogue.last_good import LastGoodUnusable, read_last_good
     from services.catalogue.loader import snapshot_of
-    from services.catalogue.queries import TablesRead, read_from
+    from services.catalogue.queries import TablesRead
     from services.catalogue.validation import find_problems, in_words
     from services.database_url import shown_url
 
@@ -285,7 +286,7 @@ def _diff_with_accepted(*, demo: bool, as_json: bool) -> None:
     now_ms = time.time_ns() // 1_000_000
 
     async def tables(connection: AsyncConnection) -> TablesRead:
-        return await read_from(connection, now_ms)
+        return await read_within(connection, now_ms)
 
     async def look() -> tuple[TablesRead, MappingSnapshot]:
         async with catalogue_database(settings, demo=demo) as database_url:

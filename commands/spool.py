@@ -61,6 +61,7 @@ def replay(demo: _DemoOption = False, as_json: AsJson = False) -> None:
         out.print(
             f"{name}: {stored} of {counters.offered} records are in Redis "
             f"({counters.already_written} were before), {lost} lost or refused"
+            + (f", {counters.resent} sent once more" if counters.resent else "")
             + (f": {counters.dropped | counters.rejected}" if lost else "")
         )
 
@@ -106,7 +107,7 @@ def drop(
     with contextlib.ExitStack() as stack:
         _hold_spool(stack, settings, demo=demo)
         folder = settings.state_dir / FOLDER
-        waiting = sum(channel.records for channel in inspect_spool(folder))
+        waiting = sum(channel.records + channel.again for channel in inspect_spool(folder))
         if not yes and waiting:
             raise ConfigurationError(
                 f"{waiting} records that are nowhere else would be lost: add --yes to drop them"

@@ -21,7 +21,7 @@ from data_migration.schema import LOCK_WAIT_S, take_lock
 from services.catalogue.acceptance import refusal
 from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine, sqlstate
 from services.catalogue.loader import snapshot_of
-from services.catalogue.queries import read_from
+from services.catalogue.queries import TablesRead, read_from
 from services.catalogue.validation import MappingsInvalid, find_problems
 from services.errors import ConfigurationError
 
@@ -88,9 +88,9 @@ async def edit(
                 {"actor": _actor(), "note": note},
             )
             now_ms = time.time_ns() // 1_000_000
-            before = await read_from(connection, now_ms)
+            before = await read_within(connection, now_ms)
             reverts = await work(connection)
-            after = await read_from(connection, now_ms)
+            after = await read_within(connection, now_ms)
             problems = find_problems((*after.mappings, *after.upcoming), after.routes, after.dangling)
             if problems:
                 raise MappingsInvalid(problems)
@@ -435,3 +435,9 @@ async def _update(
         ),
         {"rows": msgspec.json.encode(rows).decode()},
     )
+
+
+async def read_within(connection: AsyncConnection, now_ms: int) -> TablesRead:
+    """Return what the tables say inside the transaction of an engine's connection."""
+    raw = await connection.get_raw_connection()
+    return await read_from(raw.driver_connection, now_ms)

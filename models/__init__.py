@@ -1,23 +1,30 @@
 """The tables of PostgreSQL: providers, exchanges, instruments, the mappings between them, and their log.
 
-Stands beside `services.errors` at the bottom of everything; imports nothing of ours. Read by
-`services.catalogue`, written by `data_migration`. Importing this package registers every table on
-`Base.metadata`.
+Stands beside `services.errors` at the bottom of everything; imports nothing of ours. Written by
+`data_migration`; the daemon reads them in SQL of its own and needs the revisions only, so the tables are
+loaded when the first one is asked for. That registers every table on `Base.metadata`.
 """
 
 from __future__ import annotations
 
-from models.base import Base
-from models.coverage import Coverage
-from models.exchange import Exchange
-from models.exchange_provider_mapping import ExchangeProviderMapping
-from models.instrument import Instrument
-from models.mapping_change import MappingChange, MappingChangeRow
-from models.provider import Provider
-from models.provider_instrument_mapping import ProviderInstrumentMapping
-from models.quality_score import QualityScore
+from typing import TYPE_CHECKING, Any
+
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
-from models.route_event import RouteEvent
+
+if TYPE_CHECKING:
+    from models.tables import (
+        Base,
+        Coverage,
+        Exchange,
+        ExchangeProviderMapping,
+        Instrument,
+        MappingChange,
+        MappingChangeRow,
+        Provider,
+        ProviderInstrumentMapping,
+        QualityScore,
+        RouteEvent,
+    )
 
 __all__ = [
     "SCHEMA_REVISION",
@@ -34,3 +41,11 @@ __all__ = [
     "QualityScore",
     "RouteEvent",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from models import tables
+
+    return getattr(tables, name)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -152,6 +152,41 @@ class DataBroadcast(Sink):
         if exchange_audience is not None:
             for take in exchange_audience.values():
                 take(publication)
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Remember a run of ticks and queue each with everybody who watches its instrument."""
+        counters = self.counters
+        counters.offered += len(ticks)
+        counters.written += len(ticks)
+        newest, audiences, tips = self._newest, self._audiences, self._tips
+        exchange, wide = "", None
+        for tick in ticks:
+            if tick.exchange != exchange:
+                if tick.exchange == PROBE_EXCHANGE:
+                    self.probe_ms = tick.position_ms
+                    continue
+                exchange = tick.exchange
+                wide = self._exchange_audiences.get(exchange)
+            tips[exchange] = tick
+            symbol = tick.symbol
+            before = newest.get(symbol)
+            # `latest` never goes back in time: not for a late tick, nor for a source that lags the last one.
+            is_newest = (before is None or tick.timestamp >= before.timestamp) and not tick.flags & FLAG_LATE
+            if is_newest:
+                newest[symbol] = tick
+            audience = audiences.get(symbol)
+            if audience is None and wide is None:
+                continue
+            publication = Publication(tick)
+            if audience is not None:
+                if is_newest:
+                    for pending in audience.conflated.values():
+                        pending[symbol] = publication
+                for take in audience.queued.values():
+                    take(publication)
+            if wide is not None:
+                for take in wide.values():
+                    take(publication)
 
     def announce(self, record: ControlRecord) -> None:
         """Tell whoever it concerns of something that is no part of any stream: it has no position."""

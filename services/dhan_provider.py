@@ -34,6 +34,16 @@ from services.errors import (
 from services.market_data.records import ProviderTick
 from services.wire import dhan
 from services.wire.dhan import DISCONNECT_REASONS, FeedMode, Segment, utc_ms
+from services.wire.dhan_lone import (
+    FULL_BYTES,
+    FULL_START,
+    QUOTE_BYTES,
+    QUOTE_START,
+    KnownInstrument,
+    read_full,
+    read_quote,
+    wire_key,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +93,8 @@ class DhanProvider(WebSocketProvider):
         self._tested: int | None = None
         self._bare_drops = 0
         self._symbols: dict[tuple[int, int], str] = {}
+        self._known: dict[bytes, KnownInstrument] = {}
+        self._newest_time: tuple[int, int | None] = (0, None)
         self._open_interest: dict[str, int] = {}
         self._unknown_codes: set[int] = set()
         self._readers: dict[type, Callable[[Any], None]] = {
@@ -194,7 +206,12 @@ class DhanProvider(WebSocketProvider):
         segment, _, security_id = symbol.partition(":")
         if segment not in Segment.__members__ or not (security_id.isascii() and security_id.isdigit()):
             return "not a Dhan symbol: SEGMENT:SECURITY_ID is expected, as in NSE_EQ:2885"
-        self._symbols[Segment[segment].value, int(security_id)] = symbol
+        number, known = int(security_id), Segment[segment].value
+        self._symbols[known, number] = symbol
+        if number < 1 << 32:
+            self._known[wire_key(known, number)] = KnownInstrument(
+                symbol, known, derivative=known in _DERIVATIVES
+            )
         return None
 
     def explain_end(self, end: ConnectionEnd) -> ProviderError:
@@ -250,13 +267,93 @@ class DhanProvider(WebSocketProvider):
         Raises `WireFormatError` when the message is damaged, after emitting what came before the
         damage; a `ProviderError` when Dhan says that the connection is over.
         """
-        records, error = dhan.decode_frame(raw if isinstance(raw, bytes) else raw.encode())
+        if isinstance(raw, str):
+            raw = raw.encode()
+        known = self._known.get(raw[3:8])
+        if known is not None:
+            start = raw[:3]
+            if start == QUOTE_START:
+                if len(raw) == QUOTE_BYTES:
+                    self._lone_quote(known, raw)
+                    return
+            elif start == FULL_START and len(raw) == FULL_BYTES and getattr(self, "depth_tap", None) is None:
+                self._lone_full(known, raw)
+                return
+        records, error = dhan.decode_frame(raw)
         self.counters.records += len(records)
         readers = self._readers
         for record in records:
             readers[type(record)](record)
         if error is not None:
             raise error
+
+    def _lone_quote(self, known: KnownInstrument, raw: bytes) -> None:
+        """Do what `_quote` does for a packet alone in its message, of an instrument that was asked for."""
+        self.counters.records += 1
+        price, ltt, volume = read_quote(raw)
+        if raw[34:50] != known.day_bytes:
+            known.take_day(raw[34:50])
+        newest, event_ms = self._newest_time
+        if ltt != newest:
+            event_ms = utc_ms(ltt)
+            self._newest_time = ltt, event_ms
+        if not price and event_ms is None:
+            price = self._none_yet()
+        self.emit(
+            ProviderTick(
+                known.symbol,
+                price,
+                event_ms,
+                1000,
+                volume if known.segment else None,
+                None,
+                None,
+                None,
+                None,
+                self._open_interest.get(known.symbol) if known.derivative else None,
+                known.day_open,
+                known.day_high,
+                known.day_low,
+                known.day_close,
+                None,
+                0,
+                known.day_bytes,
+            )
+        )
+
+    def _lone_full(self, known: KnownInstrument, raw: bytes) -> None:
+        """Do what `_full` does for a packet alone in its message, while nobody wants its depth."""
+        self.counters.records += 1
+        price, ltt, volume, oi, bid_qty, ask_qty, bid, ask = read_full(raw)
+        if raw[46:62] != known.day_bytes:
+            known.take_day(raw[46:62])
+        newest, event_ms = self._newest_time
+        if ltt != newest:
+            event_ms = utc_ms(ltt)
+            self._newest_time = ltt, event_ms
+        if not price and event_ms is None:
+            price = self._none_yet()
+        self.emit(
+            ProviderTick(
+                known.symbol,
+                price,
+                event_ms,
+                1000,
+                volume if known.segment else None,
+                bid or None,
+                ask or None,
+                bid_qty if bid else None,
+                ask_qty if ask else None,
+                oi if known.derivative else None,
+                known.day_open,
+                known.day_high,
+                known.day_low,
+                known.day_close,
+                None,
+                0,
+                known.day_bytes,
+            )
+        )
 
     def _full(self, record: dhan.Full) -> None:
         segment = record.segment

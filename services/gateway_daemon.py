@@ -310,10 +310,9 @@ class GatewayDaemon:
         await self._book.look(client)
         positions = await self._look_at_new(self._exchanges, self._instruments)
         recall = BarRecall(client, self._bars.begin(), self._grid, most=_MOST_RECALLED)
-        newest = [tick for key in self._instruments if (tick := self.broadcast.latest(key)) is not None]
-        newest_ms = {tick.symbol: tick.timestamp for tick in newest}
+        newest = {key: tick for key in self._instruments if (tick := self.broadcast.latest(key)) is not None}
         here = {name: at for name, at in positions.items() if name in self._exchanges}
-        await recall.run(here, {key: row.exchange for key, row in self._instruments.items()}, newest_ms)
+        await recall.run(here, {key: row.exchange for key, row in self._instruments.items()}, newest)
         # Followed from where the bars were recalled to: no tick is in them twice, and none is missing.
         self._follower.follow(positions)
         self._obstacle = ""

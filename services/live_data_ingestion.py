@@ -111,6 +111,7 @@ class LiveDataIngestion:
         gc.set_threshold(*GC_THRESHOLDS)
         leadership, keep = self.storage.leadership, self.supervisor.keep
         await leadership.begin()
+        self.storage.note_lease()
         keep("lease", leadership.run)
         snapshot = await self._it.mappings.first()
         self._note(snapshot)

@@ -12,6 +12,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -50,7 +51,8 @@ class RecordingTap(Protocol):
         """Take note that `symbols` are being asked for (`asking`), were (`asked`), or were `lost`."""
 
 
-class ProviderCounters(msgspec.Struct):
+@dataclass(slots=True)
+class ProviderCounters:
     """Plain counts, exported on demand. `frames = decoded + sum(wire_errors) + waiting`.
 
     `records` counts what came out of decoded frames, `ticks` what was emitted, `ignored` records that
@@ -66,8 +68,8 @@ class ProviderCounters(msgspec.Struct):
     reconnects: int = 0
     connects: int = 0
     resubscribed: int = 0
-    wire_errors: dict[str, int] = msgspec.field(default_factory=dict)
-    ignored: dict[str, int] = msgspec.field(default_factory=dict)
+    wire_errors: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def ignore(self, kind: str) -> None:
         """Count one record of `kind` that carries no market data."""

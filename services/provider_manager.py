@@ -29,6 +29,9 @@ from services.silence.judge import SilenceJudge
 
 _log = structlog.get_logger(__name__)
 
+_CLOSES_WITHIN_S = 4.0
+"""A provider takes leave of its peer, and then ends what listens: each in its time."""
+
 ORDERS_WITHIN_S = 1.0
 """So long a subscription may take before the routes are looked at again without it."""
 
@@ -216,7 +219,9 @@ class ProviderManager:
     def _keep(self, code: str) -> None:
         provider = self._runtimes[code].provider
         if provider is not None:
-            self._supervisor.keep(f"provider:{code}", lambda: self._run(code, provider), core=False)
+            self._supervisor.keep(
+                f"provider:{code}", lambda: self._run(code, provider), core=False, cleanup_s=_CLOSES_WITHIN_S
+            )
 
     async def _run(self, code: str, provider: BaseMarketDataProvider) -> None:
         pacing = self._pacing

@@ -16,6 +16,7 @@ import structlog
 from services.errors import ProviderUnavailable
 from services.market_data.clock import Clock
 from services.pipeline.bounded import finishes_within
+from services.pipeline.ending import end_tasks
 from services.provider_lifecycle import HEALTHY_AFTER_S, CredentialGate, Failure, as_provider_error
 
 _log = structlog.get_logger(__name__)
@@ -255,13 +256,12 @@ def _outcome(task: asyncio.Future[None]) -> BaseException | None:
 
 async def _fate(work: Coroutine[Any, Any, None]) -> BaseException | None:
     """Await `work` and return what it raised, whatever library's exception that is; None when nothing."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work)
     try:
         await asyncio.wait([task])
     except BaseException:
         # However this ends, the work ends with it: it must never go on unwatched.
-        task.cancel()
-        await asyncio.wait([task])
+        await end_tasks([task])
         raise
     return asyncio.CancelledError() if task.cancelled() else task.exception()
 

@@ -12,20 +12,14 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+import asyncpg
 import msgspec
 import structlog
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.revisions import SCHEMA_REVISION, SCHEMA_REVISIONS
 from services.catalogue.acceptance import at_time
-from services.catalogue.connection import (
-    DATABASE_ERRORS,
-    SETUP_COMMAND,
-    database_error,
-    make_engine,
-    sqlstate,
-)
+from services.catalogue.database import Database
+from services.catalogue.database_errors import DRIVER_ERRORS, SETUP_COMMAND, database_error, sqlstate
 from services.catalogue.last_good import LastGoodUnusable, read_last_good, write_last_good
 from services.catalogue.queries import TablesRead, read_revisions, read_tables
 from services.catalogue.validation import MappingsInvalid, find_problems
@@ -45,6 +39,7 @@ REWRITE_AFTER_MS = 3_600_000
 """A last good copy of the same content is written again after this time, so that its age stays true."""
 
 _STALE_STATEMENT = ("0A000", "26000", "XX000")
+_ENDED_BY_THE_SERVER = ("57P01", "57P02")
 
 
 class Catalogue:
@@ -60,7 +55,7 @@ class Catalogue:
         self._database_url = database_url
         self._cache_path = cache_path
         self.clock = clock
-        self._engine: AsyncEngine | None = None
+        self._database: Database | None = None
         self._version = 0
         self._written: tuple[object, int] | None = None
         self._known: tuple[InstrumentMapping, ...] = ()
@@ -77,7 +72,7 @@ class Catalogue:
         reached is not an error here: `load` then decides whether the last good copy will do.
         """
         try:
-            revisions = await self._try_twice(lambda engine: read_revisions(engine, COMMAND_TIMEOUT_S))
+            revisions = await self._try_twice(lambda database: read_revisions(database, COMMAND_TIMEOUT_S))
         except TemporaryError:
             return
         if revisions == [SCHEMA_REVISION]:
@@ -104,7 +99,9 @@ class Catalogue:
         """
         now_ms = self.clock.now_ms()
         known = self._known
-        found = await self._try_twice(lambda engine: read_tables(engine, now_ms, COMMAND_TIMEOUT_S, known))
+        found = await self._try_twice(
+            lambda database: read_tables(database, now_ms, COMMAND_TIMEOUT_S, known)
+        )
         # In a thread, because a long table takes longer than the event loop may stand still.
         problems = await asyncio.to_thread(
             find_problems, (*found.mappings, *found.upcoming), found.routes, found.dangling
@@ -159,37 +156,35 @@ class Catalogue:
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        database, self._database = self._database, None
+        if database is not None:
+            await database.close()
 
-    async def _try_twice(self, work: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
+    async def _try_twice(self, work: Callable[[Database], Awaitable[_T]]) -> _T:
         """Do the work; once more at once when only the kept connection was stale.
 
         After a change of a table the server refuses the statements prepared before it, and after a
         restart the kept connection is dead. A fresh one knows neither trouble.
         """
-        if self._engine is None:
-            self._engine = make_engine(
-                self._database_url,
-                application_name="marketd",
-                command_timeout_s=COMMAND_TIMEOUT_S,
-                pooled=True,
+        if self._database is None:
+            self._database = Database(
+                self._database_url, application_name="marketd", command_timeout_s=COMMAND_TIMEOUT_S
             )
+        database = self._database
         try:
-            return await self._attempt(work, self._engine)
-        except DATABASE_ERRORS as error:
+            return await self._attempt(work, database)
+        except DRIVER_ERRORS as error:
             if not _is_stale(error):
                 raise database_error(error, self._database_url) from error
-        await self._engine.dispose()
+        await database.close()
         try:
-            return await self._attempt(work, self._engine)
-        except DATABASE_ERRORS as error:
+            return await self._attempt(work, database)
+        except DRIVER_ERRORS as error:
             raise database_error(error, self._database_url) from error
 
-    async def _attempt(self, work: Callable[[AsyncEngine], Awaitable[_T]], engine: AsyncEngine) -> _T:
+    async def _attempt(self, work: Callable[[Database], Awaitable[_T]], database: Database) -> _T:
         async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
-            return await work(engine)
+            return await work(database)
 
     async def last_good(self, error: MarketdError) -> MappingSnapshot:
         """Return the last good copy, as of now, because of `error`.
@@ -234,6 +229,6 @@ def snapshot_of(found: TablesRead, now_ms: int) -> MappingSnapshot:
 
 
 def _is_stale(error: Exception) -> bool:
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.PostgresConnectionError):
         return True
-    return sqlstate(error) in _STALE_STATEMENT
+    return sqlstate(error) in (*_STALE_STATEMENT, *_ENDED_BY_THE_SERVER)

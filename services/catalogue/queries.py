@@ -13,17 +13,8 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-from sqlalchemy import Date, DateTime, and_, bindparam, func, or_, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from models import (
-    Exchange,
-    ExchangeProviderMapping,
-    Instrument,
-    MappingChange,
-    Provider,
-    ProviderInstrumentMapping,
-)
+from services.catalogue.database import Connection, Database
 from services.catalogue.validation import Route
 from services.market_data.instruments import AssetClass, InstrumentMapping, ProviderEntry
 
@@ -34,89 +25,43 @@ _FETCHED = 5_000
 _FOR_EVER_YEAR = 9999
 """Where `infinity` arrives."""
 
-_PROVIDERS = select(Provider.code, Provider.name, Provider.rate_limit).where(Provider.is_active)
+_PROVIDERS = "SELECT code, name, rate_limit FROM providers WHERE is_active"
 
-_MAPPINGS = (
-    select(
-        ProviderInstrumentMapping.id,
-        Exchange.code.label("exchange"),
-        Exchange.timezone,
-        Instrument.symbol,
-        Instrument.name,
-        Instrument.asset_class,
-        Instrument.currency,
-        Instrument.tick_size,
-        Instrument.lot_size,
-        Instrument.expiry,
-        Provider.code.label("provider"),
-        ProviderInstrumentMapping.provider_instrument_search_code.label("search_code"),
-        ProviderInstrumentMapping.provider_segment.label("segment"),
-        ProviderInstrumentMapping.provider_security_id.label("security_id"),
-        ExchangeProviderMapping.is_primary,
-        ExchangeProviderMapping.priority,
-        ExchangeProviderMapping.delivery,
-        ExchangeProviderMapping.allow_delayed,
-        ProviderInstrumentMapping.valid_from,
-        ProviderInstrumentMapping.valid_to,
-    )
-    .select_from(ProviderInstrumentMapping)
-    .join(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
-    .join(Exchange, Exchange.id == Instrument.exchange_id)
-    .join(Provider, Provider.id == ProviderInstrumentMapping.provider_id)
-    .join(
-        ExchangeProviderMapping,
-        (ExchangeProviderMapping.provider_id == Provider.id)
-        & (ExchangeProviderMapping.exchange_id == Exchange.id),
-    )
-    .where(
-        ProviderInstrumentMapping.is_active,
-        Instrument.is_active,
-        Exchange.is_active,
-        Provider.is_active,
-        ExchangeProviderMapping.is_active,
-        # What is long over stays in the tables for ever and is not read; zones differ by a day at most.
-        or_(Instrument.expiry.is_(None), Instrument.expiry >= bindparam("recent", type_=Date)),
-        or_(
-            ProviderInstrumentMapping.valid_to.is_(None),
-            ProviderInstrumentMapping.valid_to > bindparam("now", type_=DateTime(timezone=True)),
-        ),
-    )
-    # By bytes, whatever the database's locale: the order depends on the content alone.
-    .order_by(
-        Exchange.code.collate("C"),
-        Instrument.symbol.collate("C"),
-        ExchangeProviderMapping.is_primary.desc(),
-        ExchangeProviderMapping.priority,
-        Provider.code.collate("C"),
-    )
-)
-
+# What is long over stays in the tables for ever and is not read; zones differ by a day at most.
+# In the order of bytes, whatever the database's locale: it depends on the content alone.
+_MAPPINGS = """
+SELECT m.id, e.code, e.timezone, i.symbol, i.name, i.asset_class, i.currency, i.tick_size, i.lot_size,
+    i.expiry, p.code, m.provider_instrument_search_code, m.provider_segment, m.provider_security_id,
+    r.is_primary, r.priority, r.delivery, r.allow_delayed, m.valid_from, m.valid_to
+FROM provider_instrument_mappings m
+JOIN instruments i ON i.id = m.instrument_id
+JOIN exchanges e ON e.id = i.exchange_id
+JOIN providers p ON p.id = m.provider_id
+JOIN exchange_provider_mappings r ON r.provider_id = p.id AND r.exchange_id = e.id
+WHERE m.is_active AND i.is_active AND e.is_active AND p.is_active AND r.is_active
+    AND (i.expiry IS NULL OR i.expiry >= CAST($1 AS date))
+    AND (m.valid_to IS NULL OR m.valid_to > CAST($2 AS timestamptz))
+ORDER BY e.code COLLATE "C", i.symbol COLLATE "C", r.is_primary DESC, r.priority, p.code COLLATE "C"
+"""
 
 # Only tables without their foreign keys can hold such rows.
-_DANGLING = (
-    select(ProviderInstrumentMapping.id)
-    .outerjoin(Instrument, Instrument.id == ProviderInstrumentMapping.instrument_id)
-    .outerjoin(Exchange, Exchange.id == Instrument.exchange_id)
-    .outerjoin(Provider, Provider.id == ProviderInstrumentMapping.provider_id)
-    .where(ProviderInstrumentMapping.is_active, or_(Exchange.id.is_(None), Provider.id.is_(None)))
-    .order_by(ProviderInstrumentMapping.id)
-    .limit(1_000)
-)
+_DANGLING = """
+SELECT m.id FROM provider_instrument_mappings m
+LEFT JOIN instruments i ON i.id = m.instrument_id
+LEFT JOIN exchanges e ON e.id = i.exchange_id
+LEFT JOIN providers p ON p.id = m.provider_id
+WHERE m.is_active AND (e.id IS NULL OR p.id IS NULL) ORDER BY m.id LIMIT 1000
+"""
 
-_ROUTES = (
-    select(
-        ExchangeProviderMapping.id,
-        Exchange.code,
-        Provider.code,
-        ExchangeProviderMapping.is_primary,
-        and_(ExchangeProviderMapping.is_active, Exchange.is_active, Provider.is_active),
-    )
-    .join(Exchange, Exchange.id == ExchangeProviderMapping.exchange_id)
-    .join(Provider, Provider.id == ExchangeProviderMapping.provider_id)
-    .order_by(ExchangeProviderMapping.id)
-)
+_ROUTES = """
+SELECT r.id, e.code, p.code, r.is_primary, r.is_active AND e.is_active AND p.is_active
+FROM exchange_provider_mappings r
+JOIN exchanges e ON e.id = r.exchange_id
+JOIN providers p ON p.id = r.provider_id
+ORDER BY r.id
+"""
 
-_PERMIT = select(func.coalesce(func.max(MappingChange.id), 0)).where(MappingChange.allows_removal)
+_PERMIT = "SELECT coalesce(max(id), 0) FROM mapping_changes WHERE allows_removal"
 
 
 class TablesRead(msgspec.Struct, frozen=True):
@@ -136,7 +81,7 @@ class TablesRead(msgspec.Struct, frozen=True):
 
 
 async def read_tables(
-    engine: AsyncEngine, now_ms: int, command_timeout_s: float, known: Iterable[InstrumentMapping] = ()
+    database: Database, now_ms: int, command_timeout_s: float, known: Iterable[InstrumentMapping] = ()
 ) -> TablesRead:
     """Return active providers, and active mappings of active instruments, exchanges and routes.
 
@@ -144,30 +89,22 @@ async def read_tables(
     are left out: vendors give their ids to new ones. A row that says what one of `known` says is that same
     object again, so that reading what has not changed needs no memory.
     """
-    async with engine.connect() as connection:
-        connection = await connection.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
-        async with connection.begin():
-            await _bound_waits(connection, command_timeout_s)
-            return await read_from(connection, now_ms, known)
+    async with database.transaction(isolation="repeatable_read") as connection:
+        await _bound_waits(connection, command_timeout_s)
+        return await read_from(connection, now_ms, known)
 
 
 async def read_from(
-    connection: AsyncConnection, now_ms: int, known: Iterable[InstrumentMapping] = ()
+    connection: Connection, now_ms: int, known: Iterable[InstrumentMapping] = ()
 ) -> TablesRead:
-    """Return what the tables say inside the transaction of `connection`."""
+    """Return what the tables say inside the transaction of `connection`, one of the driver's."""
     providers = [
-        ProviderEntry(
-            code=row.code,
-            name=row.name,
-            rate_limit=None if row.rate_limit is None else float(row.rate_limit),
-        )
-        for row in await connection.execute(_PROVIDERS)
+        ProviderEntry(code=code, name=name, rate_limit=None if rate_limit is None else float(rate_limit))
+        for code, name, rate_limit in await connection.fetch(_PROVIDERS)
     ]
-    routes = [Route(*row) for row in await connection.execute(_ROUTES)]
-    dangling = list((await connection.execute(_DANGLING)).scalars())
-    permit = int((await connection.execute(_PERMIT)).scalar_one())
+    routes = [Route(*row) for row in await connection.fetch(_ROUTES)]
+    dangling = [row[0] for row in await connection.fetch(_DANGLING)]
+    permit = int(await connection.fetchval(_PERMIT))
     mappings, upcoming = await _read_mappings(connection, now_ms, known)
     return TablesRead(
         providers=tuple(sorted(providers, key=lambda entry: entry.code)),
@@ -180,7 +117,7 @@ async def read_from(
 
 
 async def _read_mappings(
-    connection: AsyncConnection, now_ms: int, known: Iterable[InstrumentMapping]
+    connection: Connection, now_ms: int, known: Iterable[InstrumentMapping]
 ) -> tuple[list[InstrumentMapping], list[InstrumentMapping]]:
     """Read in pieces: the time limit holds for each, and the event loop breathes between them."""
     mappings: list[InstrumentMapping] = []
@@ -188,41 +125,36 @@ async def _read_mappings(
     ends = _LastDays()
     held = {mapping.mapping_id: mapping for mapping in known}
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
-    parameters = {"now": now, "recent": now.date() - timedelta(days=2)}
-    options = {"max_row_buffer": _FETCHED}
-    async with connection.stream(_MAPPINGS, parameters, execution_options=options) as result:
-        async for fetched in result.partitions(_FETCHED):
-            for at in range(0, len(fetched), _PIECE):
-                for row in fetched[at : at + _PIECE]:
-                    mapping = _mapping(row, ends)
-                    before = held.get(mapping.mapping_id)
-                    if before is not None and before == mapping:
-                        mapping = before
-                    if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
-                        continue
-                    later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
-                    (upcoming if later else mappings).append(mapping)
-                await asyncio.sleep(0)
+    cursor = await connection.cursor(_MAPPINGS, now.date() - timedelta(days=2), now)
+    while rows := await cursor.fetch(_FETCHED):
+        for at in range(0, len(rows), _PIECE):
+            for row in rows[at : at + _PIECE]:
+                mapping = _mapping(row, ends)
+                before = held.get(mapping.mapping_id)
+                if before is not None and before == mapping:
+                    mapping = before
+                if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
+                    continue
+                later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
+                (upcoming if later else mappings).append(mapping)
+            await asyncio.sleep(0)
     return mappings, upcoming
 
 
-async def read_revisions(engine: AsyncEngine, command_timeout_s: float) -> list[str]:
+async def read_revisions(database: Database, command_timeout_s: float) -> list[str]:
     """Return the schema revisions the database names: one, or none where there is no schema."""
-    async with engine.connect() as connection, connection.begin():
+    async with database.transaction() as connection:
         await _bound_waits(connection, command_timeout_s)
-        found = await connection.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
-        if not found.scalar_one():
+        if not await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL"):
             return []
-        rows = await connection.execute(text("SELECT version_num FROM alembic_version"))
-        return [str(revision) for revision in rows.scalars()]
+        return [str(row[0]) for row in await connection.fetch("SELECT version_num FROM alembic_version")]
 
 
-async def _bound_waits(connection: AsyncConnection, seconds: float) -> None:
+async def _bound_waits(connection: Connection, seconds: float) -> None:
     """Let the server give up too: a client that stops waiting leaves its query behind."""
     wait = f"{round(seconds * 1000)}ms"
-    await connection.execute(
-        text("SELECT set_config('statement_timeout', :wait, true), set_config('lock_timeout', :wait, true)"),
-        {"wait": wait},
+    await connection.fetch(
+        "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)", wait
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from services.catalogue.connection import CONNECT_TIMEOUT_S, DATABASE_ERRORS, database_error
+from services.catalogue.database_errors import CONNECT_TIMEOUT_S, DRIVER_ERRORS, database_error
 from services.database_url import asyncpg_dsn
 from services.errors import ConfigurationError, MarketdError
 from services.pipeline.backoff import Backoff
@@ -67,7 +67,7 @@ class MappingWatch:
             try:
                 async for reason in self._listen():
                     yield reason
-            except DATABASE_ERRORS as error:
+            except DRIVER_ERRORS as error:
                 problem = database_error(error, self._database_url)
             except ConfigurationError as error:
                 problem = error

@@ -88,6 +88,7 @@ class Leading:
         it = self._it
         snapshot = it.mappings.current
         assert snapshot is not None  # noqa: S101 - loaded at the start
+        it.storage.note_lease()
         try:
             it.state.epoch = await self._recall.run(snapshot, it.known.mappings)
         except StorageError as error:
@@ -97,6 +98,7 @@ class Leading:
         it.state.obstacle = ""
         if not it.storage.begin_to_lead():
             return
+        self._recall.used()
         it.state.phase = "running"
         keep = it.supervisor.keep
         for writer in it.storage.writers:

@@ -28,6 +28,7 @@ class Recall:
         self._providers = stages.routing.providers
         self._bars = stages.bars
         self._grid = stages.grid
+        self._bars_made_of: tuple[dict[str, Position], dict[str, str]] | None = None
 
     async def run(self, snapshot: MappingSnapshot, instruments: Mapping[str, InstrumentMapping]) -> str:
         """Recall everything; return the epoch of the key space. Raises `StorageError`."""
@@ -39,18 +40,40 @@ class Recall:
             self._providers.seed(newest.values())
             self._broadcast.seed(newest.values())
             self._storage.latest.remember(newest.values())
-            recall = BarRecall(client, self._bars.begin(), self._grid, self._storage.spool)
-            recalled = await recall.run(
+            await self._recall_bars(
+                client,
                 {exchange: positions[exchange] for exchange in exchanges},
                 {key: mapping.exchange for key, mapping in instruments.items()},
-                {tick.symbol: tick.timestamp for tick in newest.values()},
+                newest,
             )
-            for said in recalled.said:
-                # Their samples may not have been written any more; writing them again changes nothing.
-                self._storage.bar_series.offer(said)
             return await self._storage.history.start(client)
         finally:
             await client.aclose()
+
+    def used(self) -> None:
+        """Say that data flows now: what was read is no longer what is."""
+        self._bars_made_of = None
+
+    async def _recall_bars(
+        self,
+        client: Any,
+        positions: dict[str, Position],
+        instruments: dict[str, str],
+        newest: Mapping[str, LastTick],
+    ) -> None:
+        """Build the forming bars again, unless an attempt before has done so from the very same streams.
+
+        By far the longest part: while Redis comes and goes it is not begun anew each time.
+        """
+        if self._bars_made_of == (positions, instruments):
+            return
+        self._bars_made_of = None
+        recall = BarRecall(client, self._bars.begin(), self._grid, self._storage.spool)
+        recalled = await recall.run(positions, instruments, newest)
+        for said in recalled.said:
+            # Their samples may not have been written any more; writing them again changes nothing.
+            self._storage.bar_series.offer(said)
+        self._bars_made_of = positions, instruments
 
     async def _positions(self, client: Any, exchanges: list[str]) -> dict[str, Position]:
         probes = self._storage.shard.probe_exchange

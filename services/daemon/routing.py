@@ -9,7 +9,6 @@ It starts no task: `live_data_ingestion` runs the parts while this daemon leads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +16,9 @@ from services.credential_keeper import CredentialKeeper, market_hours
 from services.credential_state import MarketHours
 from services.daemon.config import IngestionConfig
 from services.data_broadcast import DataBroadcast
-from services.errors import MarketdError
 from services.learned_silence import FILE as SILENCE_FILE
 from services.learned_silence import LearnedSilence
+from services.market_data.bars import MINUTE_MS
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.market_data.records import Record
@@ -59,6 +58,7 @@ class Routing:
     ) -> None:
         self._clock = clock
         self._calendar = calendar
+        self._hours: dict[str, tuple[tuple[frozenset[str], int], MarketHours]] = {}
         self.first_connects = FirstConnects(config.state_dir / FIRST_CONNECTS, clock)
         self.judge = SilenceJudge(calendar)
         self.learned = LearnedSilence(self.judge, config.state_dir / SILENCE_FILE)
@@ -94,10 +94,9 @@ class Routing:
     async def end(self, *, led: bool) -> None:
         """Keep what was decided and learned, as far as that is possible within a moment."""
         if led:
-            with contextlib.suppress(MarketdError, TimeoutError):
-                async with asyncio.timeout(ROUTE_EVENTS_WITHIN_S):
-                    await self.events.write_all()
-                    await self.scores.write()
+            await asyncio.gather(
+                *(writer.flush(ROUTE_EVENTS_WITHIN_S) for writer in (self.events, self.scores))
+            )
             await self.learned.save()
         await self.events.close()
         await self.scores.close()
@@ -106,7 +105,13 @@ class Routing:
 
     def hours(self, code: str) -> MarketHours:
         """Return when the markets of a provider are open."""
-        return market_hours(self._calendar, self.providers.exchanges_of(code), self._clock.now_ms())
+        exchanges, now_ms = self.providers.exchanges_of(code), self._clock.now_ms()
+        # Sessions begin and end with whole minutes.
+        key = (exchanges, now_ms // MINUTE_MS)
+        known = self._hours.get(code)
+        if known is None or known[0] != key:
+            known = self._hours[code] = (key, market_hours(self._calendar, exchanges, now_ms))
+        return known[1]
 
     def dispute(self, instrument: str) -> str | None:
         """Return in words what sources disagree about, None when they do not."""

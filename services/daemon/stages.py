@@ -98,7 +98,7 @@ def make_stages(
         config.database_url, config.state_dir / "mappings.json", clock, exchanges=config.exchanges
     )
     storage = Storage(config, clock, publish=flow.publish, history_lost=history_lost)
-    bars = BarSink(lambda: BarBuilder(grid), clock, flow.publish)
+    bars = BarSink(lambda: BarBuilder(grid), clock, flow.publish, flow.flush)
     sinks: tuple[Sink, ...] = (*storage.writers, bars, broadcast)
     flow.connect(sinks, storage.writers)
     routing = Routing(

@@ -122,7 +122,12 @@ class Storage:
     @property
     def waits_on_disk(self) -> bool:
         """Whether records wait on disk for Redis."""
-        return any(channel.pending for channel in self.spool.channels.values())
+        return any(channel.pending or channel.ahead for channel in self.spool.channels.values())
+
+    def note_lease(self) -> None:
+        """Remember on disk that this daemon holds the lease, if it does, before the work is taken up."""
+        if self.leadership.lease is not None:
+            self.led_times.take(self.leadership.lease.epoch)
 
     def begin_to_lead(self) -> bool:
         """Take note that this daemon writes from now on; False when the lease is gone again."""

@@ -151,6 +151,7 @@ def _sinks(sinks: list[dict[str, Any]]) -> Iterator[Metric]:
         name = str(sink["name"])
         for outcome in ("offered", "written", "collapsed", "already_written", "batches", "errors"):
             records.add_metric([name, outcome], sink[outcome])
+        records.add_metric([name, "resent"], sink.get("resent", 0))
         for outcome in ("dropped", "rejected"):
             for reason, count in sink[outcome].items():
                 lost.add_metric([name, outcome, reason], count)

@@ -156,7 +156,10 @@ _BACKFILL = _object(
     ["jobs", "counters", "sources"],
     jobs={"type": "array", "items": {"type": "object"}, "description": "what was asked for, newest last"},
     counters={"type": "object"},
-    sources={"type": "object", "description": "by provider code: requests, quota left, pause"},
+    sources={
+        "type": "object",
+        "description": "by provider code: requests, pause, what each may still use today",
+    },
 )
 _JOB = _object(
     ["id", "windows", "finished_ms"],

@@ -20,6 +20,7 @@ from services.errors import MarketdError, StorageError, TemporaryError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.filler import SETTLE_MS, Filler, FillOutcome
 from services.history.planner import Window, newest_first, plan, windows_of
+from services.history.source import FOUND_LEAVES, ORDERED_LEAVES
 from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.calendar import trading_day
 from services.market_data.candles import CoverageSpan
@@ -44,6 +45,8 @@ _LATER_S = 30.0
 _LATEST_S = 1_800.0
 """What nobody answers now is found again after so long; twice as long with every time in a row."""
 _KEPT_JOBS = 20
+_READER = 0
+"""The number of every job of a reader, who waits for it."""
 _AT_ONCE = 50
 """Instruments that are planned between two looks at what else is due: about two milliseconds."""
 MOST_WINDOWS = 200_000
@@ -196,7 +199,7 @@ class Backfill:
         """
         now_ms = self._clock.now_ms()
         job = BackfillJob(
-            id=0,
+            id=_READER,
             interval=windows[0].interval,
             instruments=1,
             from_ms=windows[-1].from_ms,
@@ -264,6 +267,8 @@ class Backfill:
                     "requests": source.requests,
                     "used_today": source.quota.used_today,
                     "left_today": source.quota.left_today,
+                    "left_for_backfill": source.quota.left_beyond(FOUND_LEAVES),
+                    "left_for_orders": source.quota.left_beyond(ORDERED_LEAVES),
                     "paused_s": round(source.quota.paused_s, 1),
                     "refused_here": dict(source.quota.refused),
                 }
@@ -315,7 +320,8 @@ class Backfill:
         async for part in slices(by_instrument.values(), _AT_ONCE):
             windows += plan([row for group in part for row in group], self.filler.offers, now_ms)
         for window in sorted(windows, key=newest_first):
-            if (window.instrument, window.interval) not in self._later:
+            # A day that is not over, or was over a moment ago, would be found at every look.
+            if (window.instrument, window.interval) not in self._later and self.filler.due(window, now_ms):
                 self._found[window] = _Task(window)
         self._news.set()
 
@@ -324,8 +330,9 @@ class Backfill:
         while True:
             if not await self._step(found=found):
                 self._news.clear()
+                # What waits for its time is looked at again; everything else comes with news.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
+                    async with asyncio.timeout(0.5 if self._asked else None):
                         await self._news.wait()
 
     async def _work_off(self) -> None:
@@ -343,7 +350,7 @@ class Backfill:
         try:
             if task.job is None:
                 await self.giving_way.until_calm()
-            outcome = await self.filler.fill(window)
+            outcome = await self.filler.fill(window, leave=_leaves(task))
         except (StorageError, TemporaryError) as error:
             self._again(task, 5.0, str(error))
         else:
@@ -391,6 +398,7 @@ class Backfill:
         self._settlement.set()
         task.not_before_s = self._clock.monotonic_s() + min(wait_s, 60.0)
         self._asked.append(task)
+        self._news.set()
 
     def _settled(self, task: _Task, outcome: FillOutcome) -> None:
         self._put_off.pop((task.window.instrument, task.window.interval), None)
@@ -411,6 +419,12 @@ class Backfill:
         self._settlement.set()
         if job.done >= job.windows:
             job.finished_ms = self._clock.now_ms()
+
+
+def _leaves(task: _Task) -> float:
+    if task.job is None:
+        return FOUND_LEAVES
+    return ORDERED_LEAVES if task.job.id != _READER else 0.0
 
 
 def _not_stored(instrument: str, interval: Interval, days: int, now_ms: int) -> Note:

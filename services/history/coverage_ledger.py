@@ -3,7 +3,8 @@
 Fed by the control records (gaps, finished bars) and by the backfill; read by the history service. While
 PostgreSQL is away the notes wait in memory, up to a bound. A gap is also written to a file under `STATE_DIR`
 at once and stays there until PostgreSQL has it: neither an outage nor a kill loses one. What else is noted
-can be found out again.
+can be found out again. A gap of a whole exchange is worked through some instruments at a time; what is told
+meanwhile waits behind it, so everything counts in the order in which it was told.
 """
 
 from __future__ import annotations
@@ -45,6 +46,30 @@ _AWAY_FOR_S = 3.0
 _WAIT_S = (1.0, 2.0, 5.0, 10.0)
 
 
+_TOLD = b'{"told":'
+
+
+class _Told(msgspec.Struct, tag=True, tag_field="told"):
+    """A control record as the file keeps it, for one that concerns too many to note it for each at once."""
+
+    symbol: str
+    exchange: str
+    at_ms: int
+    source: str
+    fields: dict[str, str | int]
+
+    @classmethod
+    def of(cls, record: ControlRecord) -> _Told:
+        """Return what is kept of a gap."""
+        return cls(record.symbol, record.exchange, record.timestamp, record.provider_code, record.fields)
+
+    def record(self) -> ControlRecord:
+        """Return the gap again."""
+        return ControlRecord(
+            "gap", self.symbol, self.exchange, self.at_ms, self.at_ms, self.source, self.fields
+        )
+
+
 class CoverageLedger:
     """What is known of the past. `open` once, keep `run` running, `close`."""
 
@@ -57,6 +82,8 @@ class CoverageLedger:
         self._clock = clock
         self._file = file
         self._pending: deque[Note] = deque()
+        self._told: deque[ControlRecord] = deque()
+        self._learning = asyncio.Lock()
         self._journal: BinaryIO | None = None
         self._journal_failed = False
         self._news = asyncio.Event()
@@ -75,7 +102,7 @@ class CoverageLedger:
     @property
     def pending(self) -> int:
         """How many notes are not in PostgreSQL yet."""
-        return len(self._pending)
+        return len(self._pending) + len(self._told)
 
     async def open(self) -> None:
         """Take up the notes that a former run could not write."""
@@ -83,7 +110,10 @@ class CoverageLedger:
             return
         for line in await asyncio.to_thread(_lines, self._file):
             try:
-                self._pending.append(msgspec.json.decode(line, type=Note))
+                if line.startswith(_TOLD):
+                    self._told.append(msgspec.json.decode(line, type=_Told).record())
+                else:
+                    self._pending.append(msgspec.json.decode(line, type=Note))
             except msgspec.DecodeError:
                 # A torn last line, of a process that was killed.
                 _log.warning("coverage_note_unreadable", bytes=len(line))
@@ -107,20 +137,48 @@ class CoverageLedger:
 
     def note_record(self, record: ControlRecord) -> None:
         """Learn from a control record: a gap breaks what was had, a finished bar says that data flowed."""
+        if "epoch" in record.fields:
+            return
+        wide = _is_wide(record)
+        if not wide and not self._told:
+            self._learn(record, kept=False)
+        elif record.type == "gap":
+            self._keep(_Told.of(record))
+            self._told.append(record)
+            self._news.set()
+        elif len(self._told) < MOST_PENDING:
+            self._told.append(record)
+        else:
+            self.dropped += 1
+
+    async def _catch_up(self) -> None:
+        """Learn from what had to wait, in order; whatever else is due runs in between."""
+        async with self._learning:
+            while self._told:
+                record = self._told[0]
+                if _is_wide(record):
+                    async for part in slices(self.instruments_of(record.exchange), _AT_ONCE):
+                        for instrument in part:
+                            self._note_gap(instrument, record, kept=True)
+                else:
+                    self._learn(record, kept=True)
+                    if len(self._told) % _AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                # While it was worked through, everything may have been forgotten.
+                if self._told and self._told[0] is record:
+                    self._told.popleft()
+
+    def _learn(self, record: ControlRecord, *, kept: bool) -> None:
         symbol = record.symbol
         if record.type == "gap":
-            if "epoch" in record.fields:
-                return
-            wide = symbol.partition(":")[2] in ("", "*")
-            for instrument in self.instruments_of(record.exchange) if wide else (symbol,):
-                self._note_gap(instrument, record)
+            self._note_gap(symbol, record, kept=kept)
         elif record.type == "bar" and symbol and record.fields.get("i") == MINUTES:
             start_ms = int(record.fields["s"])
             span = self._live.setdefault(record.symbol, [start_ms, start_ms])
             if start_ms >= span[0]:
                 span[1] = max(span[1], start_ms + MINUTE_MS)
 
-    def _note_gap(self, instrument: str, record: ControlRecord) -> None:
+    def _note_gap(self, instrument: str, record: ControlRecord, *, kept: bool) -> None:
         begin, end = int(record.fields["from"]), int(record.fields["to"])
         if begin >= end:
             return
@@ -132,16 +190,18 @@ class CoverageLedger:
             if store in kinds:
                 step_ms = MINUTE_MS if store == "bar_series" else 1
                 begin, end = widened((begin, end), step_ms)
-                self._missing(instrument, kinds[str(store)], (begin, end), source, reason)
+                self._missing(instrument, kinds[str(store)], (begin, end), source, reason, kept=kept)
             return
         self._note_live(instrument, until_ms=begin)
         # What flows again begins with the first whole minute behind the gap.
         first_minute, last_minute = widened((begin, end), MINUTE_MS)
         self._live[instrument] = [last_minute, last_minute]
-        self._missing(instrument, TICKS, (begin, end), source, reason)
-        self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason)
+        self._missing(instrument, TICKS, (begin, end), source, reason, kept=kept)
+        self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason, kept=kept)
 
-    def _missing(self, instrument: str, kind: str, span: Span, source: str, reason: str) -> None:
+    def _missing(
+        self, instrument: str, kind: str, span: Span, source: str, reason: str, *, kept: bool
+    ) -> None:
         note = Note(
             instrument=instrument,
             type=kind,
@@ -152,14 +212,20 @@ class CoverageLedger:
             reason=reason,
             broken=True,
         )
-        if self._journal is not None and len(self._pending) < MOST_PENDING:
-            try:
-                self._journal.write(msgspec.json.encode(note) + b"\n")
-            except OSError as error:
-                if not self._journal_failed:
-                    _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
-                self._journal_failed = True
+        if not kept and len(self._pending) < MOST_PENDING:
+            self._keep(note)
         self.note(note)
+
+    def _keep(self, told: Note | _Told) -> None:
+        """Write something to the file, in case that the process ends before PostgreSQL has it."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(msgspec.json.encode(told) + b"\n")
+        except OSError as error:
+            if not self._journal_failed:
+                _log.warning("coverage_not_kept", path=str(self._file), error=str(error))
+            self._journal_failed = True
 
     def forget(self) -> None:
         """Believe nothing of what was had: the store that held it is empty."""
@@ -167,6 +233,9 @@ class CoverageLedger:
         self._live.clear()
         self._live_noted.clear()
         self._known.clear()
+        gaps = [record for record in self._told if record.type == "gap"]
+        self._told.clear()
+        self._told.extend(gaps)
         # What was noted and is not written yet was in that store, too.
         self._pending = deque(note for note in self._pending if note.state != HAVE)
         self._news.set()
@@ -200,6 +269,7 @@ class CoverageLedger:
 
         Raises what `CoverageStore.of` raises. `fresh` reads anew.
         """
+        await self._catch_up()
         now_s = self._clock.monotonic_s()
         kept = self._known.get(instrument)
         if kept is None or fresh or now_s - kept[0] > KNOWN_FOR_S:
@@ -269,6 +339,7 @@ class CoverageLedger:
             await self._flush(give_way=give_way)
 
     async def _flush(self, *, give_way: bool) -> None:
+        await self._catch_up()
         while self._forget or self._pending:
             if self._forget:
                 await self.store.forget()
@@ -286,18 +357,18 @@ class CoverageLedger:
             for note in batch:
                 self._known.pop(note.instrument, None)
             self.written += len(batch)
-            if give_way:
-                await asyncio.sleep(min(_LONGEST_REST_S, took_s))
+            await asyncio.sleep(min(_LONGEST_REST_S, took_s) if give_way else 0)
         if self.reason:
             _log.info("coverage_written_again", notes=self.written)
         self.reason = ""
-        if self._journal is not None:
+        if self._journal is not None and not self._told:
             with contextlib.suppress(OSError):
                 self._journal.truncate(0)
                 self._journal_failed = False
 
     async def close(self) -> None:
         """Note how far the streams came and write what can be written; gaps that cannot stay on disk."""
+        await self._catch_up()
         for instrument in list(self._live):
             self._note_live(instrument)
         with contextlib.suppress(MarketdError, TimeoutError):
@@ -311,11 +382,16 @@ class CoverageLedger:
     def status(self) -> dict[str, object]:
         """Return how the ledger is, for the status page."""
         return {
-            "pending": len(self._pending),
+            "pending": self.pending,
             "written": self.written,
             "dropped": self.dropped,
             "reason": self.reason,
         }
+
+
+def _is_wide(record: ControlRecord) -> bool:
+    """Tell whether a record is a gap of a whole exchange."""
+    return record.type == "gap" and record.symbol.partition(":")[2] in ("", "*")
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -10,46 +10,42 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine
+from services.catalogue.access import DatabaseAccess
+from services.catalogue.database import Connection
 from services.market_data.candles import CoverageSpan
 from services.market_data.coverage import Note, apply
 from services.pipeline.giving_way import slices
 
-COMMAND_TIMEOUT_S = 5.0
 KEYS_PER_TRANSACTION = 500
 _AT_ONCE = 100
 _FIELDS = ("instrument", "type", "state", "source", "reason", "from_ms", "to_ms")
 _COLUMNS = ", ".join(_FIELDS)
-_OF_KEYS = (
-    "(instrument, type) IN (SELECT * FROM unnest(CAST(:instruments AS text[]), CAST(:types AS text[])))"
-)
-_LOCK = text(
+_OF_KEYS = "(instrument, type) IN (SELECT * FROM unnest(CAST($1 AS text[]), CAST($2 AS text[])))"
+_LOCK = (
     "SELECT pg_advisory_xact_lock(hashtextextended(k, 7340)) FROM "
-    "(SELECT k FROM unnest(CAST(:keys AS text[])) AS k ORDER BY k) AS ordered"
+    "(SELECT k FROM unnest(CAST($1 AS text[])) AS k ORDER BY k) AS ordered"
 )
-_READ_KEYS = text(f"SELECT {_COLUMNS} FROM coverage WHERE {_OF_KEYS}")  # noqa: S608 - constants
-_DELETE = text(f"DELETE FROM coverage WHERE {_OF_KEYS}")  # noqa: S608 - constants
-_INSERT = text(
-    f"INSERT INTO coverage ({_COLUMNS}) SELECT * FROM unnest(CAST(:instrument AS text[]), "  # noqa: S608
-    "CAST(:type AS text[]), CAST(:state AS text[]), CAST(:source AS text[]), CAST(:reason AS text[]), "
-    "CAST(:from_ms AS bigint[]), CAST(:to_ms AS bigint[]))"
+_READ_KEYS = f"SELECT {_COLUMNS} FROM coverage WHERE {_OF_KEYS}"  # noqa: S608 - constants
+_DELETE = f"DELETE FROM coverage WHERE {_OF_KEYS}"  # noqa: S608 - constants
+_INSERT = (
+    f"INSERT INTO coverage ({_COLUMNS}) SELECT * FROM unnest(CAST($1 AS text[]), "  # noqa: S608
+    "CAST($2 AS text[]), CAST($3 AS text[]), CAST($4 AS text[]), CAST($5 AS text[]), "
+    "CAST($6 AS bigint[]), CAST($7 AS bigint[]))"
 )
-_READ_ONE = text(
-    f"SELECT {_COLUMNS} FROM coverage WHERE instrument = :instrument "  # noqa: S608 - constants
+_READ_ONE = (
+    f"SELECT {_COLUMNS} FROM coverage WHERE instrument = $1 "  # noqa: S608 - constants
     "ORDER BY type, from_ms, to_ms, state, source"
 )
-_READ_TYPE = text(
-    f"SELECT {_COLUMNS} FROM coverage WHERE type = :type "  # noqa: S608 - constants
-    "AND instrument = ANY(CAST(:instruments AS text[])) ORDER BY instrument, from_ms"
+_READ_TYPE = (
+    f"SELECT {_COLUMNS} FROM coverage WHERE type = $2 "  # noqa: S608 - constants
+    "AND instrument = ANY(CAST($1 AS text[])) ORDER BY instrument, from_ms"
 )
-_MISSING = text(
+_MISSING = (
     f"SELECT {_COLUMNS} FROM coverage WHERE state = 'missing' AND type IN ('1m', '1d') "  # noqa: S608
-    "AND instrument = ANY(CAST(:instruments AS text[])) ORDER BY to_ms DESC, instrument, type LIMIT :most"
+    "AND instrument = ANY(CAST($1 AS text[])) ORDER BY to_ms DESC, instrument, type LIMIT $2"
 )
-_COUNT_MISSING = text(
+_COUNT_MISSING = (
     "SELECT type, count(*) AS spans, coalesce(sum(to_ms - from_ms), 0)::bigint AS ms FROM coverage "
     "WHERE state = 'missing' AND type IN ('1m', '1d') GROUP BY type"
 )
@@ -58,24 +54,19 @@ _COUNT_MISSING = text(
 class CoverageStore:
     """The table `coverage` of one database. `close` it when done; it connects at the first call.
 
-    Every method raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the
-    table or the right to it is missing.
+    Every method raises what `DatabaseAccess` raises.
     """
 
     def __init__(self, database_url: str) -> None:
-        self._database_url = database_url
-        self._engine: AsyncEngine | None = None
+        self._database = DatabaseAccess(database_url, application_name="marketd:coverage")
 
     async def use_url(self, database_url: str) -> None:
         """Connect by another URL from now on."""
-        self._database_url = database_url
-        await self.close()
+        await self._database.use_url(database_url)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        await self._database.close()
 
     async def note(self, notes: Sequence[Note]) -> None:
         """Take notes into the table, all or (after an error) the first of them."""
@@ -85,57 +76,43 @@ class CoverageStore:
         keys = list(by_key)
         for at in range(0, len(keys), KEYS_PER_TRANSACTION):
             chunk = keys[at : at + KEYS_PER_TRANSACTION]
-            try:
-                async with self._connect().begin() as connection:
-                    await connection.execute(text("SET TRANSACTION READ WRITE"))
-                    await self._replace(connection, {key: by_key[key] for key in chunk})
-            except DATABASE_ERRORS as error:
-                raise database_error(error, self._database_url) from error
+            async with self._database.writing() as connection:
+                await self._replace(connection, {key: by_key[key] for key in chunk})
 
     async def forget(self) -> None:
         """Drop everything that is had; what is missing or not to be had stays so."""
-        try:
-            async with self._connect().begin() as connection:
-                await connection.execute(text("SET TRANSACTION READ WRITE"))
-                await connection.execute(text("DELETE FROM coverage WHERE state = 'have'"))
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        async with self._database.writing() as connection:
+            await connection.execute("DELETE FROM coverage WHERE state = 'have'")
 
     async def of(self, instrument: str) -> list[CoverageSpan]:
         """Return everything that is known of an instrument, by type and time."""
-        return await self._read(_READ_ONE, {"instrument": instrument})
+        return await self._read(_READ_ONE, instrument)
 
     async def of_type(self, instruments: Iterable[str], kind: str) -> dict[str, list[CoverageSpan]]:
         """Return what is known of one type of many instruments, by instrument."""
         found: dict[str, list[CoverageSpan]] = {}
-        for row in await self._read(_READ_TYPE, {"instruments": list(instruments), "type": kind}):
+        for row in await self._read(_READ_TYPE, list(instruments), kind):
             found.setdefault(row.instrument, []).append(row)
         return found
 
     async def missing(self, instruments: Iterable[str], most: int) -> list[CoverageSpan]:
         """Return the newest `most` missing spans of bars of these instruments."""
-        return await self._read(_MISSING, {"instruments": list(instruments), "most": most})
+        return await self._read(_MISSING, list(instruments), most)
 
     async def missing_by_type(self) -> dict[str, tuple[int, int]]:
         """Return how many spans, and how many ms of them, are missing, by type."""
-        try:
-            async with self._connect().connect() as connection:
-                rows = (await connection.execute(_COUNT_MISSING)).all()
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
-        return {row.type: (row.spans, row.ms) for row in rows}
+        rows = await self._database.read(_COUNT_MISSING)
+        return {row["type"]: (row["spans"], row["ms"]) for row in rows}
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    async def _replace(self, connection: AsyncConnection, by_key: dict[tuple[str, str], list[Note]]) -> None:
-        await connection.execute(_LOCK, {"keys": [f"{instrument} {kind}" for instrument, kind in by_key]})
-        keys = {
-            "instruments": [instrument for instrument, _ in by_key],
-            "types": [kind for _, kind in by_key],
-        }
+    async def _replace(self, connection: Connection, by_key: dict[tuple[str, str], list[Note]]) -> None:
+        await connection.fetch(_LOCK, [f"{instrument} {kind}" for instrument, kind in by_key])
+        keys = [instrument for instrument, _ in by_key], [kind for _, kind in by_key]
         known: dict[tuple[str, str], list[CoverageSpan]] = {}
-        for row in (await connection.execute(_READ_KEYS, keys)).all():
-            known.setdefault((row.instrument, row.type), []).append(_span(row))
+        for row in await connection.fetch(_READ_KEYS, *keys):
+            span = _span(row)
+            known.setdefault((span.instrument, span.type), []).append(span)
         changed: list[CoverageSpan] = []
         touched: list[tuple[str, str]] = []
         async for part in slices(by_key.items(), _AT_ONCE):
@@ -147,39 +124,22 @@ class CoverageStore:
                     changed += after
         if not touched:
             return
-        await connection.execute(
-            _DELETE,
-            {"instruments": [key[0] for key in touched], "types": [key[1] for key in touched]},
-        )
+        await connection.execute(_DELETE, [key[0] for key in touched], [key[1] for key in touched])
         if changed:
-            columns = {name: [getattr(row, name) for row in changed] for name in _FIELDS}
-            await connection.execute(_INSERT, columns)
+            await connection.execute(_INSERT, *([getattr(row, name) for row in changed] for name in _FIELDS))
 
-    async def _read(self, statement: Any, values: dict[str, Any]) -> list[CoverageSpan]:
-        try:
-            async with self._connect().connect() as connection:
-                return [_span(row) for row in (await connection.execute(statement, values)).all()]
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
-
-    def _connect(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = make_engine(
-                self._database_url,
-                application_name="marketd:coverage",
-                command_timeout_s=COMMAND_TIMEOUT_S,
-                pooled=True,
-            )
-        return self._engine
+    async def _read(self, statement: str, *values: Any) -> list[CoverageSpan]:
+        return [_span(row) for row in await self._database.read(statement, *values)]
 
 
 def _span(row: Any) -> CoverageSpan:
+    instrument, kind, state, source, reason, from_ms, to_ms = row
     return CoverageSpan(
-        instrument=row.instrument,
-        type=row.type,
-        state=row.state,
-        source=row.source,
-        reason=row.reason,
-        from_ms=row.from_ms,
-        to_ms=row.to_ms,
+        instrument=instrument,
+        type=kind,
+        state=state,
+        source=source,
+        reason=reason,
+        from_ms=from_ms,
+        to_ms=to_ms,
     )

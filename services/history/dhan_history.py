@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import aiohttp
 
 from services.errors import CredentialsMissing, ProviderUnavailable
-from services.history.source import DAY_MS, HistorySource, Offer
+from services.history.source import DAY_MS, HistorySource, Offer, begun_within
 from services.market_data.bars import INTERVAL_MS, Interval
 from services.market_data.calendar import trading_day
 from services.market_data.instruments import AssetClass, InstrumentMapping
@@ -79,7 +79,7 @@ class DhanHistory(HistorySource):
         # Up to ten thousand rows: not on the loop.
         rows = await asyncio.to_thread(dhan_charts.decode_chart, raw)
         step_ms = INTERVAL_MS[interval]
-        return [row for row in rows if from_ms <= row[0] * 1000 < to_ms and row[0] * 1000 + step_ms <= now_ms]
+        return begun_within(rows, from_ms, min(to_ms, now_ms - step_ms + 1))
 
     async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         settings = self._settings()

@@ -16,18 +16,19 @@ from redis.asyncio import Redis
 from services.errors import MarketdError
 from services.history.coverage_ledger import CoverageLedger
 from services.history.planner import Window, runs_of
-from services.history.source import PATIENCE_S, HistorySource, Offer
+from services.history.source import FOUND_LEAVES, PATIENCE_S, HistorySource, Offer
 from services.market_data.bar_grid import BarGrid
-from services.market_data.bars import MINUTE_MS, Bar, BarStatus, Interval
+from services.market_data.bars import MINUTE_MS, Bar, Interval
 from services.market_data.candles import Candle
 from services.market_data.clock import Clock
 from services.market_data.coverage import HAVE, UNAVAILABLE, Note, spans_of
 from services.market_data.instruments import InstrumentMapping
-from services.market_data.spans import Span, without
+from services.market_data.spans import Span, common, without
 from services.market_data.trading_time import TradingTime, minutes_of
 from services.pipeline.failover import NobodyAnswered, Refusal, first_that_answers
 from services.pipeline.giving_way import slices
-from services.storage.bar_series import read_bars, write_bars
+from services.storage.bar_series import read_bars
+from services.storage.past_bars import write_candles
 from services.storage.retention import Retention
 
 _log = structlog.get_logger(__name__)
@@ -45,6 +46,8 @@ _MOST_DAYS_MS = 30 * 86_400_000
 _MOST_BARS_MS = 7 * 86_400_000
 """Minutes of so much time at once, of markets that close and that never do: about ten thousand bars."""
 _ROWS_AT_ONCE = 1_000
+_LONGEST_UNFINISHED_MS = 4 * 86_400_000
+"""In a longer time something has ended."""
 _DISAGREES_BY = 0.005
 
 Announce = Callable[[str, str, str, Interval, int, int], None]
@@ -128,13 +131,18 @@ class Filler:
             if (source := self.sources.get(mapping.provider_code)) is not None and source.has_adjusted
         ]
 
-    async def fill(self, window: Window, *, patience_s: float = PATIENCE_S) -> FillOutcome:
-        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it."""
+    async def fill(
+        self, window: Window, *, patience_s: float = PATIENCE_S, leave: float = 0.0
+    ) -> FillOutcome:
+        """Fetch and store what is missing in a window. Raises `StorageError` when Redis does not take it.
+
+        `leave` is the part of a vendor's requests of the day that is left to others.
+        """
         key = (window.instrument, window.interval)
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
-                outcome = await self._fill(window, patience_s)
+                outcome = await self._fill(window, patience_s, leave)
         finally:
             if not lock.locked():
                 self._locks.pop(key, None)
@@ -143,7 +151,7 @@ class Filler:
 
     # ---- inner ----------------------------------------------------------------------------------
 
-    async def _fill(self, window: Window, patience_s: float) -> FillOutcome:
+    async def _fill(self, window: Window, patience_s: float, leave: float) -> FillOutcome:
         now_ms = self._clock.now_ms()
         exchange = window.instrument.partition(":")[0]
         expected = self.expected(window, now_ms)
@@ -158,7 +166,7 @@ class Filler:
             return outcome
         try:
             rows, code, refusals = await first_that_answers(
-                candidates, lambda one: self._ask(one, window, span, patience_s)
+                candidates, lambda one: self._ask(one, window, span, patience_s, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals = error.refusals
@@ -174,12 +182,12 @@ class Filler:
         absent = [start for start in expected if start not in bars]
         others = [candidate for candidate in candidates if candidate[0] != code]
         if others and len(absent) > _SECOND_OPINION_SHARE * len(expected):
-            await self._second_opinion(others, window, span, expected, bars, outcome)
+            await self._second_opinion(others, window, span, expected, bars, outcome, leave)
         elif others and self.counters.windows % _COMPARED_EVERY == 0:
             await self._compare(others[0], window, span, bars)
         oldest_ms = now_ms - self._retention.of(exchange)
         kept = [bars[start] for start in sorted(bars) if start >= oldest_ms]
-        await self._store(window, exchange, kept, code, now_ms)
+        await self._store(window, exchange, kept, now_ms)
         outcome.written = len(kept)
         self._note(window, expected, bars, outcome.sources)
         if kept:
@@ -187,45 +195,34 @@ class Filler:
             self._announce(window.instrument, exchange, code, window.interval, kept[0][0] * 1000, last_ms)
         return outcome
 
-    async def _store(
-        self, window: Window, exchange: str, candles: Sequence[Candle], code: str, now_ms: int
-    ) -> None:
+    async def _store(self, window: Window, exchange: str, candles: Sequence[Candle], now_ms: int) -> None:
         if not candles:
             return
-        bars = (
-            Bar(
-                instrument=window.instrument,
-                exchange=exchange,
-                interval=window.interval,
-                start_ms=start * 1000,
-                open=opened,
-                high=high,
-                low=low,
-                close=close,
-                volume=volume,
-                status=BarStatus.FINAL,
-                sources=(code,),
-            )
-            for start, opened, high, low, close, volume in candles
-        )
         # Minutes make the day's bar anew; where a source gave that bar itself, its word counts.
-        given = await self._given_days(window, exchange) if window.interval == "1m" else []
-        unfinished = await write_bars(
-            self._redis, bars, retention=self._retention, grid=self._grid, now_ms=now_ms
+        given = await self._given_days(window, exchange) if window.interval == "1m" else ()
+        unfinished = await write_candles(
+            self._redis,
+            window.instrument,
+            exchange,
+            window.interval,
+            candles,
+            retention=self._retention,
+            grid=self._grid,
+            now_ms=now_ms,
+            days_kept=given,
         )
-        if given:
-            await write_bars(self._redis, given, retention=self._retention, grid=self._grid, now_ms=now_ms)
         if unfinished:
-            self._refill(unfinished)
+            self._refill({window.instrument: unfinished})
 
-    async def _given_days(self, window: Window, exchange: str) -> list[Bar]:
+    async def _given_days(self, window: Window, exchange: str) -> frozenset[int]:
+        """Return the starts of the stored days within a window that a source gave."""
         try:
             rows = [row for row in await self._ledger.of(window.instrument) if row.type == "1d"]
         except MarketdError:
-            return []
+            return frozenset()
         had = [span for span in spans_of(rows, HAVE) if span[1] > window.from_ms and span[0] < window.to_ms]
         if not had:
-            return []
+            return frozenset()
         days = await read_bars(
             self._redis,
             window.instrument,
@@ -234,7 +231,14 @@ class Filler:
             window.from_ms - 86_400_000,
             window.to_ms,
         )
-        return [day for day in days if any(begin <= day.start_ms < end for begin, end in had)]
+        starts = (day.start_ms for day in days)
+        return frozenset(start for start in starts if any(begin <= start < end for begin, end in had))
+
+    def due(self, window: Window, now_ms: int) -> bool:
+        """Tell whether anything can be known of a window yet: not while all its days are still to come."""
+        if window.interval != "1d" or window.to_ms - window.from_ms > _LONGEST_UNFINISHED_MS:
+            return True
+        return bool(self.expected(window, now_ms) or self._closed(window, now_ms))
 
     def expected(self, window: Window, now_ms: int) -> list[int]:
         """Return the starts of the bars there should be in the missing parts of a window, ascending."""
@@ -275,10 +279,15 @@ class Filler:
         return found
 
     async def _ask(
-        self, one: tuple[HistorySource, InstrumentMapping], window: Window, span: Span, patience_s: float
+        self,
+        one: tuple[HistorySource, InstrumentMapping],
+        window: Window,
+        span: Span,
+        patience_s: float,
+        leave: float,
     ) -> list[Candle]:
         source, mapping = one
-        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s)
+        return await source.fetch(mapping, window.interval, *span, patience_s=patience_s, leave=leave)
 
     async def _placed(
         self, exchange: str, window: Window, rows: Sequence[Candle], expected: Sequence[int]
@@ -289,22 +298,22 @@ class Filler:
         bars: dict[int, Candle] = {}
         outside = 0
         async for part in slices(rows, _ROWS_AT_ONCE):
-            for row in part:
-                start = row[0] * 1000
-                if window.interval == "1d":
-                    opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, start))
-                    if opens is None:
-                        outside += 1
-                        continue
-                    start = opens
-                elif start not in wanted:
-                    if inside is None:
-                        whole = self._trading.between(exchange, window.from_ms, window.to_ms)
-                        inside = set(minutes_of(whole))
-                    outside += start not in inside
+            if window.interval == "1m":
+                found = {row[0] * 1000: row for row in part if row[0] * 1000 in wanted}
+                bars |= found
+                if len(found) == len(part):
                     continue
-                if start in wanted:
-                    bars[start] = (start // 1000, *row[1:])
+                if inside is None:
+                    whole = self._trading.between(exchange, window.from_ms, window.to_ms)
+                    inside = set(minutes_of(whole))
+                outside += sum(row[0] * 1000 not in inside and row[0] * 1000 not in wanted for row in part)
+                continue
+            for row in part:
+                opens = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, row[0] * 1000))
+                if opens is None:
+                    outside += 1
+                elif opens in wanted:
+                    bars[opens] = (opens // 1000, *row[1:])
         return bars, outside
 
     async def _second_opinion(
@@ -315,11 +324,12 @@ class Filler:
         expected: Sequence[int],
         bars: dict[int, Candle],
         outcome: FillOutcome,
+        leave: float,
     ) -> None:
         """Let the next source fill in what the first one lacks."""
         try:
             rows, code, refusals = await first_that_answers(
-                others, lambda one: self._ask(one, window, span, 5.0)
+                others, lambda one: self._ask(one, window, span, 5.0, leave)
             )
         except NobodyAnswered as error:
             outcome.refusals += error.refusals
@@ -341,7 +351,9 @@ class Filler:
     ) -> None:
         """Hold a sample of the bars against another source; what differs is counted and said."""
         try:
-            rows, code, _ = await first_that_answers([other], lambda one: self._ask(one, window, span, 5.0))
+            rows, code, _ = await first_that_answers(
+                [other], lambda one: self._ask(one, window, span, 5.0, FOUND_LEAVES)
+            )
         except NobodyAnswered:
             return
         more, _ = await self._placed(window.instrument.partition(":")[0], window, rows, list(bars))
@@ -423,14 +435,6 @@ class Filler:
         )
 
     def _nothing_expected(self, window: Window, now_ms: int) -> None:
-        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
-        exchange = window.instrument.partition(":")[0]
-        open_times: list[Span] = []
-        if window.to_ms > settled_ms:
-            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
-            if window.interval == "1d":
-                return
-            open_times = self._trading.between(exchange, window.from_ms, window.to_ms)
         self._ledger.note(
             *(
                 Note(
@@ -439,11 +443,24 @@ class Filler:
                     state=HAVE,
                     source=CLOSED,
                     from_ms=begin,
-                    to_ms=min(end, settled_ms),
+                    to_ms=end,
                 )
-                for begin, end in without(window.spans, open_times)
+                for begin, end in self._closed(window, now_ms)
             )
         )
+
+    def _closed(self, window: Window, now_ms: int) -> list[Span]:
+        """Return the parts of a window that are known to hold nothing that is still to come."""
+        settled_ms = (now_ms - SETTLE_MS[window.interval]) // MINUTE_MS * MINUTE_MS
+        exchange = window.instrument.partition(":")[0]
+        to_come: list[Span] = []
+        if window.interval == "1d":
+            days = self._trading.days_between(exchange, window.from_ms, window.to_ms)
+            to_come = [session for _, session in days if session[1] > settled_ms]
+        elif window.to_ms > settled_ms:
+            # Some of it is only too young; the parts in which the exchange is closed are known all the same.
+            to_come = self._trading.between(exchange, window.from_ms, window.to_ms)
+        return without(common(window.spans, [(window.from_ms, settled_ms)]), to_come)
 
     def _count(self, outcome: FillOutcome) -> None:
         counters = self.counters

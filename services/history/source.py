@@ -7,6 +7,7 @@ are decided above it. It keeps the vendor's quota and turns what goes wrong into
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar
 
@@ -21,6 +22,10 @@ from services.rest.quota import Quota, QuotaLimits
 
 DAY_MS = 86_400_000
 PATIENCE_S = 30.0
+FOUND_LEAVES = 0.5
+"""The part of a vendor's requests of the day that the backfill leaves to what somebody asks for."""
+ORDERED_LEAVES = 0.25
+"""The part that a backfill that was ordered leaves to whoever waits for an answer."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,10 +72,12 @@ class HistorySource(HistoricalDataProvider):
         *,
         patience_s: float = PATIENCE_S,
         adjusted: bool = False,
+        leave: float = 0.0,
     ) -> list[Candle]:
         """Return the finished bars that begin within [from_ms, to_ms), oldest first.
 
-        A daily bar's start is any moment of its day. The span must fit the offer. Raises a
+        A daily bar's start is any moment of its day. The span must fit the offer; `leave` is the part of
+        the day's requests that is left to others. Raises a
         `ProviderError`, `WireFormatError`, or ValueError for what the source has not.
         """
         if self.offer(mapping, interval) is None:
@@ -78,7 +85,7 @@ class HistorySource(HistoricalDataProvider):
         if adjusted and not self.has_adjusted:
             raise ValueError(f"{self.code} has no adjusted prices")
         return await self._paced(
-            lambda: self._ask(mapping, interval, from_ms, to_ms, adjusted), patience_s=patience_s
+            lambda: self._ask(mapping, interval, from_ms, to_ms, adjusted), patience_s=patience_s, leave=leave
         )
 
     async def get_hist_candles(self, symbol: str, interval: str, count: int) -> list[Candle]:
@@ -116,11 +123,24 @@ class HistorySource(HistoricalDataProvider):
     ) -> list[Candle]:
         """Make one request and return its bars."""
 
-    async def _paced(self, ask: Callable[[], Awaitable[list[Candle]]], *, patience_s: float) -> list[Candle]:
-        await self.quota.take(patience_s)
+    async def _paced(
+        self, ask: Callable[[], Awaitable[list[Candle]]], *, patience_s: float, leave: float
+    ) -> list[Candle]:
+        await self.quota.take(patience_s, leave=leave)
         self.requests += 1
         try:
             return await ask()
         except ProviderRateLimited as error:
             self.quota.pause(error.retry_after_s or 5.0, str(error))
             raise
+
+
+def begun_within(rows: list[Candle], from_ms: int, to_ms: int) -> list[Candle]:
+    """Return those of ascending bars that begin within [from_ms, to_ms), UTC epoch ms."""
+    begin = bisect_left(rows, from_ms, key=_start_ms)
+    end = bisect_left(rows, to_ms, lo=begin, key=_start_ms)
+    return rows if end - begin == len(rows) else rows[begin:end]
+
+
+def _start_ms(row: Candle) -> int:
+    return row[0] * 1000

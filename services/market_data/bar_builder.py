@@ -18,7 +18,7 @@ gateway that only reads the streams has one as well. What it does with a tick:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.market_data.bar_grid import CLOSING_SECOND_MS, LONGER, BarGrid, Span
@@ -30,6 +30,7 @@ from services.market_data.records import (
     FLAG_DELAYED,
     FLAG_SNAPSHOT,
     FLAG_SUSPECT,
+    PROBE_EXCHANGE,
     ControlRecord,
     DataIngestionFormat,
 )
@@ -81,28 +82,38 @@ class BarBuilder:
 
     def take(self, tick: DataIngestionFormat) -> None:
         """Add one tick to its minute."""
+        self.take_run((tick,))
+
+    def take_run(self, ticks: Sequence[DataIngestionFormat]) -> int:
+        """Add ticks to their minutes; return the position (ms) of a health probe among them, else 0."""
         # The hottest path of the module: a tick in order, in the minute that is forming.
-        book = self._books.get(tick.symbol)
-        if book is None:
-            book = self._begin(tick)
-        bar = book.newest
-        at_ms = tick.timestamp
-        if bar is None or tick.flags or not bar.last_ms <= at_ms < bar.end_ms:
-            self._place(book, tick)
-            return
-        price = tick.price
-        bar.close = price
-        bar.last_ms = at_ms
-        if price > bar.high:
-            bar.high = price
-        elif price < bar.low:
-            bar.low = price
-        bar.ticks += 1
-        volume = tick.volume
-        if volume is not None:
-            bar.volume = volume if bar.volume is None else bar.volume + volume
-        if tick.provider_code != bar.source:
-            bar.add_source(tick.provider_code)
+        books = self._books
+        probe_ms = 0
+        for tick in ticks:
+            book = books.get(tick.symbol)
+            if book is None:
+                if tick.exchange == PROBE_EXCHANGE:
+                    probe_ms = tick.position_ms
+                    continue
+                book = self._new_book(tick.symbol, tick.exchange)
+            bar = book.newest
+            at_ms = tick.timestamp
+            if bar is None or tick.flags or not bar.last_ms <= at_ms < bar.end_ms:
+                self._place(book, tick)
+                continue
+            price = tick.price
+            bar.close = price
+            bar.last_ms = at_ms
+            if price > bar.high:
+                bar.high = price
+            elif price < bar.low:
+                bar.low = price
+            bar.ticks += 1
+            if (volume := tick.volume) is not None:
+                bar.volume = volume if bar.volume is None else bar.volume + volume
+            if tick.provider_code != bar.source:
+                bar.add_source(tick.provider_code)
+        return probe_ms
 
     def note(self, record: ControlRecord) -> None:
         """Take in a control record: a gap lowers coverage, a `bar` is followed where that is asked."""
@@ -113,16 +124,10 @@ class BarBuilder:
             if bar is not None:
                 self._follow_bar(bar)
 
-    def _begin(self, tick: DataIngestionFormat) -> InstrumentBook:
-        book = self._new_book(tick.symbol, tick.exchange)
-        if self._heard is not None and tick.symbol not in self._heard:
-            # The first tick there ever was of it: nothing flowed before.
-            self._gaps.add(tick.symbol, 0, tick.timestamp)
-        return book
-
     def _new_book(self, instrument: str, exchange: str) -> InstrumentBook:
         book = self._books[instrument] = InstrumentBook(instrument, exchange)
         heard_ms = self._heard.get(instrument) if self._heard is not None else None
+        book.heard = self._heard is None or heard_ms is not None
         if heard_ms is not None:
             # That minute was said before a restart: what repeats its last trade does not begin it anew.
             span = self._grid.minute_of(exchange, heard_ms)
@@ -132,6 +137,10 @@ class BarBuilder:
     def _place(self, book: InstrumentBook, tick: DataIngestionFormat) -> None:
         """Add a tick that is not simply the next one of the minute that forms."""
         flags = tick.flags
+        if not book.heard:
+            # The first tick there ever was of it: nothing flowed before.
+            book.heard = True
+            self._gaps.add(book.instrument, 0, tick.timestamp)
         span = self._grid.minute_of(book.exchange, tick.timestamp)
         if flags & NO_TRADE:
             self._refuse("snapshot" if flags & FLAG_SNAPSHOT else "suspect")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from services.market_data.records import ControlRecord
 
 _KEPT_MS = 26 * 3_600_000
@@ -31,6 +33,11 @@ class FlowGaps:
 
     def add(self, name: str, from_ms: int, to_ms: int) -> None:
         """Note a gap of an instrument, or of a whole exchange (`NSE:`)."""
+        # Two of the others are looked at with each: what was declared long ago is forgotten bit by bit.
+        for other in list(islice(self._of, 2)):
+            gaps = self._of.pop(other)
+            if gaps[-1][1] > to_ms - _KEPT_MS:
+                self._of[other] = gaps
         kept = [gap for gap in self._of.get(name, ()) if gap[1] > to_ms - _KEPT_MS]
         self._of[name] = [*kept[1 - _MOST_KEPT :], (from_ms, to_ms)]
 

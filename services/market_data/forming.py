@@ -125,13 +125,15 @@ class FormingBar:
 class InstrumentBook:
     """The bars of one instrument: minutes and longer ones, oldest first by arrival; `newest` is forming.
 
-    `latest_ms` is the start of the latest minute there ever was, `delayed` whether ticks come late as a rule,
-    `retired_ms` the start of the latest longer bar of each interval that cannot change any more.
+    `heard`: a tick of it has come, now or before a restart. `latest_ms` is the start of the latest minute
+    there ever was, `delayed` whether ticks come late as a rule, `retired_ms` the start of the latest longer
+    bar of each interval that cannot change any more.
     """
 
     __slots__ = (
         "delayed",
         "exchange",
+        "heard",
         "instrument",
         "latest_ms",
         "longer",
@@ -146,6 +148,7 @@ class InstrumentBook:
         self.newest: FormingBar | None = None
         self.minutes: list[FormingBar] = []
         self.longer: list[FormingBar] = []
+        self.heard = True
         self.latest_ms = -1
         self.delayed = False
         self.retired_ms: dict[Interval, int] = {}

@@ -28,6 +28,10 @@ class GapBook:
         """Take note that nothing of `instrument` has been let through since `since_ms`."""
         self._open.setdefault(instrument, (since_ms, reason))
 
+    def forget(self, instrument: str) -> None:
+        """Declare no gap of an instrument that is no more."""
+        self._open.pop(instrument, None)
+
     def restored(self, mapping: InstrumentMapping, at_ms: int, now_ms: int) -> ControlRecord | None:
         """Close the gap of an instrument whose data flows again since `at_ms`; None where there is none."""
         gap = self._open.pop(mapping.instrument, None)

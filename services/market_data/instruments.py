@@ -34,8 +34,7 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exchange, smallest first, the primary before all others. `tick_size` is in the currency of the
     price, None where the exchange has none. `delivery` is how fresh this provider's data of the exchange is
     (`real_time`, `delayed` or `end_of_day`; None: as the provider promises), `allow_delayed` whether
-    delayed data may stand in for real-time data.
-    price, None where the exchange has none. The mapping holds from `valid_from_ms` until just before
+    delayed data may stand in for real-time data. The mapping holds from `valid_from_ms` until just before
     `valid_to_ms` (UTC epoch ms, None: always); a contract's ends with its last day of trading.
     """
 

@@ -36,7 +36,7 @@ FLAG_TEXT: tuple[str, ...] = tuple(
 """Flags as text, indexed by the bit set: `FLAG_TEXT[5] == "snapshot,late"`."""
 
 
-class ProviderTick(msgspec.Struct, kw_only=True, gc=False):
+class ProviderTick(msgspec.Struct, gc=False):
     """What one wire message says of one instrument, in the provider's own names, times in UTC epoch ms.
 
     `event_ms` is None where the message carries no time. `event_resolution_ms` is 1000 where the
@@ -44,6 +44,8 @@ class ProviderTick(msgspec.Struct, kw_only=True, gc=False):
     the source gives none (or a figure that is not one, such as a rolling 24 h amount).
     `price` None makes the message an update of reference values only (open interest, previous close).
     `price_decimals` is what the source says about its own precision. None always means unknown.
+    `day_mark`, where a provider sets it, is an object that is the same one for as long as the instrument's
+    day prices and previous close are.
     """
 
     provider_symbol: str
@@ -62,6 +64,7 @@ class ProviderTick(msgspec.Struct, kw_only=True, gc=False):
     previous_close: float | None = None
     price_decimals: int | None = None
     flags: int = 0
+    day_mark: bytes | None = None
 
 
 class DataIngestionFormat(msgspec.Struct, gc=False):

@@ -135,7 +135,7 @@ async def _until_empty(spool: Spool, sinks: tuple[SpooledSink, ...], progress: C
     least, since_s = -1, loop.time()
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        left = sum(channel.pending for channel in spool.channels.values())
+        left = sum(channel.pending + len(channel.ahead) for channel in spool.channels.values())
         waiting = sum(sink.counters.spooled + sink.queued for sink in sinks)
         progress(max(left, waiting))
         if not left and not waiting:

@@ -209,10 +209,18 @@ def _lease_line(lease: Mapping[str, Any]) -> str:
 def spool_view(channels: Sequence[ChannelContents]) -> Table:
     """Return the table for the contents of the disk spool."""
     grid = Table.grid(padding=(0, 0))
-    if not any(channel.records for channel in channels):
+    if not any(channel.records or channel.again for channel in channels):
         grid.add_row("nothing waits on disk")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("sink", "records", "bytes", "segments", "oldest (UTC)", "newest (UTC)", "damaged"):
+    for column in (
+        "sink",
+        "records",
+        "bytes",
+        "segments",
+        "oldest (UTC)",
+        "newest (UTC)",
+        "damaged",
+    ):
         table.add_column(column)
     for channel in channels:
         table.add_row(
@@ -227,6 +235,8 @@ def spool_view(channels: Sequence[ChannelContents]) -> Table:
     if channels:
         grid.add_row(table)
     for channel in channels:
+        if channel.again:
+            grid.add_row(f"{channel.name}: {channel.again} go once more, as Redis may have forgotten them")
         for name in channel.corrupt_files:
             grid.add_row(f"[red]{channel.name}/{escape(name)}[/]: a segment with a damaged header, set aside")
         for name in channel.foreign_files:

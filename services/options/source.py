@@ -14,7 +14,7 @@ Settings = Callable[[], Mapping[str, str]]
 PATIENCE_S = 10.0
 """So long a request waits for its turn; then the next source is asked."""
 LEFT_FOR_HISTORY = 0.1
-"""The part of a vendor's requests of the day that chains leave for gaps in the past."""
+"""The part of a vendor's requests of the day that chains leave for the past that somebody looks at."""
 
 DERIVATIVES_OF = {"NSE": "NFO", "BSE": "BFO", "MCX": "MCX"}
 """Where the contracts on instruments of an exchange are listed."""

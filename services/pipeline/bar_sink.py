@@ -9,13 +9,13 @@ holds up no tick. It writes to no store: the writers take the records it publish
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bars import Bar, Interval, bar_record
 from services.market_data.clock import Clock
-from services.market_data.records import PROBE_EXCHANGE, DataIngestionFormat, Record
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.pipeline.sink import Sink, SinkState
 
 LOOK_EVERY_S = 0.1
@@ -24,17 +24,24 @@ AT_ONCE = 100
 
 
 class BarSink(Sink):
-    """Feeds a builder and publishes what it finishes. `make` gives a new builder, without memory."""
+    """Feeds a builder and publishes what it finishes. `make` gives a new builder, without memory.
+
+    `flush` hands over what was published in this turn of the loop: a bar is not closed before its ticks.
+    """
 
     def __init__(
-        self, make: Callable[[], BarBuilder], clock: Clock, publish: Callable[[Record], None]
+        self,
+        make: Callable[[], BarBuilder],
+        clock: Clock,
+        publish: Callable[[Record], None],
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__("bars")
+        self._flush = flush
         self._make = make
         self._clock = clock
         self._publish = publish
         self._builder = make()
-        self._take = self._builder.take
         self.published = self.revised = 0
 
     @property
@@ -47,13 +54,17 @@ class BarSink(Sink):
         counters = self.counters
         counters.offered += 1
         counters.written += 1
-        if type(record) is DataIngestionFormat:
-            if record.exchange == PROBE_EXCHANGE:
-                self.probe_ms = record.position_ms
-            else:
-                self._take(record)
+        if isinstance(record, ControlRecord):
+            self._builder.note(record)
         else:
-            self._builder.note(record)  # type: ignore[arg-type]
+            self.probe_ms = self._builder.take_run((record,)) or self.probe_ms
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Add a run of ticks to their bars."""
+        counters = self.counters
+        counters.offered += len(ticks)
+        counters.written += len(ticks)
+        self.probe_ms = self._builder.take_run(ticks) or self.probe_ms
 
     async def run(self) -> None:
         """Publish finished bars until cancelled."""
@@ -67,6 +78,7 @@ class BarSink(Sink):
 
     def publish_finished(self) -> bool:
         """Publish some of the bars that are finished now; tell whether there are more."""
+        self._flush()
         now_ms = self._clock.now_ms()
         bars, more = self._builder.close(now_ms, AT_ONCE)
         for bar in bars:
@@ -82,7 +94,6 @@ class BarSink(Sink):
     def begin(self) -> BarBuilder:
         """Forget every bar; return the new builder, for what is to be recalled."""
         self._builder = self._make()
-        self._take = self._builder.take
         return self._builder
 
     def refill(self, minutes: Mapping[str, list[Bar]]) -> None:

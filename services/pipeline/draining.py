@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from services.pipeline.ending import end_tasks
 from services.pipeline.sink import Sink, SinkState
 
 HURRIED_S = 1.0
@@ -27,16 +28,12 @@ async def drain_all(sinks: tuple[Sink, ...], deadline_s: float, hurry: asyncio.E
     try:
         await _wait(drains, hurry)
     finally:
-        for task in drains:
-            task.cancel()
-        await asyncio.wait(drains)
+        await end_tasks(drains)
     if hurry.is_set():
-        rest = [asyncio.ensure_future(sink.drain(0.0)) for sink in sinks if sink.queued]
+        rest = [asyncio.create_task(sink.drain(0.0)) for sink in sinks if sink.queued]
         if rest:
             await asyncio.wait(rest, timeout=HURRIED_S)
-            for task in rest:
-                task.cancel()
-            await asyncio.wait(rest)
+            await end_tasks(rest)
     for task in drains:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error

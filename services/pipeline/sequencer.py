@@ -7,6 +7,8 @@ Because the position is ours, a retry is harmless: Redis refuses an id that it a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.market_data.clock import Clock
 from services.market_data.records import Record
 
@@ -49,6 +51,26 @@ class Sequencer:
         seq = last_seq + 1
         record.position_ms, record.position_seq = last_ms, seq
         self._last[exchange] = (last_ms, seq)
+
+    def stamp_run(self, records: Sequence[Record]) -> None:
+        """Write the next positions into records, in their order, as if all came at this moment."""
+        now_ms = self._now_ms()
+        last = self._last
+        exchange = None
+        ms, seq = START
+        for record in records:
+            if record.exchange != exchange:
+                if exchange is not None:
+                    last[exchange] = (ms, seq)
+                exchange = record.exchange
+                ms, seq = last.get(exchange, START)
+                if now_ms > ms:
+                    ms, seq = now_ms, -1
+            seq += 1
+            record.position_ms = ms
+            record.position_seq = seq
+        if exchange is not None:
+            last[exchange] = (ms, seq)
 
     def position(self, exchange: str) -> str:
         """Return the newest position given out for `exchange`, `0-0` before the first."""

@@ -1,18 +1,18 @@
 """The contract of a sink: where sequenced records go (time series, stream, latest value, clients).
 
-The bus hands every record to every sink by a plain call, on the event loop, per tick. A sink
-therefore only queues in `offer`; the work is done by its own supervised `run`.
+The bus hands every record to every sink by a plain call, on the event loop: ticks by runs, others one by
+one. A sink therefore only queues in `offer`; the work is done by its own supervised `run`.
 A sink never pushes back, never raises into the bus, and accounts for every record it was offered.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
-import msgspec
-
-from services.market_data.records import Record
+from services.market_data.records import DataIngestionFormat, Record
 
 
 class SinkState(str, Enum):
@@ -25,14 +25,16 @@ class SinkState(str, Enum):
     CLOSED = "closed"
 
 
-class SinkCounters(msgspec.Struct):
+@dataclass(slots=True)
+class SinkCounters:
     """What became of the records a sink was offered.
 
     At any moment `offered = written + collapsed + sum(dropped) + sum(rejected) + queued + spooled`, where
     queued includes what is in flight and `spooled` is what waits on disk. `already_written` counts replayed
-    records that the store had (they are part of `written`), `recovered` those that an earlier run left on
-    disk (they are part of `offered`), `repaired` series that had to be mended before they took samples
-    again; `batches` and `errors` are for rates only.
+    records that the store had (they are part of `written`), `resent` those that went once more because a
+    killed Redis may forget what it confirmed (they are part of nothing else), `recovered` those that an
+    earlier run left on disk (they are part of `offered`), `repaired` series that had to be mended before they
+    took samples again; `batches` and `errors` are for rates only.
     """
 
     offered: int = 0
@@ -41,11 +43,12 @@ class SinkCounters(msgspec.Struct):
     spooled: int = 0
     recovered: int = 0
     already_written: int = 0
+    resent: int = 0
     repaired: int = 0
     batches: int = 0
     errors: int = 0
-    dropped: dict[str, int] = msgspec.field(default_factory=dict)
-    rejected: dict[str, int] = msgspec.field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count `count` records that were given up on, for example `queue_full`."""
@@ -88,7 +91,12 @@ class Sink(ABC):
 
     @abstractmethod
     def offer(self, record: Record) -> None:
-        """Take one record. Called on the event loop for every tick: never blocks, never raises."""
+        """Take one record. Called on the event loop: never blocks, never raises."""
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Take a run of ticks, as `offer` takes each of them. The run is shared: it must not be changed."""
+        for tick in ticks:
+            self.offer(tick)
 
     @abstractmethod
     async def run(self) -> None:

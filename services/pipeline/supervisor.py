@@ -4,6 +4,7 @@ A task that ends without being asked to is a fault, never a silence: whether it 
 cancelled by somebody else. Provider and sink loops handle their own expected errors; what arrives here
 is unexpected, so it is logged with its trace, counted, and the task is started again after a back-off.
 `troubles` names every task that is down or was started again a moment ago: health hangs on it.
+A task that is to end is cancelled until it has ended (`ending`).
 A core task that fails again and again at once is beyond help: `failed` is set, and whoever runs the
 daemon drains and ends it.
 """
@@ -18,6 +19,7 @@ import msgspec
 import structlog
 
 from services.pipeline.backoff import Backoff
+from services.pipeline.ending import CLEANUP_S, end_tasks
 
 _log = structlog.get_logger(__name__)
 
@@ -60,16 +62,18 @@ class Supervisor:
         *,
         backoff: Backoff | None = None,
         core: bool = True,
+        cleanup_s: float = CLEANUP_S,
     ) -> asyncio.Task[None]:
         """Run `run()` for ever under `name`: whenever it ends, however that is, it is started again.
 
-        Without `core` it may fail as often as it likes, and the daemon goes on without it.
+        Without `core` it may fail as often as it likes, and the daemon goes on without it. `cleanup_s` is
+        what it may take to end before it is cancelled again.
         """
         if name in self._tasks and not self._tasks[name].done():
             raise ValueError(f"a task named {name} is already running")
         self._census[name] = TaskCensus(name)
         waits = backoff or Backoff(base_s=0.1, cap_s=5.0, floor_s=0.05)
-        return self._start(name, run, waits, core)
+        return self._start(name, run, waits, core, cleanup_s)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged and counted, not repeated."""
@@ -79,7 +83,7 @@ class Supervisor:
         return task
 
     async def end(self, name: str, within_s: float = 2.0) -> None:
-        """Cancel one kept task and wait for it, at most `within_s` seconds."""
+        """Cancel one kept task and wait for it, at most `within_s` seconds; its keeper goes on to end it."""
         task = self._tasks.pop(name, None)
         self._census.pop(name, None)
         self._failed_s.pop(name, None)
@@ -91,15 +95,8 @@ class Supervisor:
         """Cancel everything and wait at most `within_s` seconds; return the names still pending."""
         self._stopping = True
         tasks = [task for task in (*self._tasks.values(), *self._transient) if not task.done()]
-        for task in tasks:
-            task.cancel()
-        if not tasks:
-            return []
-        _, pending = await asyncio.wait(tasks, timeout=within_s)
-        names = sorted(task.get_name().removeprefix("keeper:") for task in pending)
-        if names:
-            _log.error("tasks_still_pending", names=names)
-        return names
+        pending = await end_tasks(tasks, within_s=within_s)
+        return sorted(task.get_name().removeprefix("keeper:") for task in pending)
 
     def census(self) -> list[TaskCensus]:
         """Return the state of every kept task, by name."""
@@ -118,9 +115,9 @@ class Supervisor:
         return found
 
     def _start(
-        self, name: str, run: Callable[[], Awaitable[None]], waits: Backoff, core: bool
+        self, name: str, run: Callable[[], Awaitable[None]], waits: Backoff, core: bool, cleanup_s: float
     ) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._keep_alive(name, run, waits, core), name=f"keeper:{name}")
+        task = asyncio.create_task(self._keep_alive(name, run, waits, core, cleanup_s), name=f"keeper:{name}")
         self._tasks[name] = task
 
         def ended(done: asyncio.Task[None]) -> None:
@@ -134,13 +131,13 @@ class Supervisor:
 
         def revive(done: asyncio.Task[None]) -> None:
             if not self._stopping and self._tasks.get(name) is done:
-                self._start(name, run, waits, core)
+                self._start(name, run, waits, core, cleanup_s)
 
         task.add_done_callback(ended)
         return task
 
     async def _keep_alive(
-        self, name: str, run: Callable[[], Awaitable[None]], waits: Backoff, core: bool
+        self, name: str, run: Callable[[], Awaitable[None]], waits: Backoff, core: bool, cleanup_s: float
     ) -> None:
         census = self._census[name]
         loop = asyncio.get_running_loop()
@@ -155,9 +152,7 @@ class Supervisor:
             except BaseException:
                 # However the keeper ends, its work ends with it: it must never run twice.
                 census.alive = False
-                work.cancel()
-                await asyncio.wait([work])
-                if not work.cancelled():
+                if not await end_tasks([work], cleanup_s=cleanup_s) and not work.cancelled():
                     work.exception()
                 raise
             self._note_end(name, _how_it_ended(name, work))
@@ -214,9 +209,7 @@ async def end_together(*works: tuple[str, Coroutine[Any, Any, None]]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await end_tasks(tasks)
     for task in done:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from math import ceil
 from pathlib import Path
 
 import msgspec
@@ -65,16 +66,23 @@ class Quota:
         """How many requests may still be made today; None where there is no limit."""
         return max(0, self.limits.per_day - self.used_today) if self.limits.per_day else None
 
+    def left_beyond(self, leave: float) -> int | None:
+        """Return how many requests may still be made today by who leaves so much of the day."""
+        left = self.left_today
+        return None if left is None else max(0, left - ceil(leave * self.limits.per_day))
+
     async def take(self, patience_s: float, *, leave: float = 0.0) -> None:
         """Wait for leave to make one request, at most `patience_s` seconds.
 
         `leave` is the part of the day's number that is left for others. Raises `ProviderRateLimited` at once
         when it would take longer or nothing is left of the day.
         """
-        left, per_day = self.left_today, self.limits.per_day
-        if left is not None and left <= leave * per_day:
-            kept = f", {left} are left for what matters more" if left else ""
-            self._refuse("quota_day", f"its {per_day} requests of the day are used{kept}", None)
+        if self.left_beyond(leave) == 0:
+            left, per_day = self.left_today, self.limits.per_day
+            told = f"{self.used_today} of its {per_day} requests of the day are used"
+            self._refuse(
+                "quota_day", told + (f", {left} are left for what matters more" if left else ""), None
+            )
         now_s = self._clock.monotonic_s()
         every_s = 1.0 / (self.limits.per_second * _MARGIN)
         due_s = max(self._next_s, self._paused_s, now_s - (self.limits.burst - 1) * every_s)

@@ -6,6 +6,7 @@ What the parts of the router share. Keeps and looks up; decides nothing, publish
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,8 @@ REFUSED = "refused"
 RESUBSCRIBED = "resubscribed"
 """Somebody wants an instrument again, and another source serves it by now."""
 SILENT = frozenset({Finding.MUTE.value, Finding.NEVER_STARTED.value})
+GONE_FOR_GOOD_S = 86_400.0
+"""An instrument without any mapping for so long is forgotten; before that its return declares a gap."""
 LASTS_UNTIL_DATA = SILENT | {HALF_MINUTE_AWAY, REFUSED}
 """Troubles that a new connection does not end as long as it brings nothing."""
 ENDS_WITH_A_TICK = LASTS_UNTIL_DATA | {RESUBSCRIBED}
@@ -115,14 +118,27 @@ class RouteBook:
         self.covered = 0
         """Ticks of a new source that were not let through, because the old one had delivered that time."""
         self._histories: dict[str, RouteHistory] = {}
+        self._gone_s: dict[str, float] = {}
 
     def load(self, candidates: Candidates) -> None:
-        """Take over the candidates of a snapshot; routes stay as they are."""
+        """Take over the candidates of a snapshot; routes stay as they are.
+
+        What has no mapping any more is forgotten but for its open gap, which is kept for a day.
+        """
+        now_s = self.clock.monotonic_s()
+        for gone in self.candidates.keys() - candidates.keys():
+            self._gone_s[gone] = now_s
         self.candidates = candidates
-        for gone in self._histories.keys() - self.candidates.keys():
-            del self._histories[gone]
-        for gone in self.forced.keys() - self.candidates.keys():
-            del self.forced[gone]
+        known: tuple[dict[str, Any], ...] = (self._histories, self.forced, self.left, self.left_stale)
+        for kept in known:
+            for gone in kept.keys() - candidates.keys():
+                del kept[gone]
+        for gone, since_s in list(self._gone_s.items()):
+            if gone in candidates:
+                del self._gone_s[gone]
+            elif now_s - since_s >= GONE_FOR_GOOD_S:
+                del self._gone_s[gone]
+                self.gaps.forget(gone)
 
     def wanted(self, instrument: str) -> bool:
         """Tell whether somebody wants the instrument."""

@@ -6,183 +6,114 @@ what is written twice after an unknown outcome is recognised by its number.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.catalogue.connection import DATABASE_ERRORS, database_error, make_engine, sqlstate
+from services.catalogue.table_writer import TableWriter, is_bad_value
 from services.errors import MarketdError
 from services.market_data.clock import Clock
-from services.pipeline.backoff import Backoff
 from services.routing.events import RouteEvent, RouteJournal
 
 _log = structlog.get_logger(__name__)
 
 BATCH = 1_000
 KEPT_DAYS = 90
-_EVERY_S = 1.0
-_COMMAND_TIMEOUT_S = 5.0
-_PRUNE_EVERY_S = 6 * 3_600.0
-_PRUNE_AT_ONCE = 20_000
-_INSERT = text(
+_COLUMNS = ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms")
+_INSERT = (
     "INSERT INTO route_events "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, run, seq) "
     "SELECT instrument, action, nullif(from_provider, ''), nullif(to_provider, ''), reason, at_ms, "
-    "details::jsonb, :run, seq FROM unnest(CAST(:instrument AS text[]), CAST(:action AS text[]), "
-    "CAST(:from_provider AS text[]), CAST(:to_provider AS text[]), CAST(:reason AS text[]), "
-    "CAST(:at_ms AS bigint[]), CAST(:details AS text[]), CAST(:seq AS bigint[])) AS given "
+    "details::jsonb, $9, seq FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), "
+    "CAST($3 AS text[]), CAST($4 AS text[]), CAST($5 AS text[]), "
+    "CAST($6 AS bigint[]), CAST($7 AS text[]), CAST($8 AS bigint[])) AS given "
     "(instrument, action, from_provider, to_provider, reason, at_ms, details, seq) "
     "ON CONFLICT (run, seq) DO NOTHING"
 )
-_PRUNE = text(
+_PRUNE = (
     "DELETE FROM route_events WHERE id IN "
-    "(SELECT id FROM route_events WHERE at_ms < :before_ms ORDER BY at_ms LIMIT :most)"
+    "(SELECT id FROM route_events WHERE at_ms < $1 ORDER BY at_ms LIMIT $2)"
 )
-_READ = text(
-    "SELECT action, from_provider, to_provider, reason, at_ms, details FROM route_events "
-    "WHERE instrument = :instrument ORDER BY at_ms DESC, id DESC LIMIT :most"
+_READ = (
+    "SELECT action, from_provider, to_provider, reason, at_ms, details::text AS details FROM route_events "
+    "WHERE instrument = $1 ORDER BY at_ms DESC, id DESC LIMIT $2"
 )
 
 
-class RouteEventWriter:
+class RouteEventWriter(TableWriter):
     """Moves events from the journal into the table `route_events`. `run` for ever, `close` when done."""
 
     def __init__(self, journal: RouteJournal, database_url: str, clock: Clock) -> None:
+        super().__init__(
+            database_url,
+            clock,
+            table="route_events",
+            every_s=1.0,
+            prune=_PRUNE,
+            prune_every_s=6 * 3_600.0,
+        )
         self._journal = journal
-        self._database_url = database_url
-        self._clock = clock
-        self._engine: AsyncEngine | None = None
         self._run = secrets.token_hex(8)
-        self._pruned_s: float | None = None
-        self.problem = ""
-        """Why nothing is written just now; empty while all is well."""
 
-    async def use_url(self, database_url: str) -> None:
-        """Connect by another URL from now on, as after a changed password."""
-        self._database_url = database_url
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; harmless when there is none."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
-
-    async def run(self) -> None:
-        """Write what comes until cancelled; after an error try again, ever more seldom."""
-        backoff = Backoff(base_s=1.0, cap_s=30.0)
-        while True:
-            try:
-                await self.write_all()
-                await self._prune()
-            except MarketdError as error:
-                self._say(str(error))
-                await asyncio.sleep(max(_EVERY_S, backoff.next_wait_s()))
-            else:
-                self._say("")
-                backoff = Backoff(base_s=1.0, cap_s=30.0)
-                await asyncio.sleep(_EVERY_S)
+    @property
+    def waiting(self) -> int:
+        """How many events are not written yet."""
+        return self._journal.waiting
 
     async def write_all(self) -> None:
-        """Write everything that waits.
-
-        Raises `TemporaryError` while PostgreSQL does not serve, `ConfigurationError` when the table or the
-        right to it is missing; the events then go on waiting.
-        """
+        """Write everything that waits. Raises what `DatabaseAccess` raises; the events then go on waiting."""
         while batch := self._journal.batch(BATCH):
             try:
                 await self._write(batch)
-            except DATABASE_ERRORS as error:
-                if (sqlstate(error) or "").startswith("22"):
-                    # A value the table can never take; those beside it must not wait for it.
-                    await self._write_one_by_one(batch)
-                    continue
-                raise database_error(error, self._database_url) from error
-            self._journal.settle(batch)
+            except MarketdError as error:
+                if not is_bad_value(error):
+                    raise
+                # A value the table can never take; those beside it must not wait for it.
+                await self._write_one_by_one(batch)
+            else:
+                self._journal.settle(batch)
 
     async def newest(self, instrument: str, most: int) -> list[dict[str, Any]]:
         """Return the newest events of an instrument from the table, oldest first.
 
-        Raises `TemporaryError` or `ConfigurationError` as `write_all` does.
+        Raises what `DatabaseAccess` raises.
         """
-        try:
-            async with self._connect().connect() as connection:
-                rows = (await connection.execute(_READ, {"instrument": instrument, "most": most})).all()
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
+        rows = await self._database.read(_READ, instrument, most)
         return [
             {
-                "at_ms": row.at_ms,
-                "action": row.action,
-                "from": row.from_provider,
-                "to": row.to_provider,
-                "reason": row.reason,
-                "details": row.details,
+                "at_ms": row["at_ms"],
+                "action": row["action"],
+                "from": row["from_provider"],
+                "to": row["to_provider"],
+                "reason": row["reason"],
+                "details": None if row["details"] is None else msgspec.json.decode(row["details"]),
             }
             for row in reversed(rows)
         ]
 
+    def prune_values(self) -> tuple[int]:
+        """Return before when events are too old."""
+        return (self._clock.now_ms() - KEPT_DAYS * 86_400_000,)
+
     # ---- inner ----------------------------------------------------------------------------------
 
-    def _connect(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = make_engine(
-                self._database_url,
-                application_name="marketd-routes",
-                command_timeout_s=_COMMAND_TIMEOUT_S,
-                pooled=True,
-            )
-        return self._engine
-
     async def _write(self, batch: list[RouteEvent]) -> None:
-        values: dict[str, Any] = {
-            name: [getattr(event, name) for event in batch]
-            for name in ("instrument", "action", "from_provider", "to_provider", "reason", "at_ms", "seq")
-        }
-        values["details"] = [msgspec.json.encode(event.details).decode() for event in batch]
-        async with self._connect().begin() as connection:
-            await connection.execute(text("SET TRANSACTION READ WRITE"))
-            await connection.execute(_INSERT, {**values, "run": self._run})
+        columns = [[getattr(event, name) for event in batch] for name in _COLUMNS]
+        details = [msgspec.json.encode(event.details).decode() for event in batch]
+        numbers = [event.seq for event in batch]
+        async with self._database.writing() as connection:
+            await connection.execute(_INSERT, *columns, details, numbers, self._run)
 
     async def _write_one_by_one(self, batch: list[RouteEvent]) -> None:
         for event in batch:
             try:
                 await self._write([event])
-            except DATABASE_ERRORS as error:
-                if not (sqlstate(error) or "").startswith("22"):
-                    raise database_error(error, self._database_url) from error
+            except MarketdError as error:
+                if not is_bad_value(error):
+                    raise
                 _log.error("route_event_refused", instrument=event.instrument[:80], action=event.action)
                 self._journal.settle([event], refused=True)
             else:
                 self._journal.settle([event])
-
-    async def _prune(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if self._pruned_s is not None and now_s - self._pruned_s < _PRUNE_EVERY_S:
-            return
-        before_ms = self._clock.now_ms() - KEPT_DAYS * 86_400_000
-        try:
-            removed = _PRUNE_AT_ONCE
-            while removed == _PRUNE_AT_ONCE:
-                async with self._connect().begin() as connection:
-                    await connection.execute(text("SET TRANSACTION READ WRITE"))
-                    result = await connection.execute(
-                        _PRUNE, {"before_ms": before_ms, "most": _PRUNE_AT_ONCE}
-                    )
-                    removed = result.rowcount
-        except DATABASE_ERRORS as error:
-            raise database_error(error, self._database_url) from error
-        self._pruned_s = now_s
-
-    def _say(self, problem: str) -> None:
-        if bool(problem) != bool(self.problem):
-            if problem:
-                _log.warning("route_events_not_written", reason=problem, waiting=self._journal.waiting)
-            else:
-                _log.info("route_events_written_again", written=self._journal.written)
-        self.problem = problem

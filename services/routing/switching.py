@@ -21,6 +21,7 @@ from services.routing.wishes import Wishes
 
 _LOOK_SOON_S = 0.5
 _LOOK_AGAIN_S = 5.0
+_MOST_COUNTERS = 30_000
 
 
 class Switching:
@@ -220,6 +221,11 @@ class Switching:
             self._same_counters.pop(instrument, None)
             return False
         if trial.counters.same:
+            if len(self._same_counters) > _MOST_COUNTERS:
+                # Those of other days say nothing any more.
+                self._same_counters = {
+                    key: known for key, known in self._same_counters.items() if known[1] == day
+                }
             self._same_counters[instrument] = (pair, day)
             return True
         return self._same_counters.get(instrument) == (pair, day)

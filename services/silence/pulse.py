@@ -6,10 +6,11 @@ Pure data.
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import dataclass
 
 
-class Pulse(msgspec.Struct, gc=False):
+@dataclass(slots=True)
+class Pulse:
     """What is known of the data of one provider symbol; heartbeats and refused ticks never count.
 
     `ticks` counts the ticks the normaliser accepted. `received_ms` is our wall clock at the newest of them

@@ -1,13 +1,12 @@
 """The series of bars of one instrument and interval, and how bars that came otherwise are stored in them.
 
-Used by the bar series writer, which has the live bars, and by history, which has those of the providers.
+Used by the bar series writer, which has the live bars, and by `past_bars`, which has those of the providers.
 Only bars of regular sessions are kept as series. A bar is one sample in each of five series at its start;
 an unknown volume is no sample. Storing the same bar again changes nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -16,24 +15,19 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from services.errors import StorageError
-from services.market_data.bar_grid import LONGER, BarGrid, Span
+from services.market_data.bar_grid import LONGER, BarGrid
 from services.market_data.bars import INTERVAL_MS, Bar, BarStatus, Interval
 from services.market_data.calendar import Phase
-from services.pipeline.giving_way import slices
 from services.storage.client import storage_error
 from services.storage.failures import Reason, item_reason
 from services.storage.keys import BAR_FIELDS, BarField, bar_labels, bar_series
-from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk, command, to_bytes
+from services.storage.resp import bulk, command
 from services.storage.retention import Retention
 
 CHUNK_BYTES: dict[str, int] = {"1m": 512, "5m": 256}
 """By interval, 128 for the others: small steps for series that stay short, larger ones where the overhead of
 every step counts (measured: a minute bar takes 49 bytes in steps of 128, 31 in steps of 512)."""
 _SMALL_CHUNK_BYTES = 128
-_CHUNK_BARS = 200
-_MADD = bulk("TS.MADD")
-JUST_ENDED_MS = 15_000
-"""For so long after its end a bar's last minutes may still be on their way into their series."""
 
 
 class BarSeries:
@@ -78,40 +72,6 @@ class BarSeries:
             "LABELS",
             *(text for label in labels.items() for text in label),
         )
-
-
-async def write_bars(
-    client: Redis, bars: Iterable[Bar], *, retention: Retention, grid: BarGrid, now_ms: int
-) -> dict[str, list[Bar]]:
-    """Store bars of regular sessions (`1m`, or `1d` from a source of days) and, of minutes, the longer ones.
-
-    Missing series are made. Longer bars are made anew from the stored minutes of their session, those whose
-    time is over at `now_ms` (UTC epoch ms). It gives way to other work after every few hundred bars; where
-    `bars` is an iterator, no more than these are made at once. Returns, by instrument, all stored minutes of
-    the days that are not over, or ended just now: `BarSink.refill` makes them part of what is forming.
-    Storing the same bars again changes nothing. Raises `StorageError` when Redis does not answer or refuses
-    a sample.
-    """
-    days: dict[tuple[str, str], dict[int, Span]] = {}
-    async for chunk in slices((bar for bar in bars if bar.phase is Phase.REGULAR), _CHUNK_BARS):
-        await _store(client, chunk, retention)
-        for bar in chunk:
-            span = grid.span_of(bar.exchange, "1d", bar.start_ms) if bar.interval == "1m" else None
-            if span is not None:
-                days.setdefault((bar.instrument, bar.exchange), {})[span.start_ms] = span
-    unfinished: dict[str, list[Bar]] = {}
-    for (instrument, exchange), spans in days.items():
-        for span in spans.values():
-            minutes = await read_bars(client, instrument, exchange, "1m", span.start_ms, span.end_ms - 1)
-            await asyncio.sleep(0)
-            longer = combine(grid, minutes)
-            await asyncio.sleep(0)
-            over = (bar for bar in longer if _end_ms(grid, bar) <= now_ms)
-            async for chunk in slices(over, _CHUNK_BARS):
-                await _store(client, chunk, retention)
-            if span.end_ms + JUST_ENDED_MS > now_ms:
-                unfinished.setdefault(instrument, []).extend(minutes)
-    return unfinished
 
 
 async def read_bars(
@@ -183,61 +143,21 @@ def _add_minute(bar: Bar, minute: Bar) -> None:
         bar.volume = minute.volume + (bar.volume or 0)
 
 
-def _end_ms(grid: BarGrid, bar: Bar) -> int:
-    span = grid.span_of(bar.exchange, bar.interval, bar.start_ms)
-    return bar.start_ms + INTERVAL_MS[bar.interval] if span is None else span.end_ms
+async def make_series(client: Redis, series: BarSeries, fields: Iterable[str], retention: Retention) -> None:
+    """Make the series of some fields; one that is there already stays. Raises `StorageError`."""
+    pipeline = client.pipeline(transaction=False)
+    for field in fields:
+        pipeline.execute_command("TS.CREATE", *series.definition(field, retention.of(series.exchange)))
+    for reply in await _answers(pipeline):
+        if isinstance(reply, ResponseError) and item_reason(str(reply)) is not Reason.SERIES_EXISTS:
+            raise storage_error(reply)
 
 
-async def _store(client: Redis, bars: Sequence[Bar], retention: Retention) -> None:
-    missing = await _add(client, bars)
-    if missing:
-        pipeline = client.pipeline(transaction=False)
-        for series, name in missing.values():
-            kept_ms = retention.of(series.exchange)
-            pipeline.execute_command("TS.CREATE", *series.definition(name, kept_ms))
-        for reply in await _answers(pipeline):
-            if isinstance(reply, ResponseError) and item_reason(str(reply)) is not Reason.SERIES_EXISTS:
-                raise storage_error(reply)
-        if left := await _add(client, bars):
-            raise StorageError(f"Redis does not take samples of {next(iter(left))}")
+async def send_command(client: Redis, payload: bytes) -> list[Any]:
+    """Return the answer to one command put into words by us, which is six times quicker than the library.
 
-
-async def _add(client: Redis, bars: Sequence[Bar]) -> dict[str, tuple[BarSeries, str]]:
-    """Store bars; return the series that are missing, by key. What is older than retention is left out."""
-    targets: list[tuple[BarSeries, BarField]] = []
-    pieces = [""]
-    known: dict[tuple[str, str], BarSeries] = {}
-    for bar in bars:
-        series = known.get((bar.instrument, bar.interval))
-        if series is None:
-            series = BarSeries(bar.instrument, bar.exchange, bar.interval)
-            known[bar.instrument, bar.interval] = series
-        prices = (bar.open, bar.high, bar.low, bar.close)
-        at = INTEGER_BULKS[bar.start_ms]
-        for field, head, price in zip(BAR_FIELDS, series.heads, prices, strict=False):
-            targets.append((series, field))
-            # A whole number would be remembered as the text of its float.
-            pieces += (head, at, FLOAT_BULKS[float(price)])
-        if bar.volume is not None:
-            targets.append((series, BAR_FIELDS[-1]))
-            pieces += (series.heads[-1], at, INTEGER_BULKS[bar.volume])
-    if not targets:
-        return {}
-    pieces[0] = f"*{1 + 3 * len(targets)}\r\n{_MADD}"
-    replies = await _send(client, to_bytes(pieces))
-    missing: dict[str, tuple[BarSeries, str]] = {}
-    for (series, field), reply in zip(targets, replies, strict=True):
-        if isinstance(reply, Exception):
-            reason = item_reason(str(reply))
-            if reason is Reason.MISSING_SERIES:
-                missing[series.key(field)] = (series, field)
-            elif reason is not Reason.OLDER_THAN_RETENTION:
-                raise StorageError(f"Redis refuses a sample of {series.key(field)}: {reply}")
-    return missing
-
-
-async def _send(client: Redis, payload: bytes) -> list[Any]:
-    """Return the answer to one command put into words by us, which is six times quicker than the library."""
+    Raises `StorageError` when Redis does not answer.
+    """
     pool: Any = client.connection_pool
     try:
         connection = await pool.get_connection()

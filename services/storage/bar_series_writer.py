@@ -9,13 +9,13 @@ written over what it revises; writing any of it again changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.market_data.bars import Bar, parse_bar
 from services.market_data.calendar import Phase
 from services.market_data.clock import Clock
-from services.market_data.records import ControlRecord, Record
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
 from services.storage.bar_series import BarSeries
 from services.storage.batch import Batch
 from services.storage.failures import Reason
@@ -66,6 +66,9 @@ class BarSeriesWriter(SeriesSink):
         if self._waiter is not None:
             self._wake()
 
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Take none of them: a tick is no bar."""
+
     @property
     def _pending_count(self) -> int:
         return len(self._pending)
@@ -86,7 +89,8 @@ class BarSeriesWriter(SeriesSink):
         """Put the first records of `source` into words as one batch, as many as fit."""
         records: list[Record] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         for record in source:
             bar = _bar_of(record)
@@ -108,10 +112,12 @@ class BarSeriesWriter(SeriesSink):
                 ]
                 series.made |= mask
             records.append(record)
-            stamps += (bar.start_ms,) * mask.bit_count()
-            if len(stamps) > BATCH_SAMPLES - len(BAR_FIELDS):
+            width = mask.bit_count()
+            stamps.append(f":{bar.start_ms}\r\n" * width)
+            samples += width
+            if samples > BATCH_SAMPLES - len(BAR_FIELDS):
                 break
-        return self._batch(records, pieces, stamps, making, frozenset(), 0)
+        return self._batch(records, pieces, stamps, samples, making, frozenset(), 0)
 
     def _samples_of(self, record: Record) -> tuple[Series, Iterable[str], int]:
         bar = _bar_of(record)

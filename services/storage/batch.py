@@ -14,13 +14,15 @@ class Batch:
     `body` writes the records and causes `body_replies` replies. `prelude` holds commands (one reply
     each) that go before it, such as the creation of series. `merged` names the places in `records`
     whose sample replaces one that was counted before. `probe_ms` is the position of the health probe
-    among the records, 0 without one. `maybe_stored` says that an earlier attempt may have been
+    among the records, 0 without one. `answer` is what Redis replies to the body when all of it is stored.
+    `maybe_stored` says that an earlier attempt may have been
     carried out. `again` says that it was settled before and only goes once more, in case that Redis
     forgot it: its records are accounted for already.
     """
 
     __slots__ = (
         "again",
+        "answer",
         "body",
         "body_replies",
         "maybe_stored",
@@ -43,6 +45,7 @@ class Batch:
         prelude: list[str] | None = None,
         merged: frozenset[int] = frozenset(),
         probe_ms: int = 0,
+        answer: bytes = b"",
     ) -> None:
         self.records = records
         self.body = to_bytes(pieces)
@@ -50,6 +53,7 @@ class Batch:
         self.prelude = prelude or []
         self.merged = merged
         self.probe_ms = probe_ms
+        self.answer = answer
         self.again = False
         self.maybe_stored = False
         self.refusals = 0
@@ -61,6 +65,11 @@ class Batch:
     def replies(self) -> int:
         """How many replies the whole batch causes."""
         return len(self.prelude) + self.body_replies
+
+    @property
+    def expected(self) -> bytes:
+        """The whole answer when all is well; empty where that cannot be said before."""
+        return b"" if self.prelude else self.answer
 
     def payload(self) -> bytes:
         """Return the bytes to send."""

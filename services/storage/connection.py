@@ -1,8 +1,10 @@
 """One connection to Redis for one writer: whole batches of commands out, their replies back in order.
 
 Stands beneath the writers. A batch is opaque bytes with the number of replies it will cause; batches
-are answered first in, first out. When the server is silent too long, or anything else goes wrong, the
-connection is cut and every batch still on it has an unknown outcome: its owner sends it again.
+are answered first in, first out. A writer that knows what Redis answers when all is well says so: that
+answer is compared as it came, and only another one is taken apart. When the server is silent too long, or
+anything else goes wrong, the connection is cut and every batch still on it has an unknown outcome: its
+owner sends it again.
 Never retries, never reconnects and never interprets the reply of a batch.
 """
 
@@ -30,6 +32,8 @@ _LATE_TIMER_S = 0.25
 ReplyError: type[Exception] = hiredis.ReplyError
 Reply = object
 """What hiredis makes of a reply: `str`, `int`, `list`, None, or a `ReplyError`."""
+AS_EXPECTED: list[Reply] = []
+"""Stands for the replies of a batch whose answer was, byte for byte, the expected one."""
 
 
 class Fence(NamedTuple):
@@ -59,15 +63,26 @@ class RedisConnection(asyncio.Protocol):
         """Looks at every batch before it is sent, and raises `StorageError` for one that must not be."""
         self._reply_timeout_s = reply_timeout_s
         self._reader = hiredis.Reader(encoding="utf-8", errors="replace")
-        self._expected: deque[tuple[int, Callable[[list[Reply]], None]]] = deque()
+        self._expected: deque[tuple[int, Callable[[list[Reply]], None], bytes]] = deque()
         self._replies: list[Reply] = []
+        self._parsing = False
+        self._held = b""
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._progress_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def send(self, payload: bytes, replies: int, on_replies: Callable[[list[Reply]], None]) -> None:
-        """Send one batch; `on_replies` gets its replies, unless the connection is lost before that."""
+    def send(
+        self,
+        payload: bytes,
+        replies: int,
+        on_replies: Callable[[list[Reply]], None],
+        expected: bytes = b"",
+    ) -> None:
+        """Send one batch; `on_replies` gets its replies, unless the connection is lost before that.
+
+        It gets `AS_EXPECTED` when the whole answer is `expected`; empty where nothing special is.
+        """
         if self._transport is None or self.closed_by is not None:
             return
         if self.guard is not None:
@@ -76,7 +91,7 @@ class RedisConnection(asyncio.Protocol):
             self._progress_s = self._loop.time()
             if self._timer is None:
                 self._arm(self._reply_timeout_s)
-        self._expected.append((replies, on_replies))
+        self._expected.append((replies, on_replies, expected))
         self._transport.write(payload)
 
     def takes_a_batch(self) -> bool:
@@ -113,6 +128,11 @@ class RedisConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse replies and hand each complete batch of them to its owner."""
         self._progress_s = self._loop.time()
+        if not self._parsing:
+            data = self._compare(self._held + data if self._held else data)
+            if not data:
+                return
+            self._parsing = True
         reader = self._reader
         reader.feed(data)
         next_reply = reader.gets
@@ -123,7 +143,7 @@ class RedisConnection(asyncio.Protocol):
                     if (surplus := next_reply()) is not False:
                         self.abort(_surplus(surplus))
                     return
-                wanted, on_replies = self._expected[0]
+                wanted, on_replies, _ = self._expected[0]
                 missing = wanted - len(replies)
                 while missing:
                     reply = next_reply()
@@ -135,8 +155,28 @@ class RedisConnection(asyncio.Protocol):
                 self._replies = []
                 on_replies(replies)
                 replies = self._replies
+                if not reader.has_data():
+                    # Nothing is half read: the next answer can be compared as it comes.
+                    self._parsing = False
+                    return
         except hiredis.ProtocolError as error:
             self.abort(StorageUnavailable(f"Redis answered something that is not its protocol: {error}"))
+
+    def _compare(self, data: bytes) -> bytes:
+        """Settle the batches whose answers are as expected; return what is left, which is to be parsed."""
+        self._held = b""
+        while self._expected and data:
+            _, on_replies, answer = self._expected[0]
+            if answer and data.startswith(answer):
+                self._expected.popleft()
+                data = data[len(answer) :]
+                on_replies(AS_EXPECTED)
+            elif answer.startswith(data):
+                self._held = data
+                return b""
+            else:
+                break
+        return data
 
     def eof_received(self) -> bool:
         """Let the transport close: a half-open Redis is of no use."""

@@ -13,7 +13,7 @@ from math import isfinite
 import msgspec
 
 from services.market_data.records import FLAG_TEXT, ControlRecord, DataIngestionFormat
-from services.storage.resp import FLOAT_BULKS, INTEGER_BULKS, bulk
+from services.storage.resp import BULK_HEAD, FLOAT_BULKS, INTEGER_BULKS, bulk
 
 OPTIONAL_FIELDS = ("v", "cv", "b", "a", "bs", "as", "oi", "o", "h", "l", "pc", "f")
 """The fields that may be absent; bit n of a mask stands for the n-th."""
@@ -60,33 +60,51 @@ class EntryEncoder:
             encoded.provider = record.provider_code
             encoded.head = (
                 f"{_pair('type', 'tick')}{_pair('k', record.symbol)}{_pair('src', record.provider_code)}"
+                "$1\r\nt\r\n"
             )
         mask = 0
         time = INTEGER_BULKS[record.timestamp]
         received = time if record.received_ms == record.timestamp else INTEGER_BULKS[record.received_ms]
-        text = f"{encoded.head}$1\r\nt\r\n{time}$1\r\nr\r\n{received}$1\r\np\r\n{FLOAT_BULKS[record.price]}"
-        if (volume := record.volume) is not None:
-            mask = _V
-            text += f"$1\r\nv\r\n{INTEGER_BULKS[volume]}"
-        if (cumulative := record.cumulative_volume) is not None:
-            mask |= _CV
+        price = FLOAT_BULKS[record.price]
+        volume, cumulative = record.volume, record.cumulative_volume
+        if volume is not None and cumulative is not None:
+            mask |= _V | _CV
             digits = f"{cumulative}"
-            text += f"$2\r\ncv\r\n${len(digits)}\r\n{digits}\r\n"
-        if (bid := record.bid) is not None:
-            mask |= _B
-            text += f"$1\r\nb\r\n{FLOAT_BULKS[bid]}"
-        if (ask := record.ask) is not None:
-            mask |= _A
-            text += f"$1\r\na\r\n{FLOAT_BULKS[ask]}"
-        if (bid_size := record.bid_size) is not None:
-            mask |= _BS
-            text += f"$2\r\nbs\r\n{INTEGER_BULKS[bid_size]}"
-        if (ask_size := record.ask_size) is not None:
-            mask |= _AS
-            text += f"$2\r\nas\r\n{INTEGER_BULKS[ask_size]}"
+            text = (
+                f"{encoded.head}{time}$1\r\nr\r\n{received}$1\r\np\r\n{price}"
+                f"$1\r\nv\r\n{INTEGER_BULKS[volume]}$2\r\ncv\r\n{BULK_HEAD[len(digits)]}{digits}\r\n"
+            )
+        else:
+            text = f"{encoded.head}{time}$1\r\nr\r\n{received}$1\r\np\r\n{price}"
+            if volume is not None:
+                mask |= _V
+                text = f"{text}$1\r\nv\r\n{INTEGER_BULKS[volume]}"
+            elif cumulative is not None:
+                mask |= _CV
+                text = f"{text}$2\r\ncv\r\n{INTEGER_BULKS[cumulative]}"
+        bid, ask, bid_size, ask_size = record.bid, record.ask, record.bid_size, record.ask_size
+        if bid is not None and ask is not None and bid_size is not None and ask_size is not None:
+            mask |= _B | _A | _BS | _AS
+            text = (
+                f"{text}$1\r\nb\r\n{FLOAT_BULKS[bid]}$1\r\na\r\n{FLOAT_BULKS[ask]}"
+                f"$2\r\nbs\r\n{INTEGER_BULKS[bid_size]}$2\r\nas\r\n{INTEGER_BULKS[ask_size]}"
+            )
+        else:
+            if bid is not None:
+                mask |= _B
+                text = f"{text}$1\r\nb\r\n{FLOAT_BULKS[bid]}"
+            if ask is not None:
+                mask |= _A
+                text = f"{text}$1\r\na\r\n{FLOAT_BULKS[ask]}"
+            if bid_size is not None:
+                mask |= _BS
+                text = f"{text}$2\r\nbs\r\n{INTEGER_BULKS[bid_size]}"
+            if ask_size is not None:
+                mask |= _AS
+                text = f"{text}$2\r\nas\r\n{INTEGER_BULKS[ask_size]}"
         if (oi := record.oi) is not None:
             mask |= _OI
-            text += f"$2\r\noi\r\n{INTEGER_BULKS[oi]}"
+            text = f"{text}$2\r\noi\r\n{INTEGER_BULKS[oi]}"
         last = encoded.record
         if (
             last is None
@@ -99,11 +117,12 @@ class EntryEncoder:
             encoded.day_mask, encoded.day_text = _day_fields(
                 (record.day_open, record.day_high, record.day_low, record.previous_close)
             )
+        mask |= encoded.day_mask
         if record.flags:
-            encoded.mask = mask | encoded.day_mask | _F
+            encoded.mask = mask | _F
             encoded.text = f"{text}{encoded.day_text}{_FLAGS[record.flags]}"
         else:
-            encoded.mask = mask | encoded.day_mask
+            encoded.mask = mask
             encoded.text = text + encoded.day_text
         encoded.record = record
         return encoded

@@ -5,16 +5,18 @@ an instrument waits here, so a busy instrument costs no more than a quiet one; t
 as collapsed, as are late ticks. While many instruments tick, there is a pause of `PACE_S` once all of
 them are written, so that more ticks collapse: a hash costs Redis as much as a stream entry. A field that
 is no longer known is deleted just before the new values are set, in the same breath: a reader may miss a
-field for a moment, but never sees an outdated one.
+field for a moment, but never sees an outdated one. Nor does he after a lost connection: what may have
+been forgotten is not replayed but written as it is now, with whatever fields the hash may have been left.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from services.errors import StorageError
 from services.market_data.records import (
     FLAG_LATE,
     PROBE_INSTRUMENT,
@@ -22,7 +24,7 @@ from services.market_data.records import (
     Record,
 )
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
+from services.storage.connection import RedisConnection, Reply, ReplyError
 from services.storage.entry import (
     ALL_FIELDS,
     ARGUMENTS,
@@ -32,7 +34,7 @@ from services.storage.entry import (
 )
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import RedisSink
+from services.storage.redis_sink import FORGETS_S, RedisSink
 from services.storage.resp import bulk, command
 
 _BATCH_RECORDS = 500
@@ -74,6 +76,8 @@ class LatestValueWriter(RedisSink):
         self._pending: dict[str, DataIngestionFormat] = {}
         self._hashes: dict[str, _Hash] = {}
         self._pausing = False
+        self._forgotten: dict[str, None] = {}
+        """Instruments whose hash was written just before a loss, in the order of their writing."""
 
     def offer(self, record: Record) -> None:
         """Queue one tick in place of an older one of its instrument. Control records are not counted."""
@@ -92,6 +96,23 @@ class LatestValueWriter(RedisSink):
             self._overflow()
         pending[symbol] = record
         if self._waiter is not None:
+            self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks, each in place of an older one of its instrument."""
+        counters = self.counters
+        counters.offered += len(ticks)
+        pending = self._pending
+        late, before = 0, len(pending)
+        for tick in ticks:
+            if tick.flags & FLAG_LATE:
+                late += 1
+            else:
+                pending[tick.symbol] = tick
+        counters.collapsed += len(ticks) - (len(pending) - before)
+        while len(pending) > self._queue_limit:
+            self._overflow()
+        if self._waiter is not None and len(ticks) > late:
             self._wake()
 
     def remember(self, ticks: Iterable[DataIngestionFormat]) -> None:
@@ -116,6 +137,7 @@ class LatestValueWriter(RedisSink):
     def give_up(self, reason: str) -> None:
         """Drop all that waits, and what is known of the hashes: another daemon may have written them."""
         super().give_up(reason)
+        self._forgotten.clear()
         self._hashes.clear()
 
     @property
@@ -128,6 +150,47 @@ class LatestValueWriter(RedisSink):
     def _fill(self) -> None:
         if not self._pausing:
             super()._fill()
+
+    def _take_back(self) -> None:
+        batches = (*self._returned, *self._in_flight)
+        self._returned.clear()
+        self._in_flight.clear()
+        again: dict[str, DataIngestionFormat] = {}
+        taken = 0
+        for batch in batches:
+            taken += len(batch.records)
+            for record in batch.records:
+                assert type(record) is DataIngestionFormat  # noqa: S101 - only ticks are queued
+                again[record.symbol] = record
+                self._know_nothing_of(record.symbol)
+        self._batched -= taken
+        before = len(self._pending)
+        # Those go first again; where a newer tick waits, it takes the place.
+        self._pending = again | self._pending
+        self.counters.collapsed += before + taken - len(self._pending)
+        while len(self._pending) > self._queue_limit:
+            self._overflow()
+
+    def _take_back_confirmed(self) -> None:
+        since_s = asyncio.get_running_loop().time() - FORGETS_S
+        for at_s, batch in self._confirmed:
+            if at_s >= since_s:
+                self._forgotten.update((record.symbol, None) for record in batch.records)
+        self._forget_confirmed()
+
+    def _know_nothing_of(self, symbol: str) -> None:
+        # Redis may have forgotten that a field was deleted, too.
+        if (target := self._hashes.get(symbol)) is not None:
+            target.mask = ALL_FIELDS
+
+    async def _serve(self, connection: RedisConnection) -> StorageError:
+        for symbol in self._forgotten:
+            self._know_nothing_of(symbol)
+            target = self._hashes.get(symbol)
+            if target is not None and target.newest is not None and symbol not in self._pending:
+                self.offer(target.newest)
+        self._forgotten.clear()
+        return await super()._serve(connection)
 
     def _end_pause(self) -> None:
         self._pausing = False
@@ -170,7 +233,10 @@ class LatestValueWriter(RedisSink):
         if len(records) >= _PACED_FROM and not pending:
             self._pausing = True
             asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
-        return Batch(records, pieces, body_replies=len(records), prelude=prelude, probe_ms=probe_ms)
+        count = len(records)
+        # A hash that has all fields already gains none.
+        answer = b":0\r\n" * count
+        return Batch(records, pieces, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         if set(map(type, replies)) == {int}:

@@ -220,7 +220,8 @@ class Leadership:
                 async with asyncio.timeout(_RELEASE_WITHIN_S):
                     await self._store.release(lease)
         except (StorageError, TimeoutError) as error:
-            _log.warning("lease_not_released", error=str(error), ends_by_itself_s=self._times.ttl_s)
+            reason = str(error) or f"Redis did not answer within {_RELEASE_WITHIN_S:g} s"
+            _log.warning("lease_not_released", error=reason, ends_by_itself_s=self._times.ttl_s)
         finally:
             await self._store.close()
 

@@ -23,10 +23,11 @@ _MOST_TIMES = 100
 class _Memory(msgspec.Struct):
     epoch: int = 0
     lost_ms: list[tuple[int, int]] = []
+    overtaken: bool = False
 
 
 class LedTimes:
-    """The epoch last led, and the times (UTC epoch ms, both ends included) in which another led as well."""
+    """The epoch last held, and the times (UTC epoch ms, both ends included) in which another led as well."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,12 +48,26 @@ class LedTimes:
         memory.lost_ms = [*memory.lost_ms[1 - _MOST_TIMES :], (from_ms, max(from_ms, until_ms))]
         self._write()
 
+    def take(self, epoch: int) -> None:
+        """Take note that we hold the lease under `epoch`, whether or not we come to lead.
+
+        A daemon that ends on its way to leading used up an epoch; the next one is not overtaken by that.
+        """
+        memory = self._read()
+        if memory.epoch == epoch:
+            return
+        memory.overtaken = memory.overtaken or memory.epoch not in (0, epoch - 1)
+        memory.epoch = epoch
+        self._write()
+
     def lead(self, epoch: int) -> bool:
         """Take note that we lead under `epoch`; tell whether another led since we last did."""
+        self.take(epoch)
         memory = self._read()
-        former, memory.epoch = memory.epoch, epoch
-        self._write()
-        return former not in (0, epoch, epoch - 1)
+        overtaken, memory.overtaken = memory.overtaken, False
+        if overtaken:
+            self._write()
+        return overtaken
 
     def forget_lost(self) -> None:
         """Forget the lost times: nothing of them waits on disk any more."""

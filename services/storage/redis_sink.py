@@ -32,7 +32,13 @@ from services.pipeline.hop_times import HopTimes
 from services.pipeline.sink import Sink, SinkState
 from services.storage.address import RedisAddress, parse_address
 from services.storage.batch import Batch
-from services.storage.connection import RedisConnection, Reply, ReplyError, open_connection
+from services.storage.connection import (
+    AS_EXPECTED,
+    RedisConnection,
+    Reply,
+    ReplyError,
+    open_connection,
+)
 from services.storage.failures import Reason, server_refusal
 
 _log = structlog.get_logger(__name__)
@@ -85,6 +91,8 @@ class RedisSink(Sink):
         self._replay: deque[Batch] = deque()
         self._confirmed: deque[tuple[float, Batch]] = deque()
         self._confirmed_records = 0
+        self._again_left = 0
+        self._sent_again = 0
         self._batched = 0
         self._turn: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -123,6 +131,11 @@ class RedisSink(Sink):
     def queued(self) -> int:
         """Records that were offered and are not settled yet."""
         return self._pending_count + self._batched
+
+    @property
+    def sends_again(self) -> bool:
+        """Whether anything that was confirmed before has still to go once more."""
+        return self._again_left > 0
 
     @property
     def _has_work(self) -> bool:
@@ -172,6 +185,7 @@ class RedisSink(Sink):
         while self._pending_count:
             self._discard_oldest()
         self._replay.clear()
+        self._again_left = 0
         self._forget_confirmed()
         self._batched = 0
         if waiting:
@@ -244,7 +258,7 @@ class RedisSink(Sink):
                 self._waiter = self._turn
                 return
             in_flight.append(batch)
-            connection.send(batch.payload(), batch.replies, self._answered)
+            connection.send(batch.payload(), batch.replies, self._answered, batch.expected)
 
     def _next_batch(self) -> Batch | None:
         """Return the batch to send next, None when there is nothing to send just now."""
@@ -265,7 +279,11 @@ class RedisSink(Sink):
             self._returned.append(batch)
         else:
             try:
-                settled = self._settle(batch, replies)
+                if replies is AS_EXPECTED:
+                    self._all_written(batch)
+                    settled = True
+                else:
+                    settled = self._settle(batch, replies)
             except StorageError as refusal:
                 self._returned.append(batch)
                 if self._connection is not None:
@@ -296,8 +314,11 @@ class RedisSink(Sink):
     def _keep_confirmed(self, batch: Batch) -> None:
         """Keep a settled batch for the time in which Redis may still forget it."""
         now_s = asyncio.get_running_loop().time()
+        if batch.again:
+            self._note_again(batch)
         batch.again = batch.maybe_stored = True
         batch.spooled_until = 0
+        batch.answer = b""
         confirmed = self._confirmed
         confirmed.append((now_s, batch))
         self._confirmed_records += len(batch.records)
@@ -310,9 +331,23 @@ class RedisSink(Sink):
         """Put what was confirmed just before the loss in front of all that waits, in its order."""
         if not self._closing:
             since_s = asyncio.get_running_loop().time() - FORGETS_S
-            lately = [batch for at_s, batch in self._confirmed if at_s >= since_s]
-            self._replay.extendleft(reversed(lately))
+            self._to_send_again([batch for at_s, batch in self._confirmed if at_s >= since_s])
         self._forget_confirmed()
+
+    def _to_send_again(self, batches: list[Batch]) -> None:
+        """Send batches that were settled once more, before all that waits."""
+        self._again_left += len(batches)
+        self._replay.extendleft(reversed(batches))
+
+    def _note_again(self, batch: Batch) -> None:
+        """Count a batch that went once more; say so when that was the last of them."""
+        self._again_left -= 1
+        self._sent_again += len(batch.records)
+        self.counters.resent += len(batch.records)
+        if not self._again_left:
+            _log.info("confirmed_sent_again", sink=self.name, records=self._sent_again)
+            self._sent_again = 0
+            self._settled.set()
 
     def _forget_confirmed(self) -> None:
         self._confirmed.clear()

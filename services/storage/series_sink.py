@@ -8,7 +8,7 @@ with the next. Every sample's answer is looked at, and a record counts as stored
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from services.market_data.clock import Clock
@@ -55,15 +55,11 @@ Target = tuple[Series, str]
 
 
 class SeriesBatch(Batch):
-    """A batch of samples; `making` names the series that each command of its prelude makes or corrects.
+    """A batch of samples; `making` names the series that each command of its prelude makes or corrects."""
 
-    `stamps` are the times of its samples, which is what Redis answers when all of them are stored.
-    """
-
-    __slots__ = ("making", "stamps")
+    __slots__ = ("making",)
 
     making: list[Target]
-    stamps: list[int]
 
 
 class SeriesSink(SpooledSink):
@@ -93,23 +89,28 @@ class SeriesSink(SpooledSink):
         self,
         records: list[Any],
         pieces: list[str],
-        stamps: list[int],
+        stamps: Sequence[str],
+        samples: int,
         making: list[Target],
         merged: frozenset[int],
         probe_ms: int,
     ) -> Batch | None:
-        """Return records put into words as one command, behind those that make their series."""
+        """Return records put into words as one command, behind those that make their series.
+
+        `stamps` are the times of its samples as integer replies, which is what Redis answers when all of
+        them are stored.
+        """
         if not records:
             return None
-        pieces[0] = f"*{1 + 3 * len(stamps)}\r\n{_MADD}"
+        pieces[0] = f"*{1 + 3 * samples}\r\n{_MADD}"
         batch = SeriesBatch(
             records,
             pieces,
             body_replies=1,
             merged=merged,
             probe_ms=probe_ms,
+            answer=f"*{samples}\r\n{''.join(stamps)}".encode(),
         )
-        batch.stamps = stamps
         corrections, self._to_correct = list(self._to_correct), {}
         batch.making = corrections + making
         kept_ms = self._retention.of
@@ -126,9 +127,6 @@ class SeriesSink(SpooledSink):
         if batch.prelude:
             self._check_making(batch, replies)
         answer = replies[-1]
-        if answer == batch.stamps:
-            self._all_written(batch)
-            return True
         if not isinstance(answer, list):
             refusal = server_refusal(str(answer))
             if refusal is not None:

@@ -4,7 +4,8 @@ Stands beside the Redis sinks; each of them has a channel of its own (a log in a
 `STATE_DIR/spool/`) and an equal share of the limit. All file work is done by one thread, one piece after
 the other, so the event loop never waits for a disk. A full disk disables a channel; once there is space
 to spare, a tenth of the limit or of the disk, a write that succeeds enables it again. Beyond the limit
-the oldest segment is dropped. Never decides what is spooled.
+the oldest segment is dropped. What Redis confirmed and may have forgotten lies in a file beside them
+(`spool_ahead`). Never decides what is spooled.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from services.errors import ConfigurationError
 from services.market_data.records import DataIngestionFormat, Record
 from services.pipeline.sequencer import START, Position
+from services.storage.spool_ahead import read_ahead, remove_ahead, write_ahead
 from services.storage.spool_format import TRIED
 from services.storage.spool_log import SEGMENT_BYTES, SYNC_EVERY_S, Appended, SpoolLog
 from services.storage.spool_newest import newest_ticks, waiting_records
@@ -59,6 +62,8 @@ class ChannelStatus(msgspec.Struct, kw_only=True):
     segments: int
     damaged: int
     dropped: int
+    again: int = 0
+    """Records beside those that Redis confirmed and may have forgotten."""
 
 
 class SpoolChannel:
@@ -70,6 +75,8 @@ class SpoolChannel:
         self.reason = ""
         self.damaged = 0
         self.dropped = 0
+        self.ahead: list[Record] = []
+        """What goes before all that is pending, oldest first; in no count. The same as on the disk."""
         self._log = log
         self._limit_bytes = limit_bytes
         self._executor = executor
@@ -92,6 +99,11 @@ class SpoolChannel:
     def usable(self) -> bool:
         """Whether an append is worth trying now: always, but once a second on a disk that refuses."""
         return self.state is SpoolState.READY or time.monotonic() >= self._retry_s
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether records or progress wait to be brought to the disk."""
+        return self._log.unsynced or self._acked > self._log.acked or self._sync_error is not None
 
     async def append(self, records: Sequence[tuple[Record, int]], settle: Callable[[Appended], None]) -> None:
         """Write `(record, flags)` pairs behind all others; `settle` hears how far that came.
@@ -137,6 +149,34 @@ class SpoolChannel:
         """Note that all records before `number` are done with; reaches the disk with the next `sync`."""
         self._acked = number
 
+    async def keep_ahead(self, records: list[Record]) -> bool:
+        """Replace what goes before all that is pending, by nothing when it is done with.
+
+        False when the disk refuses: then the former stays.
+        """
+        kept = False
+
+        def finished(error: OSError | None) -> None:
+            nonlocal kept
+            if error is None:
+                self.ahead = records
+                kept = True
+            else:
+                self._disabled(error)
+
+        await self._run(self._write_ahead, (records,), finished)
+        return kept
+
+    def open(self) -> None:
+        """Find what an earlier run left; in the spool's thread. Raises `ConfigurationError`."""
+        self._log.open()
+        try:
+            self.ahead = read_ahead(self._log.folder)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the spool {self._log.folder} cannot be used: {error.strerror}. Mend its permissions."
+            ) from error
+
     async def sync(self, *, now: bool = False) -> None:
         """Bring records and progress to the disk, at most twice a second unless `now`.
 
@@ -144,7 +184,7 @@ class SpoolChannel:
         """
         if not self._log.is_open:
             return
-        if not now and time.monotonic() - self._synced_s < SYNC_EVERY_S:
+        if not now and (not self.unsynced or time.monotonic() - self._synced_s < SYNC_EVERY_S):
             return
         self._synced_s = time.monotonic()
         await self._run(self._sync, (), self._synced)
@@ -161,6 +201,7 @@ class SpoolChannel:
             segments=len(self._log.segments),
             damaged=self.damaged,
             dropped=self.dropped,
+            again=len(self.ahead),
         )
 
     async def _run(
@@ -175,6 +216,16 @@ class SpoolChannel:
 
         future.add_done_callback(finished)
         await asyncio.shield(future)
+
+    def _write_ahead(self, records: list[Record]) -> OSError | None:
+        try:
+            if records:
+                write_ahead(self._log.folder, records)
+            else:
+                remove_ahead(self._log.folder)
+        except OSError as error:
+            return error
+        return None
 
     def _sync(self) -> None:
         self._log.ack(self._acked)
@@ -243,10 +294,17 @@ class Spool:
         """Find what an earlier run left. Raises `ConfigurationError` for a folder that cannot be used."""
         loop = asyncio.get_running_loop()
         self._opened = True
-        for name, log in self._logs.items():
-            await loop.run_in_executor(self._executor, log.open)
-            if log.pending:
-                _log.info("spool_found", channel=name, records=log.pending, bytes=log.size_bytes)
+        for name, channel in self.channels.items():
+            await loop.run_in_executor(self._executor, channel.open)
+            if channel.pending or channel.ahead:
+                found = channel.status()
+                _log.info(
+                    "spool_found",
+                    channel=name,
+                    records=found.records,
+                    bytes=found.size_bytes,
+                    again=found.again,
+                )
 
     async def close(self) -> None:
         """Bring everything to the disk and let go of the files. Harmless when closed or never opened."""
@@ -262,7 +320,12 @@ class Spool:
     async def drop_all(self) -> int:
         """Remove every record of every channel; return how many that was. Only while no sink runs."""
         loop = asyncio.get_running_loop()
-        return sum([await loop.run_in_executor(self._executor, log.drop_all) for log in self._logs.values()])
+        ahead = sum(len(channel.ahead) for channel in self.channels.values())
+        for channel in self.channels.values():
+            await channel.keep_ahead([])
+        return ahead + sum(
+            [await loop.run_in_executor(self._executor, log.drop_all) for log in self._logs.values()]
+        )
 
     def positions(self) -> dict[str, Position]:
         """Return the newest position of each exchange that was ever spooled and is still known of."""
@@ -270,28 +333,45 @@ class Spool:
         for log in self._logs.values():
             for exchange, position in log.positions.items():
                 newest[exchange] = max(position, newest.get(exchange, START))
+        for channel in self.channels.values():
+            for record in channel.ahead:
+                position = (record.position_ms, record.position_seq)
+                newest[record.exchange] = max(position, newest.get(record.exchange, START))
         return newest
 
     async def newest_ticks(self, instruments: Iterable[str]) -> dict[str, DataIngestionFormat]:
         """Return the newest waiting tick of each instrument that has one; before the sinks run."""
         loop = asyncio.get_running_loop()
+        wanted = set(instruments)
         found: dict[str, DataIngestionFormat] = {}
-        for log in self._logs.values():
+
+        def note(ticks: Iterable[DataIngestionFormat]) -> None:
+            for tick in ticks:
+                known = found.get(tick.symbol)
+                if known is None or tick.timestamp >= known.timestamp:
+                    found[tick.symbol] = tick
+
+        for name, log in self._logs.items():
+            ahead = self.channels[name].ahead
+            note(tick for tick in ahead if isinstance(tick, DataIngestionFormat) and tick.symbol in wanted)
             if log.pending:
-                ticks = await loop.run_in_executor(self._executor, newest_ticks, log.folder, instruments)
-                for key, tick in ticks.items():
-                    known = found.get(key)
-                    if known is None or tick.timestamp >= known.timestamp:
-                        found[key] = tick
+                ticks = await loop.run_in_executor(self._executor, newest_ticks, log.folder, wanted)
+                note(ticks.values())
         return found
 
-    async def waiting(self, channel: str, keep: Callable[[Record], bool]) -> list[Record]:
-        """Return the records that wait in a channel and that `keep` says yes to; before the sinks run."""
+    async def waiting(
+        self, channel: str, keep: Callable[[Record], bool], *, most: int | None = None
+    ) -> list[Record]:
+        """Return the records of a channel that `keep` says yes to; before the sinks run.
+
+        With `most` the newest of them. Those that go ahead of the others Redis may have as well.
+        """
         log = self._logs[channel]
-        if not log.pending:
-            return []
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, waiting_records, log.folder, keep)
+        found = [record for record in self.channels[channel].ahead if keep(record)]
+        if log.pending:
+            loop = asyncio.get_running_loop()
+            found += await loop.run_in_executor(self._executor, waiting_records, log.folder, keep, most)
+        return found if most is None else found[-most:]
 
     def status(self) -> list[ChannelStatus]:
         """Return what every channel holds."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.storage.spool_ahead import AHEAD_NAME, AHEAD_NAMES, decode_ahead
 from services.storage.spool_format import (
     NewerFormat,
     decode_header,
@@ -22,12 +23,14 @@ from services.storage.spool_segment import ACKED_NAME, SEGMENT_NAME, read_acked
 class ChannelContents(msgspec.Struct, kw_only=True):
     """What one channel's files hold; times are UTC epoch ms of the oldest and newest waiting record.
 
-    `records` wait for Redis, `done` are written already and not yet removed, `damaged` are lost.
-    `corrupt_files` and `foreign_files` are left for the operator to look at.
+    `records` wait for Redis, `done` are written already and not yet removed, `damaged` are lost; `again` were
+    confirmed by a Redis that may have forgotten them, and go once more. `corrupt_files` and `foreign_files`
+    are left for the operator to look at.
     """
 
     name: str
     records: int = 0
+    again: int = 0
     done: int = 0
     damaged: int = 0
     size_bytes: int = 0
@@ -55,9 +58,19 @@ def inspect_channel(folder: Path) -> ChannelContents:
             found.corrupt_files.append(path.name)
         elif SEGMENT_NAME.match(path.name):
             expected = _inspect_segment(path, acked, expected, found)
-        elif path.name != ACKED_NAME:
+        elif path.name == AHEAD_NAME:
+            _inspect_ahead(path, found)
+        elif path.name != ACKED_NAME and path.name not in AHEAD_NAMES:
             found.foreign_files.append(path.name)
     return found
+
+
+def _inspect_ahead(path: Path, found: ChannelContents) -> None:
+    records = decode_ahead(path)
+    if records is None:
+        found.foreign_files.append(path.name)
+    else:
+        found.again = len(records)
 
 
 def _inspect_segment(path: Path, acked: int, expected: int, found: ChannelContents) -> int:

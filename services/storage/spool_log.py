@@ -223,6 +223,11 @@ class SpoolLog:
         self._synced_s = time.monotonic()
         self._sync_acked()
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether `sync` has anything to do; true as well where a damaged end was passed by."""
+        return self._dirty or self.acked != self._acked_on_disk
+
     def _sync_acked(self) -> None:
         if self.acked != self._acked_on_disk:
             write_acked(self.folder, self.acked)

@@ -41,16 +41,25 @@ def newest_ticks(folder: Path, instruments: Iterable[str]) -> dict[str, DataInge
     return found
 
 
-def waiting_records(folder: Path, keep: Callable[[Record], bool]) -> list[Record]:
+def waiting_records(folder: Path, keep: Callable[[Record], bool], most: int | None = None) -> list[Record]:
     """Return the waiting records of a channel's folder that `keep` says yes to, oldest first.
 
+    With `most` the newest of them: older segments are not read once there are so many.
     Raises OSError when the disk refuses.
     """
     if not folder.is_dir():
         return []
     acked = read_acked(folder) or 1
     paths = sorted(path for path in folder.iterdir() if SEGMENT_NAME.match(path.name))
-    return [record for path in paths for record in _records_of(path, acked) if keep(record)]
+    parts: list[list[Record]] = []
+    count = 0
+    for path in reversed(paths):
+        parts.append([record for record in _records_of(path, acked) if keep(record)])
+        count += len(parts[-1])
+        if most is not None and count >= most:
+            break
+    found = [record for part in reversed(parts) for record in part]
+    return found if most is None else found[-most:]
 
 
 def _newest_of_segment(path: Path, acked: int, wanted: set[str]) -> dict[str, DataIngestionFormat]:

@@ -13,6 +13,7 @@ import structlog
 
 from services.errors import ConfigurationError
 from services.pipeline.sequencer import START, Position
+from services.storage.spool_ahead import AHEAD_NAMES
 from services.storage.spool_format import (
     MAGIC,
     NewerFormat,
@@ -87,7 +88,7 @@ class _Recovery:
             match = SEGMENT_NAME.match(path.name)
             if match and path.is_file() and not path.is_symlink():
                 named.append((int(match[1]), path))
-            elif path.name != ACKED_NAME and path.suffix != ".corrupt":
+            elif path.name not in (ACKED_NAME, *AHEAD_NAMES) and path.suffix != ".corrupt":
                 found.foreign.append(path.name)
         if found.foreign:
             _log.warning("spool_foreign_files", folder=str(folder), files=found.foreign[:10])

@@ -6,6 +6,8 @@ Records leave the queue oldest first, so all on disk are older than all in the q
 order matters to Redis (the stream) sends nothing from the queue before the disk is empty; the others
 give the disk one place in flight and keep the rest for live data. Records go to disk in their final
 form: what belongs to one millisecond is merged before, so replaying any of them again changes nothing.
+What goes once more because a killed Redis may have forgotten it is on disk as well, ahead of all others,
+while Redis is away: whoever starts next sends it.
 Without a spool this is a plain `RedisSink`.
 """
 
@@ -14,14 +16,15 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from itertools import takewhile
 from typing import Any, ClassVar
 
 import structlog
 
-from services.errors import StorageUnavailable
-from services.market_data.records import PROBE_INSTRUMENT, Record
+from services.errors import StorageError, StorageUnavailable
+from services.market_data.records import PROBE_EXCHANGE, PROBE_INSTRUMENT, Record
 from services.pipeline.sink import SinkState
 from services.pipeline.supervisor import end_together
 from services.storage.batch import Batch
@@ -38,12 +41,15 @@ _log = structlog.get_logger(__name__)
 SPILL_ABOVE = 20_000
 SPILL_AFTER_S = 1.0
 _LOOK_EVERY_S = 0.1
+_DOZE_S = 5.0
 _CHUNK = 2_000
 _READ_AHEAD = 1_000
 _BEHIND_BACKLOG = 2_000
 _HOLD_ABOVE = 20_000
 _STOP_GRACE_S = 1.0
 _SPILL_RESERVE_S = 2.0
+_KEPT_AHEAD = -1
+"""Marks a batch without an answer that is on disk in front of all others there."""
 
 
 class SpooledSink(RedisSink):
@@ -80,8 +86,11 @@ class SpooledSink(RedisSink):
         self._reading = False
         self._spooled_out = 0
         self._look = asyncio.Event()
+        self._dozing = False
         self._spilling = asyncio.Lock()
         self._adopted = False
+        self._again_kept = True
+        self._kept_ahead = 0
         self.led_times: LedTimes | None = None
         """Knows which records on disk are another leader's to store; those are dropped, counted."""
         self.losses = Losses(name)
@@ -119,6 +128,7 @@ class SpooledSink(RedisSink):
             await super().run()
             return
         if not self._adopted:
+            await self._adopt_ahead(self._spool)
             self._adopted = True
             self.counters.recovered = self._spool.pending
             self.counters.offered += self._spool.pending
@@ -138,7 +148,7 @@ class SpooledSink(RedisSink):
         self.retry_now()
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        while self.queued:
+        while self.queued or self._again_left:
             waited_s = loop.time() - started_s
             if deadline_s <= 0 or waited_s >= max(_STOP_GRACE_S, deadline_s - _SPILL_RESERVE_S):
                 break
@@ -152,19 +162,65 @@ class SpooledSink(RedisSink):
                     await self._settled.wait()
             except TimeoutError:
                 continue
-        if self.queued:
-            await self._give_to_disk(self._spool)
+        if self.queued or self._again_left:
+            await self._give_to_disk(self._spool, hurried=deadline_s <= 0)
         await self._spool.sync(now=True)
         return self.queued
 
-    async def _give_to_disk(self, spool: SpoolChannel) -> None:
+    async def _give_to_disk(self, spool: SpoolChannel, *, hurried: bool) -> None:
         """Stop writing to Redis for good, and put all that is in memory on disk."""
-        self._closing = True
         if self._connection is not None:
             self._connection.abort(StorageUnavailable("the writer is stopping"))
         self._take_back()
+        if not hurried:
+            # A Redis that takes nothing any more may also have forgotten what it took just before.
+            self._take_back_confirmed()
+        self._closing = True
         await self._spill(spool)
+        await self._keep_overtaken(spool)
         _log.info("sink_spooled_rest", sink=self.name, spooled=self.counters.spooled, queued=self.queued)
+
+    def _to_send_again(self, batches: list[Batch]) -> None:
+        super()._to_send_again(batches)
+        if batches:
+            self._again_kept = False
+
+    async def _adopt_ahead(self, spool: SpoolChannel) -> None:
+        """Send what an earlier run left to be sent once more before all else."""
+        rows = deque((record, TRIED) for record in spool.ahead)
+        batches: list[Batch] = []
+        while rows:
+            batch = self._encode_final(rows)
+            if batch is not None:
+                batch.again = True
+                batches.append(batch)
+            await asyncio.sleep(0)
+        super()._to_send_again(batches)
+
+    async def _keep_ahead(self, spool: SpoolChannel) -> None:
+        """Have on disk what goes once more, while that is so."""
+        if not self._again_left and not self._kept_ahead:
+            self._again_kept = True
+            if spool.ahead:
+                await spool.keep_ahead([])
+        elif self._down and not self._again_kept and spool.usable:
+            again = [batch for batch in self._replay if batch.again or batch.spool_mark == _KEPT_AHEAD]
+            self._again_kept = True
+            if not await spool.keep_ahead(_records_of(again)):
+                self._again_kept = False
+
+    async def _keep_overtaken(self, spool: SpoolChannel) -> None:
+        """Bring to disk what has no answer and stands in front of newer records that are there already."""
+        ahead = [batch for batch in self._replay if not batch.spooled_until]
+        overtaken = [batch for batch in ahead if not batch.again and batch.spool_mark != _KEPT_AHEAD]
+        if not overtaken or not await spool.keep_ahead(_records_of(ahead)):
+            return
+        for batch in overtaken:
+            batch.spool_mark = _KEPT_AHEAD
+            self._kept_ahead += 1
+            self._batched -= len(batch.records)
+            self.counters.spooled += len(batch.records)
+        self._note_settled()
 
     def _lose(self, reason: str, record: Record) -> None:
         super()._lose(reason, record)
@@ -203,20 +259,32 @@ class SpooledSink(RedisSink):
         return self._queue_limit // 2
 
     async def _keep_spool(self, spool: SpoolChannel) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._look.clear()
             await self._spill(spool)
             await self._read_ahead(spool)
             await spool.sync()
+            # Nothing can grow old or too much before a batch is made or Redis is lost, which wake this.
+            self._dozing = self.state is SinkState.READY and not (
+                self.queued
+                or self.counters.spooled
+                or spool.unsynced
+                or self._read
+                or self._reading
+                or spool.ahead
+                or self._again_left
+            )
+            handle = loop.call_later(_DOZE_S if self._dozing else _LOOK_EVERY_S, self._look.set)
             try:
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await self._look.wait()
-            except TimeoutError:
-                continue
+                await self._look.wait()
+            finally:
+                handle.cancel()
 
     async def _spill(self, spool: SpoolChannel) -> None:
         """Bring to disk what should not wait in memory, in order, as far as the disk takes it."""
         async with self._spilling:
+            await self._keep_ahead(spool)
             # Asked once: were it to change in between, newer records would overtake the batches.
             down = self._down
             if down:
@@ -253,15 +321,24 @@ class SpooledSink(RedisSink):
         self._note_settled()
         self._wake()
 
+    def _unavailable(self, loss: StorageError) -> None:
+        super()._unavailable(loss)
+        self._get_up()
+
+    def _get_up(self) -> None:
+        if self._dozing:
+            self._dozing = False
+            self._look.set()
+
     def _batches_to_final(self) -> None:
         """Take back the records of batches that were made but not settled, unless newer ones are on disk."""
         if self._connection is not None or self._in_flight or self._returned:
             return
         # What goes once more is accounted for, and older than all on disk: it waits in memory, in front.
-        live = [batch for batch in self._replay if not batch.spooled_until and not batch.again]
+        live = [batch for batch in self._replay if _is_live(batch)]
         if not live or any(batch.spool_mark != self._handed for batch in live):
             return
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until or batch.again)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         rows: list[tuple[Record, int]] = []
         for batch in live:
             self._forget(batch)
@@ -314,6 +391,7 @@ class SpooledSink(RedisSink):
 
     def _live(self, batch: Batch | None, *, counted: bool = False) -> Batch | None:
         if batch is not None:
+            self._get_up()
             batch.spool_mark = self._handed
             if not counted:
                 self._batched += len(batch.records)
@@ -364,7 +442,7 @@ class SpooledSink(RedisSink):
         while self._pending_count:
             self._discard_oldest()
         self._final.clear()
-        self._replay = deque(batch for batch in self._replay if batch.spooled_until)
+        self._replay = deque(batch for batch in self._replay if not _is_live(batch))
         self._forget_confirmed()
         self._batched = 0
         if dropped := waiting - self.queued:
@@ -376,5 +454,18 @@ class SpooledSink(RedisSink):
             self.counters.spooled -= len(batch.records)
             self._spooled_out -= 1
             self._spool.ack(batch.spooled_until)
+        elif batch.spool_mark == _KEPT_AHEAD:
+            self.counters.spooled -= len(batch.records)
+            self._kept_ahead -= 1
         else:
             super()._release(batch)
+
+
+def _is_live(batch: Batch) -> bool:
+    """Tell whether a batch is in memory only, with records that are not settled."""
+    return not (batch.spooled_until or batch.again or batch.spool_mark == _KEPT_AHEAD)
+
+
+def _records_of(batches: Iterable[Batch]) -> list[Record]:
+    # A probe proves the present; it is of no use later.
+    return [record for batch in batches for record in batch.records if record.exchange != PROBE_EXCHANGE]

@@ -36,25 +36,21 @@ _BATCH_RECORDS = 500
 _BUSY_BATCH_RECORDS = 2_000
 _PROBE_ENTRIES = 10
 _MULTI, _EXEC = command("MULTI"), command("EXEC")
+_QUEUED = "+QUEUED\r\n"
 
 
-class _Stream:
-    """The constant part of the commands of one stream, by the number of arguments that follow the id."""
+class _Heads(dict[int, str]):
+    """The commands of one stream up to the id, by the number of names and values that follow it."""
 
-    __slots__ = ("heads", "is_probe", "middle")
+    def __init__(self, key: str, trim: Sequence[str]) -> None:
+        self._middle = "".join(map(bulk, ("XADD", key, *trim)))
 
-    def __init__(self, exchange: str, max_entries: int, keys: KeySpace, probe_exchange: str) -> None:
-        # Exact trimming is dear, and only the probe's stream is short enough to need it.
-        self.is_probe = exchange == PROBE_EXCHANGE
-        trim = ("MAXLEN", "=", str(_PROBE_ENTRIES)) if self.is_probe else ("MAXLEN", "~", str(max_entries))
-        key = keys.tick_stream(probe_exchange if self.is_probe else exchange)
-        self.middle = "".join(map(bulk, ("XADD", key, *trim)))
-        self.heads: dict[int, str] = {}
-
-    def head(self, arguments: int) -> str:
-        """Return the command up to the id, for an entry of so many names and values."""
-        head = self.heads[arguments] = f"*{6 + arguments}\r\n{self.middle}"
+    def __missing__(self, arguments: int) -> str:
+        head = self[arguments] = f"*{6 + arguments}\r\n{self._middle}"
         return head
+
+
+_NO_HEADS = _Heads("", ())
 
 
 class StreamWriter(SpooledSink):
@@ -82,7 +78,7 @@ class StreamWriter(SpooledSink):
         self._keys = keys
         self._encoder = encoder or EntryEncoder()
         self._pending: deque[Record] = deque()
-        self._streams: dict[str, _Stream] = {}
+        self._heads: dict[str, _Heads] = {}
         self.overtaken_until_ms = 0
         """When another daemon led since we last did: until when. Then a refusal proves nothing."""
 
@@ -93,6 +89,16 @@ class StreamWriter(SpooledSink):
         if len(pending) >= self._queue_limit:
             self._overflow()
         pending.append(record)
+        if self._waiter is not None:
+            self._wake()
+
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks, already carrying their positions."""
+        self.counters.offered += len(ticks)
+        pending = self._pending
+        pending.extend(ticks)
+        while len(pending) > self._queue_limit:
+            self._overflow()
         if self._waiter is not None:
             self._wake()
 
@@ -125,12 +131,13 @@ class StreamWriter(SpooledSink):
 
     def _transaction(self, taken: Sequence[Record]) -> Batch | None:
         """Return the entries of `taken` as one transaction, None when there are none to send."""
-        streams = self._streams
         encode_tick = self._encoder.tick
         records: list[Record] = []
         pieces = [_MULTI]
+        ids: list[str] = []
         probe_ms = 0
         newest_ms, newest_ms_text = -1, ""
+        exchange, heads = "", _NO_HEADS
         for record in taken:
             if type(record) is DataIngestionFormat:
                 try:
@@ -144,29 +151,41 @@ class StreamWriter(SpooledSink):
                 arguments, text = ARGUMENTS[encoded.mask], encoded.text
             else:
                 arguments, text = control_fields(cast(ControlRecord, record))
-            stream = streams.get(record.exchange)
-            if stream is None:
-                stream = streams[record.exchange] = _Stream(
-                    record.exchange, self._max_entries, self._keys, self._probe_exchange
-                )
-            if stream.is_probe:
-                probe_ms = record.position_ms
+            if record.exchange != exchange:
+                exchange = record.exchange
+                heads = self._heads_of(exchange)
+                if exchange == PROBE_EXCHANGE:
+                    # Looked at again with the next record, which may be a newer probe.
+                    probe_ms, exchange = record.position_ms, ""
             if record.position_ms != newest_ms:
                 newest_ms = record.position_ms
                 newest_ms_text = str(newest_ms)
             position = f"{newest_ms_text}-{record.position_seq}"
-            head = stream.heads.get(arguments) or stream.head(arguments)
-            pieces += (head, BULK_HEAD[len(position)], position, "\r\n", text)
+            position = f"{BULK_HEAD[len(position)]}{position}\r\n"
+            ids.append(position)
+            pieces += (heads[arguments], position, text)
             records.append(record)
         if not records:
             return None
         pieces.append(_EXEC)
-        return Batch(records, pieces, body_replies=len(records) + 2, probe_ms=probe_ms)
+        count = len(records)
+        # An entry that was stored is answered by its id, which was ours to choose.
+        answer = f"+OK\r\n{_QUEUED * count}*{count}\r\n{''.join(ids)}".encode()
+        return Batch(records, pieces, body_replies=count + 2, probe_ms=probe_ms, answer=answer)
+
+    def _heads_of(self, exchange: str) -> _Heads:
+        heads = self._heads.get(exchange)
+        if heads is None:
+            trim, shown = ("MAXLEN", "~", str(self._max_entries)), exchange
+            if exchange == PROBE_EXCHANGE:
+                # Exact trimming is dear, and only the probe's stream is short enough to need it.
+                trim, shown = ("MAXLEN", "=", str(_PROBE_ENTRIES)), self._probe_exchange
+            heads = self._heads[exchange] = _Heads(self._keys.tick_stream(shown), trim)
+        return heads
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         stored = replies[-1]
         if isinstance(stored, list):
-            # An entry that was stored is answered by its id, which was ours to choose.
             if ReplyError in set(map(type, stored)):
                 self._settle_entries(batch, stored)
             else:

@@ -10,7 +10,7 @@ batches keep their order. Control records are not offered to this sink and appea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -33,6 +33,7 @@ from services.storage.spool_format import MERGED
 
 TICK_RETENTION_MS = 48 * 3_600_000
 _MOST_SAMPLES_A_TICK = 5
+_TRADED = PRICE | VOLUME
 _WIDTH = tuple(mask.bit_count() for mask in range(1 << _MOST_SAMPLES_A_TICK))
 
 
@@ -72,6 +73,16 @@ class TimeSeriesWriter(SeriesSink):
         if self._waiter is not None:
             self._wake()
 
+    def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
+        """Queue a run of ticks."""
+        self.counters.offered += len(ticks)
+        pending = self._pending
+        pending.extend(ticks)
+        while len(pending) > self._queue_limit:
+            self._overflow()
+        if self._waiter is not None:
+            self._wake()
+
     @property
     def _pending_count(self) -> int:
         return len(self._pending)
@@ -87,29 +98,40 @@ class TimeSeriesWriter(SeriesSink):
         first_slot = next_slot = self._slots_used
         records: list[DataIngestionFormat] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         merged: list[int] = []
         probe_ms = 0
+        at_ms, at, stamp = -1, "", ""
         # What may share a millisecond with a record on its way over the disk has to follow it.
         final = self._final
         diverting = bool(final) or self._backlog
-        while pending and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while pending and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record = pending.popleft()
-            series = known.get(record.symbol)
-            if series is None:
-                series = known[record.symbol] = InstrumentSeries(record.symbol, record.exchange, self._keys)
+            series = known.get(record.symbol) or self._series_of(record)
+            if record.timestamp != at_ms:
+                # Many ticks of a busy moment share their millisecond.
+                at_ms = record.timestamp
+                at, stamp = INTEGER_BULKS[at_ms], f":{at_ms}\r\n"
+            volume = record.volume
             try:
-                mask, text = _samples(series, record)
+                if volume is not None and record.bid is None and record.ask is None and record.oi is None:
+                    # What `_samples` says of a tick without sides, as most are.
+                    mask = _TRADED
+                    price = FLOAT_BULKS[record.price]
+                    text = f"{series.price}{at}{price}{series.volume}{at}{INTEGER_BULKS[volume]}"
+                else:
+                    mask, text = _samples(series, record, at)
             except ValueError:
                 finite = without_bad_numbers(record)
                 if finite is None:
                     self._reject(Reason.NOT_FINITE, record.symbol)
                     continue
                 record = finite
-                mask, text = _samples(series, record)
+                mask, text = _samples(series, record, at)
             newest = series.newest
-            if newest is None or record.timestamp > newest.timestamp:
+            if newest is None or at_ms > newest.timestamp:
                 series.newest = record
                 series.slot = next_slot
             else:
@@ -119,7 +141,7 @@ class TimeSeriesWriter(SeriesSink):
                     final.append((record, MERGED if replaces else 0))
                     continue
                 if replaces:
-                    mask, text = _samples(series, record)
+                    mask, text = _samples(series, record, at)
                 if slot < next_slot:
                     records[slot - first_slot] = record
                     pieces[slot - first_slot + 1] = text
@@ -132,12 +154,14 @@ class TimeSeriesWriter(SeriesSink):
                 series.made |= mask
             records.append(record)
             pieces.append(text)
-            stamps += (record.timestamp,) * _WIDTH[mask]
+            width = _WIDTH[mask]
+            stamps.append(stamp * width)
+            samples += width
             next_slot += 1
             if record.symbol == PROBE_INSTRUMENT:
                 probe_ms = record.position_ms
         self._slots_used = next_slot
-        return self._batch(records, pieces, stamps, making, frozenset(merged), probe_ms)
+        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), probe_ms)
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:
         final: list[tuple[Record, int]] = []
@@ -168,14 +192,15 @@ class TimeSeriesWriter(SeriesSink):
     def _encode_final(self, source: deque[tuple[Record, int]]) -> Batch | None:
         records: list[DataIngestionFormat] = []
         pieces = [""]
-        stamps: list[int] = []
+        stamps: list[str] = []
+        samples = 0
         making: list[Target] = []
         merged: list[int] = []
-        while source and len(stamps) <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while source and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
             record, flags = source.popleft()
             assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
             series = self._series_of(record)
-            mask, text = _samples(series, record)
+            mask, text = _samples(series, record, INTEGER_BULKS[record.timestamp])
             if mask & ~series.made:
                 making += [(series, field) for field in fields_of(mask & ~series.made)]
                 series.made |= mask
@@ -183,8 +208,10 @@ class TimeSeriesWriter(SeriesSink):
                 merged.append(len(records))
             records.append(record)
             pieces.append(text)
-            stamps += (record.timestamp,) * _WIDTH[mask]
-        return self._batch(records, pieces, stamps, making, frozenset(merged), 0)
+            width = _WIDTH[mask]
+            stamps.append(f":{record.timestamp}\r\n" * width)
+            samples += width
+        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), 0)
 
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
@@ -199,21 +226,29 @@ class TimeSeriesWriter(SeriesSink):
         return self._series[record.symbol], fields_of(mask_of(record)), record.timestamp
 
 
-def _samples(series: InstrumentSeries, record: DataIngestionFormat) -> tuple[int, str]:
-    """Return the set of fields that a tick has and their samples in words. ValueError for a NaN."""
-    at = INTEGER_BULKS[record.timestamp]
-    mask = PRICE
-    text = f"{series.price}{at}{FLOAT_BULKS[record.price]}"
-    if (volume := record.volume) is not None:
+def _samples(series: InstrumentSeries, record: DataIngestionFormat, at: str) -> tuple[int, str]:
+    """Return the set of fields that a tick has and their samples in words. ValueError for a NaN.
+
+    `at` is its time in words.
+    """
+    volume, bid, ask = record.volume, record.bid, record.ask
+    if volume is None:
+        mask = PRICE
+        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}"
+    else:
         mask = PRICE | VOLUME
-        text += f"{series.volume}{at}{INTEGER_BULKS[volume]}"
-    if (bid := record.bid) is not None:
-        mask |= BID
-        text += f"{series.bid}{at}{FLOAT_BULKS[bid]}"
-    if (ask := record.ask) is not None:
+        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}{series.volume}{at}{INTEGER_BULKS[volume]}"
+    if bid is not None:
+        if ask is not None:
+            mask |= BID | ASK
+            text = f"{text}{series.bid}{at}{FLOAT_BULKS[bid]}{series.ask}{at}{FLOAT_BULKS[ask]}"
+        else:
+            mask |= BID
+            text = f"{text}{series.bid}{at}{FLOAT_BULKS[bid]}"
+    elif ask is not None:
         mask |= ASK
-        text += f"{series.ask}{at}{FLOAT_BULKS[ask]}"
+        text = f"{text}{series.ask}{at}{FLOAT_BULKS[ask]}"
     if (oi := record.oi) is not None:
         mask |= OI
-        text += f"{series.oi}{at}{INTEGER_BULKS[oi]}"
+        text = f"{text}{series.oi}{at}{INTEGER_BULKS[oi]}"
     return mask, text

@@ -9,7 +9,7 @@ Source: DhanHQ v2 historical data documentation, annexure of error codes.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
-from math import isfinite
+from math import inf
 from typing import Any
 
 import msgspec
@@ -138,7 +138,7 @@ def decode_chart(raw: bytes) -> list[ChartRow]:
         raise WireFormatError("ragged_chart", "the columns differ in length", raw)
     rows: dict[int, ChartRow] = {}
     for start, opened, high, low, close, volume in zip(*columns, strict=True):
-        if all(isfinite(price) and price > 0 for price in (opened, high, low, close)):
+        if 0.0 < opened < inf and 0.0 < high < inf and 0.0 < low < inf and 0.0 < close < inf:
             rows[int(start)] = (int(start), opened, high, low, close, max(0, int(volume)))
     return [rows[start] for start in sorted(rows)]
 

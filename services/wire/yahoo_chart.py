@@ -8,7 +8,7 @@ Source: `/v8/finance/chart` as yfinance 1.7 reads it; limits as its answers name
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 from urllib.parse import quote
 
 import msgspec
@@ -214,7 +214,7 @@ def _rows(result: _Result, raw: bytes) -> list[ChartRow]:
     for start, opened, high, low, close, volume in zip(starts, *columns, volumes, strict=True):
         if opened is None or high is None or low is None or close is None:
             continue
-        if not all(isfinite(price) and price > 0 for price in (opened, high, low, close)):
+        if not (0.0 < opened < inf and 0.0 < high < inf and 0.0 < low < inf and 0.0 < close < inf):
             continue
         rows.append((start, opened, high, low, close, None if volume is None else int(volume)))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -141,6 +142,9 @@ def _conclude(report: ChaosReport, stack: ChaosStack, probes: Probes, met: Count
         wanted = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {0}}.get(
             end.signalled or signal.SIGCONT, {_EXIT_TEMPORARY}
         )
+        if end.signalled is signal.SIGTERM and end.signals > 1:
+            # Asked twice it hurries, and says by its exit code that it did.
+            wanted = {0, _EXIT_TEMPORARY}
         if end.code not in wanted:
             faults.append(f"the daemon ended with {end.code} at {end.at_ms} after {end.signalled}")
     faults += scan_log(keeper.log(), stack.secrets)
@@ -167,10 +171,11 @@ def _conclude_resources(report: ChaosReport, probes: Probes) -> None:
     life = probes.longest_life()
     warm = [sample for sample in life if sample.at_s - life[0].at_s >= _SETTLED_IN_S]
     if warm:
-        least = min(sample.descriptors for sample in warm)
-        report.lines.append(f"descriptors: {least} at least, {life[-1].descriptors} at rest")
-        if life[-1].descriptors > least + _DESCRIPTORS_MORE:
-            report.faults.append(f"descriptors grew from {least} to {life[-1].descriptors}")
+        # Not the least of all looks: standing by, or while servers are away, it holds far fewer.
+        early = statistics.median(sample.descriptors for sample in warm[: -(-len(warm) // 2)])
+        report.lines.append(f"descriptors: {early:.0f} in the first half, {life[-1].descriptors} at rest")
+        if life[-1].descriptors > early + _DESCRIPTORS_MORE:
+            report.faults.append(f"descriptors grew from {early:.0f} to {life[-1].descriptors}")
         steps = life[:: max(1, len(life) // 12)]
         report.lines.append(
             "memory in MiB at seconds of the longest life: "

@@ -239,6 +239,7 @@ async def test_p1_a_snapshot_that_was_refused_never_becomes_the_last_good_copy(
     finally:
         task.cancel()
         await asyncio.wait([task])
+        await refresher.use_url(database)
     assert {row.symbol for row in first.mappings} - {row.symbol for row in applied[-1].mappings} == {"JPM"}
     report_row("P1", lost="0", allowed="0")
 
@@ -319,6 +320,7 @@ async def test_p3_a_half_open_connection_fails_within_its_limits_and_heals(
         await eventually(lambda: applied and refresher.status.state is RefreshState.CURRENT, within_s=20)
         following.cancel()
         await asyncio.wait([following])
+        await refresher.use_url(url)
     measuring.cancel()
     await asyncio.wait([measuring])
     lag.check()
@@ -378,6 +380,7 @@ async def test_p7_a_schema_that_moves_while_running_parks_the_refresh_until_it_f
     finally:
         task.cancel()
         await asyncio.wait([task])
+        await refresher.use_url(database)
     report_row("P7", lost="0", allowed="0; refresh parked")
 
 
@@ -404,6 +407,7 @@ async def test_p9_a_wrong_password_or_a_missing_privilege_ends_the_start(
     refresher = make_refresher(with_login(database, "marketd_daemon", PASSWORD), tmp_path / "state")
     with pytest.raises(ConfigurationError, match="permission denied for table instruments.*Grant the role"):
         await refresher.first()
+    await refresher.use_url(database)
     report_row("P9", lost="0", allowed="0; exit 78")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from services.storage.client import make_client
 from services.storage.spool_inspection import inspect_spool
 from tests.support.conservation import StoredTick, judge_all, read_everything
 from tests.support.daemon import ROOT, Daemon
@@ -120,6 +121,47 @@ async def test_h1_a_stop_under_load_with_a_hung_redis_and_a_mute_client_spools_w
         lost=f"0 of {stored} accepted ({spooled['stream']} by way of the disk), {unread} never read from the "
         f"socket; stopped in {took_s:.1f} s",
         allowed="accepted ticks 0; feed from stop to next start",
+    )
+
+
+async def test_r1_a_redis_that_forgets_what_it_confirmed_and_a_stop_before_it_is_back_lose_nothing(
+    stack: Stack, tmp_path: Path, private_redis: MakeRedis
+) -> None:
+    server = await private_redis()
+    stack.redis_url = server.url
+    stack.dhan.schedule.set_rate(RATE)
+    log = server.data_folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    async with stack.daemon(tmp_path / "state") as daemon:
+        await eventually(lambda: len(stack.journal.ticks) > 1_000, within_s=40)
+        async with make_client(server.url) as client:
+            await server.logged()
+            before = log.stat().st_size
+            sent = len(stack.journal.ticks)
+            await eventually(lambda: len(stack.journal.ticks) > sent + 300, within_s=20)
+            await server.logged()
+            known = await client.xlen("md:ticks:NSE")
+        await server.kill()
+        # A slow disk: half of what it confirmed in the last second is not in its log.
+        os.truncate(log, (before + log.stat().st_size) // 2)
+        assert await daemon.stop() == 0
+    stopped_ms = time.time_ns() // 1_000_000
+    again = {channel.name: channel.again for channel in inspect_spool(tmp_path / "state" / "spool")}
+    assert min(again["stream"], again["time_series"]) > 100
+    await stack.quiet()
+    await server.start()
+    async with make_client(server.url) as client:
+        forgotten = known - await client.xlen("md:ticks:NSE")
+    assert forgotten > 50, "it has forgotten nothing"
+    async with stack.daemon(tmp_path / "state") as daemon:
+        await market_goes_on(stack, daemon)
+        assert await daemon.stop() == 0
+        assert "confirmed_sent_again" in daemon.log()
+    stored, unread = await accepted_are_stored(stack, stopped_ms)
+    assert stored > 1_000
+    report_row(
+        "R1",
+        lost=f"0 of {stored} accepted, {forgotten} of them confirmed and forgotten; {unread} never read",
+        allowed="Redis side 0 acked, though marketd is stopped before it is back",
     )
 
 

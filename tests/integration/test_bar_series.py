@@ -14,12 +14,14 @@ from services.market_data.bars import Bar, bar_record
 from services.market_data.calendar import MarketCalendar, Phase
 from services.market_data.clock import SystemClock
 from services.market_data.records import ControlRecord
-from services.storage.bar_series import read_bars, write_bars
+from services.storage.bar_series import read_bars
 from services.storage.bar_series_writer import BarSeriesWriter
 from services.storage.client import make_client
+from services.storage.past_bars import write_candles
 from services.storage.retention import Retention
 from services.storage.spool import Spool
 from tests.support.bar_rig import BarRig, assert_bars_are_true, stored_series, walk
+from tests.support.past_bars import write_bars
 from tests.support.storage import drained, offer, quick, running
 
 GRID = BarGrid(MarketCalendar())
@@ -60,12 +62,76 @@ async def test_history_makes_the_same_series_as_the_live_bars(redis_url: str, tm
     await plain.aclose()
 
 
+@pytest.mark.parametrize("days_later", [0, 3])
+async def test_an_empty_series_gets_the_same_bars_as_one_that_held_some(
+    redis_url: str, days_later: int
+) -> None:
+    client = make_client(redis_url)
+    plain = redis.asyncio.from_url(redis_url, decode_responses=True)
+    minutes = [bar(OPENS + number * 60_000, number, volume=None) for number in range(3)]
+    minutes += [bar(OPENS + number * 60_000, number % 17) for number in range(5, 375) if number % 7]
+    now_ms = CLOSES + 60_000 + days_later * DAY_MS
+    # At once: nothing is read back where all is known. In two parts: the second finds the first stored.
+    await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=now_ms)
+    intervals = ("1m", "5m", "15m", "1h", "1d")
+    at_once = {name: await stored_series(plain, KEY, name) for name in intervals}
+    assert [len(series) for series in at_once.values()] == [len(minutes), 75, 25, 7, 1]
+    assert at_once["5m"][OPENS] == (100.0, 110.0, 90.0, 102.0, None)
+    assert at_once["1d"][OPENS][4] == sum(minute.volume or 0 for minute in minutes)
+    await plain.flushall()
+    await write_bars(client, minutes[150:], retention=YEAR, grid=GRID, now_ms=now_ms)
+    await write_bars(client, minutes[:150], retention=YEAR, grid=GRID, now_ms=now_ms)
+    assert {name: await stored_series(plain, KEY, name) for name in intervals} == at_once
+    await client.aclose()
+    await plain.aclose()
+
+
+async def test_an_empty_series_costs_one_refusal_each_and_no_reading(redis_url: str) -> None:
+    client = make_client(redis_url)
+    plain = redis.asyncio.from_url(redis_url, decode_responses=True)
+    await plain.config_resetstat()
+    minutes = [bar(OPENS + number * 60_000, number % 17) for number in range(375)]
+    await write_bars(client, minutes, retention=YEAR, grid=GRID, now_ms=CLOSES + 3 * DAY_MS)
+    told = await plain.info("commandstats")
+    calls = {name.lower().removeprefix("cmdstat_"): figures["calls"] for name, figures in told.items()}
+    assert calls["ts.create"] == 25
+    assert calls["ts.madd"] <= 12
+    assert "ts.range" not in calls
+    await client.aclose()
+    await plain.aclose()
+
+
+async def test_a_day_that_a_source_gave_is_not_made_of_minutes(redis_url: str) -> None:
+    client = make_client(redis_url)
+    plain = redis.asyncio.from_url(redis_url, decode_responses=True)
+    now_ms = CLOSES + 3 * DAY_MS
+    await write_bars(client, [bar(OPENS, 7, interval="1d")], retention=YEAR, grid=GRID, now_ms=now_ms)
+    given = await stored_series(plain, KEY, "1d")
+    rows = [(OPENS // 1000 + 60 * number, 50.0, 51.0, 49.0, 50.5, 10) for number in range(375)]
+    for kept, expected in (([OPENS], given), ([], {OPENS: (50.0, 51.0, 49.0, 50.5, 3750)})):
+        await write_candles(
+            client,
+            KEY,
+            "NSE",
+            "1m",
+            rows,
+            retention=YEAR,
+            grid=GRID,
+            now_ms=now_ms,
+            days_kept=kept,
+        )
+        assert await stored_series(plain, KEY, "1d") == expected
+        assert len(await stored_series(plain, KEY, "1h")) == 7
+    await client.aclose()
+    await plain.aclose()
+
+
 async def test_a_day_that_is_not_over_gets_its_finished_bars_and_names_its_minutes(redis_url: str) -> None:
     client = make_client(redis_url)
     plain = redis.asyncio.from_url(redis_url, decode_responses=True)
     first = [bar(OPENS + number * 60_000, number) for number in range(10)]
     await write_bars(client, first, retention=YEAR, grid=GRID, now_ms=OPENS + 3_600_000)
-    later = [bar(OPENS + 50 * 60_000, 50), bar(OPENS + 51 * 60_000, 51, phase=Phase.POST)]
+    later = [bar(OPENS + 50 * 60_000, 50)]
     left = await write_bars(client, later, retention=YEAR, grid=GRID, now_ms=OPENS + 3_600_000 - 1)
     assert [minute.start_ms for minute in left[KEY]] == [minute.start_ms for minute in (*first, later[0])]
     assert len(await stored_series(plain, KEY, "1m")) == 11

@@ -12,7 +12,6 @@ import redis.asyncio
 
 from services.market_data.bars import Bar
 from services.market_data.records import FLAG_DELAYED, DataIngestionFormat, Record
-from services.storage.bar_series import write_bars
 from services.storage.keys import BAR_FIELDS
 from services.storage.retention import Retention
 from tests.support.bar_rig import (
@@ -25,6 +24,7 @@ from tests.support.bar_rig import (
     walk,
 )
 from tests.support.eventually import eventually
+from tests.support.past_bars import write_bars
 from tests.support.servers import PrivateRedis
 
 KEY = "CRYPTO:BTC-USD"

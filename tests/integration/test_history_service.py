@@ -23,12 +23,12 @@ from services.market_data.calendar import MarketCalendar
 from services.market_data.candles import Candle, HistoryRequest, parse_resolution
 from services.market_data.coverage import Note
 from services.market_data.records import ControlRecord
-from services.storage.bar_series import write_bars
 from services.storage.client import make_client
 from services.storage.retention import Retention
 from simulators import past as simulated
 from tests.support.eventually import eventually
 from tests.support.past import BOTH, NOON_MS, RELIANCE, PastRig, mapping, past_rig
+from tests.support.past_bars import write_bars
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000

@@ -69,16 +69,16 @@ async def test_a_day_is_one_row_however_often_it_is_written_and_runs_are_added_u
     figures = day(0, "DHAN", 0, minutes=10)
     collected = Collected(figures)
     first = writer_of(collected, filled)
-    await first.write()
+    await first.write_all()
     figures.minutes, figures.expected, figures.ticks = 40, 40_000, 9_000
-    await first.write()
+    await first.write_all()
     # The outcome of a write may not be known: it is repeated as it was.
     first._written.clear()
-    await first.write()
+    await first.write_all()
     rows = await fetch(filled, "select * from quality_scores")
     assert [(row["minutes"], row["ticks"], row["score"]) for row in rows] == [(40, 9_000, 100.0)]
     second = writer_of(Collected(day(0, "DHAN", 50, minutes=40)), filled)
-    await second.write()
+    await second.write_all()
     scores, places = await stored_scores(filled, days=3)
     assert [(one.provider, one.minutes, one.parts["freshness"]) for one in scores] == [("DHAN", 80, 50.0)]
     assert {"DHAN", "YF"} <= {place.provider for place in places if place.exchange == "NSE"}
@@ -91,12 +91,12 @@ async def test_an_absent_server_loses_nothing_and_old_rows_go(filled: str) -> No
     collected = Collected(day(0, "DHAN", 0), day(KEPT_DAYS + 1, "DHAN", 0))
     writer = writer_of(collected, "postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(TemporaryError):
-        await writer.write()
+        await writer.write_all()
     assert collected.released == 0
     await writer.use_url(filled)
-    await writer.write()
+    await writer.write_all()
     assert len(await fetch(filled, "select 1 from quality_scores")) == 2
-    await writer._prune()
+    await writer.prune()
     assert len(await fetch(filled, "select 1 from quality_scores")) == 1
     await writer.close()
 
@@ -104,7 +104,7 @@ async def test_an_absent_server_loses_nothing_and_old_rows_go(filled: str) -> No
 async def test_a_schema_without_the_table_is_said_with_the_remedy(database_url: str) -> None:
     writer = writer_of(Collected(day(0, "DHAN", 0)), database_url)
     with pytest.raises(ConfigurationError, match="setup_providers"):
-        await writer.write()
+        await writer.write_all()
     await writer.close()
 
 
@@ -113,7 +113,7 @@ async def test_the_commands_show_the_trend_and_propose(filled: str, monkeypatch:
 
     figures = [day(ago, "DHAN", 40) for ago in range(4)] + [day(ago, "YF", 0) for ago in range(4)]
     writer = writer_of(Collected(*figures), filled)
-    await writer.write()
+    await writer.write_all()
     await writer.close()
     # Real-time on both sides: Yahoo's Indian data is marked as delayed otherwise, and never proposed.
     connection = await asyncpg.connect(filled)

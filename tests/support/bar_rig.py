@@ -30,7 +30,7 @@ from services.market_data.records import (
 )
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.bus import Bus
-from services.pipeline.sequencer import Sequencer
+from services.pipeline.sequencer import Sequencer, parse_position
 from services.pipeline.sink import Sink
 from services.storage.bar_recall import BarRecall, Recalled
 from services.storage.bar_series_writer import BarSeriesWriter
@@ -93,16 +93,16 @@ class BarRig:
     async def settle(self) -> None:
         await drained(*self.writers)
 
-    async def recall(self, client: Redis, instruments: Iterable[str]) -> Recalled:
+    async def recall(self, client: Redis, instruments: Iterable[str], **options: Any) -> Recalled:
         """Begin as a restarted daemon does: positions and bars from what is stored."""
         keys = {key: key.partition(":")[0] for key in instruments}
         positions = await last_positions(client, sorted(set(keys.values())))
         for exchange, position in (positions | self.spool.positions()).items():
             positions[exchange] = max(position, positions[exchange])
             self.sequencer.resume_after(exchange, positions[exchange])
-        recall = BarRecall(client, self.bars.begin(), self.grid, self.spool)
-        newest_ms = {key: stored[0] for key in keys if (stored := await _newest(client, key))}
-        found = await recall.run(positions, keys, newest_ms)
+        recall = BarRecall(client, self.bars.begin(), self.grid, self.spool, **options)
+        newest = {key: tick for key in keys if (tick := await _newest(client, key))}
+        found = await recall.run(positions, keys, newest)
         for record in found.said:
             self.bar_series.offer(record)
         return found
@@ -124,11 +124,22 @@ class BarRig:
             await self.spool.close()
 
 
-async def _newest(client: Redis, key: str) -> tuple[int, float] | None:
+async def _newest(client: Redis, key: str) -> DataIngestionFormat | None:
+    """Return the newest tick of an instrument, as its hash of the newest tick would have it."""
+    exchange = key.partition(":")[0]
+    for entry_id, fields in await client.xrevrange(f"md:ticks:{exchange}"):
+        record = record_of(exchange, parse_position(entry_id), fields)
+        if isinstance(record, DataIngestionFormat) and record.symbol == key:
+            return record
     try:
-        return await client.ts().get(f"md:ts:{{{key}}}:price") or None  # type: ignore[no-any-return]
+        stored = await client.ts().get(f"md:ts:{{{key}}}:price")
     except ResponseError:
         return None
+    if not stored:
+        return None
+    return DataIngestionFormat(
+        key, float(stored[1]), None, stored[0], "", exchange=exchange, received_ms=stored[0]
+    )
 
 
 def walk(

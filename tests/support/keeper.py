@@ -21,11 +21,12 @@ _RESTART_AFTER_S = 0.2
 
 
 class Ended(NamedTuple):
-    """One end of the process: when (UTC epoch ms), its exit code, and the signal we had sent, if any."""
+    """One end: when (UTC epoch ms), its exit code, the last signal sent to end it if any, and how many."""
 
     at_ms: int
     code: int
     signalled: signal.Signals | None
+    signals: int
 
 
 def now_ms() -> int:
@@ -45,6 +46,7 @@ class Keeper:
         self.process: asyncio.subprocess.Process | None = None
         self._settings = {"API_PORT": 0} | settings
         self._signalled: signal.Signals | None = None
+        self._signals = 0
         self._wanted = True
         self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -84,8 +86,8 @@ class Keeper:
                 )
             self.starts += 1
             code = await self.process.wait()
-            self.ends.append(Ended(now_ms(), code, self._signalled))
-            self._signalled = None
+            self.ends.append(Ended(now_ms(), code, self._signalled, self._signals))
+            self._signalled, self._signals = None, 0
             if self._wanted:
                 await asyncio.sleep(_RESTART_AFTER_S)
 
@@ -106,6 +108,7 @@ class Keeper:
             self.kills_ms.append(now_ms())
         if number in (signal.SIGKILL, signal.SIGTERM):
             self._signalled = number
+            self._signals += 1
         os.kill(pid, number)
         return True
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import hiredis
 
-from services.storage.connection import Reply, ReplyError
+from services.storage.connection import AS_EXPECTED, Reply, ReplyError
+from services.storage.resp import bulk
 
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 
@@ -113,14 +114,20 @@ class ModelConnection:
         self.closed_by: Exception | None = None
         self.on_closed: Callable[[], None] | None = None
         self.writable = True
-        self.sent: deque[tuple[bytes, int, Callable[[list[Reply]], None]]] = deque()
+        self.sent: deque[tuple[bytes, int, Callable[[list[Reply]], None], bytes]] = deque()
 
     def takes_a_batch(self) -> bool:
         return self.writable and self.closed_by is None
 
-    def send(self, payload: bytes, replies: int, on_replies: Callable[[list[Reply]], None]) -> None:
+    def send(
+        self,
+        payload: bytes,
+        replies: int,
+        on_replies: Callable[[list[Reply]], None],
+        expected: bytes = b"",
+    ) -> None:
         if self.closed_by is None:
-            self.sent.append((payload, replies, on_replies))
+            self.sent.append((payload, replies, on_replies, expected))
 
     def abort(self, reason: Exception) -> None:
         if self.closed_by is None:
@@ -132,19 +139,34 @@ class ModelConnection:
 
     def answer_next(self) -> None:
         """Carry out the oldest batch and deliver its replies."""
-        payload, expected, on_replies = self.sent.popleft()
+        payload, announced, on_replies, expected = self.sent.popleft()
         replies = [self.model.execute(words) for words in _commands(payload)]
-        assert len(replies) == expected, "the batch does not cause the replies it announces"
-        on_replies(replies)
+        assert len(replies) == announced, "the batch does not cause the replies it announces"
+        as_expected = b"".join(map(_as_bytes, replies)) == expected
+        on_replies(AS_EXPECTED if as_expected else replies)
 
     def waiting(self) -> list[list[str]]:
         """Return the commands that were sent and not carried out."""
-        return [words for payload, _, _ in self.sent for words in _commands(payload)]
+        return [words for payload, *_ in self.sent for words in _commands(payload)]
 
     def carry_out(self, commands: int) -> None:
         """Carry out so many commands of what was sent, and deliver nothing."""
         for words in self.waiting()[:commands]:
             self.model.execute(words)
+
+
+def _as_bytes(reply: Reply) -> bytes:
+    """Return a reply as Redis sends it: a word as a status, other text as a bulk string."""
+    match reply:
+        case list():
+            return b"*%d\r\n%b" % (len(reply), b"".join(map(_as_bytes, reply)))
+        case int():
+            return b":%d\r\n" % reply
+        case Exception():
+            return b"-%b\r\n" % str(reply).encode()
+        case "OK" | "QUEUED":
+            return b"+%b\r\n" % str(reply).encode()
+    return bulk(str(reply)).encode()
 
 
 def _commands(payload: bytes) -> list[Any]:

@@ -27,7 +27,7 @@ async def test_a_changed_password_of_postgresql_reaches_the_coverage_of_the_past
     daemon = made(tmp_path)
     url = "postgresql://marketd:new@127.0.0.1:1/none"
     daemon.secrets_changed(database_url=url, redis_url=daemon.config.redis_url, api_tokens={})
-    await eventually(lambda: daemon._past.ledger.store._database_url == url)
+    await eventually(lambda: daemon._past.ledger.store._database._url == url)
     await daemon.stop()
 
 

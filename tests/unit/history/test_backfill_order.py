@@ -13,7 +13,7 @@ from services.history.coverage_ledger import CoverageLedger
 from services.history.coverage_store import CoverageStore
 from services.history.filler import Filler, FillOutcome
 from services.history.planner import Window
-from services.history.source import Offer
+from services.history.source import FOUND_LEAVES, Offer
 from services.market_data.candles import CoverageSpan
 from services.market_data.clock import ManualClock
 from services.pipeline.failover import Refusal
@@ -56,7 +56,11 @@ class RefusesIndia:
     def offers(self, _instrument: str, _interval: str) -> dict[str, Offer]:
         return {"DHAN": Offer(window_ms=DAY_MS)}
 
-    async def fill(self, window: Window) -> FillOutcome:
+    def due(self, _window: Window, _now_ms: int) -> bool:
+        return True
+
+    async def fill(self, window: Window, *, leave: float) -> FillOutcome:
+        assert leave == FOUND_LEAVES
         self.asked.append(window.instrument)
         if window.instrument.startswith("NSE:"):
             refusal = Refusal("DHAN", "credentials_missing", "no token")

@@ -261,6 +261,22 @@ def test_nothing_flowed_before_the_first_tick_there_ever_was() -> None:
     assert covered == {"NSE:TCS": 60_000, "NSE:NEW": 35_000}
 
 
+def test_nothing_flowed_before_the_first_tick_of_what_was_filled_or_followed_before_either() -> None:
+    stored = minutes(
+        built(tick(OPEN, 100.0, 5), tick(OPEN, 100.0, 5, key="NSE:INFY")).close(OPEN + 61_000)[0]
+    )
+    builder = BarBuilder(GRID, follow=True)
+    builder.recall_known({})
+    builder.close(OPEN + 62_000)
+    builder.refill("NSE:TCS", stored[:1])
+    builder.note(bar_record(stored[1], OPEN + 62_000))
+    for key in ("NSE:TCS", "NSE:INFY"):
+        builder.take(tick(OPEN + 85_000, 101.0, 5, key=key))
+        bar = builder.forming(key, "1m")
+        assert bar is not None
+        assert (bar.start_ms, bar.covered_ms) == (OPEN + 60_000, 35_000)
+
+
 def test_what_was_said_before_a_restart_is_said_again_only_when_it_differs() -> None:
     ticks = [tick(OPEN, 100.0, 5), tick(OPEN + 60_000, 101.0, 5), tick(OPEN + 120_000, 7.0, 5)]
     said = minutes(built(*ticks[:2]).close(OPEN + 130_000)[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import main
 from config.settings import PROJECT_ROOT
+from services.daemon import process
 
 UNIT = PROJECT_ROOT / "deploy" / "systemd" / "marketd.service"
 EXPECTED = {
@@ -62,7 +63,7 @@ def test_the_unit_says_what_the_daemon_relies_on() -> None:
     assert "TasksMax" in found
     # A stop is hurried, then cut, before systemd loses its patience.
     assert main.WATCHDOG.stop_within_s < int(EXPECTED["TimeoutStopSec"])
-    assert main.STOP_WITHIN_S + main.HURRIED_WITHIN_S < 20
+    assert process.STOP_WITHIN_S + process.HURRIED_WITHIN_S < 20
     assert main.WATCHDOG.dump_after_s < int(EXPECTED["WatchdogSec"])
 
 

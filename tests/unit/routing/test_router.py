@@ -12,6 +12,7 @@ import pytest
 from services.base_provider import ProviderState
 from services.errors import ConfigurationError
 from services.market_data.records import FLAG_DELAYED, ControlRecord, DataIngestionFormat
+from services.routing.book import GONE_FOR_GOOD_S
 from services.silence.findings import Finding
 from tests.support.routing_rig import CODES, RoutingRig
 
@@ -387,3 +388,36 @@ async def test_a_symbol_that_stands_for_another_instrument_is_judged_as_that_one
     rig.judge.say("AAA", "NSE:NEW", Finding.MUTE)
     await rig.pass_s(2)
     assert "ONE.BBB" in rig.made["BBB"].wanted
+
+
+async def remap(rig: RoutingRig, *instruments: str) -> None:
+    """Map these instruments and no others."""
+    snapshot = rig.snapshot()
+    rows = tuple(row for row in snapshot.mappings if row.instrument in instruments)
+    await rig.manager.apply(msgspec.structs.replace(snapshot, mappings=rows))
+
+
+async def test_a_removed_instrument_that_comes_back_within_a_day_declares_its_gap(rig: RoutingRig) -> None:
+    await remap(rig, TWO)
+    rig.clock.advance(3_600)
+    await remap(rig, TWO)
+    await remap(rig, ONE, TWO)
+    rig.flows("AAA", ONE)
+    (gap,) = [record for record in rig.controls("gap") if record.symbol == ONE]
+    assert gap.fields["reason"] == "mapping_removed"
+    assert int(gap.fields["to"]) - int(gap.fields["from"]) >= 3_600_000
+    assert not rig.router.book._gone_s
+
+
+async def test_a_removed_instrument_is_forgotten_after_a_day(rig: RoutingRig) -> None:
+    book = rig.router.book
+    book.left[ONE], book.left_stale[ONE] = ("BBB", "provider_deactivated"), 1
+    await remap(rig, TWO)
+    assert ONE in book.gaps
+    assert not book.left
+    assert not book.left_stale
+    rig.clock.advance(GONE_FOR_GOOD_S)
+    await remap(rig, TWO)
+    assert ONE not in book.gaps
+    assert not book._gone_s
+    await remap(rig, ONE, TWO)

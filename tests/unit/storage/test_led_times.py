@@ -18,6 +18,24 @@ def test_another_leader_in_between_is_seen_also_after_a_restart(tmp_path: Path) 
     assert times.lead(1), "a counter that begins anew proves nothing"
 
 
+def test_a_start_that_ended_before_it_led_is_no_other_leader(tmp_path: Path) -> None:
+    LedTimes(tmp_path / "leadership.json").lead(4)
+    LedTimes(tmp_path / "leadership.json").take(5)
+    times = LedTimes(tmp_path / "leadership.json")
+    times.take(6)
+    assert not times.lead(6)
+
+
+def test_another_leader_is_not_forgotten_by_a_start_that_ended_before_it_led(tmp_path: Path) -> None:
+    LedTimes(tmp_path / "leadership.json").lead(4)
+    LedTimes(tmp_path / "leadership.json").take(6)
+    times = LedTimes(tmp_path / "leadership.json")
+    times.take(7)
+    assert times.lead(7)
+    assert not times.lead(7), "said once"
+    assert not LedTimes(tmp_path / "leadership.json").lead(8)
+
+
 def test_records_of_a_lost_time_are_known_also_after_a_restart(tmp_path: Path) -> None:
     LedTimes(tmp_path / "leadership.json").lose(1_000, 2_000)
     times = LedTimes(tmp_path / "leadership.json")
