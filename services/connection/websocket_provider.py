@@ -213,7 +213,7 @@ class WebSocketProvider(BaseMarketDataProvider):
 
     def silent_since_asked(self, symbols: Iterable[str]) -> list[str]:
         """Return those `symbols` about which nothing at all has come since they were asked for."""
-        return [symbol for symbol in symbols if symbol not in self._answered]
+        return [symbol for symbol in symbols if symbol in self._unheard]
 
     def symbols_forgotten(self, symbols: Iterable[str], since_ms: int) -> None:
         """Take note that no answer came to the requests for `symbols`, from a server that always answers."""
