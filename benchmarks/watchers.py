@@ -33,6 +33,10 @@ class _Client(picows.WSListener):
         self._request = request
         self._latencies = latencies
         self.subscribed = asyncio.get_running_loop().create_future()
+        self.ended = False
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+        self.ended = True
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
@@ -88,7 +92,7 @@ async def main(
                 latencies.begin()
                 say({"begun": True})
             else:
-                say(latencies.end())
+                say({**latencies.end(), "cut": sum(client.ended for client in made)})
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), heard)
     say({"ready": True})

@@ -275,7 +275,8 @@ class BaseMarketDataProvider(ABC):
         self._something_wanted = asyncio.Event()
         self._fresh: dict[str, float] = {}
         self._dark: set[str] = set()
-        self._answered: set[str] = set()
+        self._unheard: set[str] = set()
+        """Asked for, and nothing at all has come since."""
         self._tap: RecordingTap | None = None
         self._gate = CredentialGate(
             context.settings,
@@ -388,6 +389,7 @@ class BaseMarketDataProvider(ABC):
                 del self._wanted[symbol]
             self._forget_fresh(gone)
             self._dark.difference_update(gone)
+            self._unheard.difference_update(gone)
             if not self._wanted:
                 self._something_wanted.clear()
             self._gate.plan_changed()
@@ -594,7 +596,7 @@ class BaseMarketDataProvider(ABC):
         symbols = list(symbols)
         if self._tap is not None:
             self._tap.note("asking", symbols)
-        self._answered.difference_update(symbols)
+        self._unheard.update(symbols)
         self._fresh.update(dict.fromkeys(symbols, self.context.clock.monotonic_s()))
         self._dark.update(symbols)
 
@@ -610,12 +612,16 @@ class BaseMarketDataProvider(ABC):
 
     def _first_of_symbol(self, tick: ProviderTick, received_ms: int) -> None:
         symbol = tick.provider_symbol
-        self._answered.add(symbol)
+        self._unheard.discard(symbol)
         if symbol in self._dark:
             self._dark.discard(symbol)
             self.context.connection_restored([symbol], received_ms)
         if tick.price is not None:
             del self._fresh[symbol]
+            if not self._fresh:
+                # Emptied ones keep the room that thousands took.
+                self._fresh = {}
+                self._dark, self._unheard = set(self._dark), set(self._unheard)
             if self.snapshot_first:
                 tick.flags |= FLAG_SNAPSHOT
 

@@ -77,8 +77,10 @@ class DhanProvider(WebSocketProvider):
     setting_names: ClassVar[tuple[str, ...]] = ("DHAN_FEED_URL", "DHAN_FEED_MODE")
     renews_credentials: ClassVar[bool] = True
     snapshot_first: ClassVar[bool] = True
+    # Dhan documents no rate of requests, and its own client sends them without a pause. Too many attempts to
+    # connect are answered with 429: only those of connections that never failed are close to each other.
     default_rules: ClassVar[ConnectionRules] = ConnectionRules(
-        symbols_per_connection=5_000, max_connections=5, pace_s=0.02, stagger_s=0.5
+        symbols_per_connection=5_000, max_connections=5, pace_s=0.005, stagger_s=0.5, first_stagger_s=0.1
     )
 
     def __init__(

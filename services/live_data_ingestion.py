@@ -46,6 +46,9 @@ __all__ = ["IngestionConfig", "LiveDataIngestion"]
 
 _log = structlog.get_logger(__name__)
 
+GC_THRESHOLDS = (5_000, 20, 100)
+"""Hardly anything of ours is cyclic: the collector walks what a start builds a few times, not a thousand."""
+
 DRAIN_DEADLINE_S = 10.0
 
 
@@ -109,6 +112,7 @@ class LiveDataIngestion:
 
         Raises `ConfigurationError`, `StorageMisconfigured` or `TemporaryError` with the remedy.
         """
+        gc.set_threshold(*GC_THRESHOLDS)
         leadership, keep = self.storage.leadership, self.supervisor.keep
         await leadership.begin()
         self.storage.note_lease()

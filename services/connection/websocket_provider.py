@@ -78,7 +78,7 @@ class WebSocketProvider(BaseMarketDataProvider):
         self._refused: dict[str, str] = {}
         self._unplaced = 0
         self._ever_opened: set[int] = set()
-        self._turnstile = Turnstile(context.clock, self.rules.stagger_s)
+        self._turnstile = Turnstile(context.clock, self.rules.stagger_s, self.rules.first_stagger_s)
 
     # ---- the vendor's part --------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class WebSocketProvider(BaseMarketDataProvider):
 
     def silent_since_asked(self, symbols: Iterable[str]) -> list[str]:
         """Return those `symbols` about which nothing at all has come since they were asked for."""
-        return [symbol for symbol in symbols if symbol not in self._answered]
+        return [symbol for symbol in symbols if symbol in self._unheard]
 
     def symbols_forgotten(self, symbols: Iterable[str], since_ms: int) -> None:
         """Take note that no answer came to the requests for `symbols`, from a server that always answers."""

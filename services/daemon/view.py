@@ -120,6 +120,7 @@ class DaemonView:
             "mappings": self._mappings_status(),
             "sinks": [_sink_status(sink) for sink in (*it.sinks, *it.depth.sinks)],
             "hops": {
+                "event_loop": it.loop_lag.times.figures(),
                 "received_to_accepted": it.flow.accepted_within.figures(),
                 **{f"accepted_to_{sink.name}": sink.written_within.figures() for sink in it.storage.writers},
             },
