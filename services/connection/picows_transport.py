@@ -44,6 +44,12 @@ _AT_A_STRETCH = 128
 
 A read may bring thousands of them; timers, clients, and what the disk and Redis answer would wait for all.
 """
+_MOST_WAITING = 8_192
+"""Messages that may wait for a turn of the loop; what comes beyond is handled while it is read.
+
+That is what holds a flood back: reading cannot be paused, because over TLS what the library had read
+already would then lie there until the peer sends more (aiofastnet 1.2.0).
+"""
 
 
 class PicowsConnector:
@@ -201,18 +207,17 @@ class _Frames(picows.WSListener):
 
     def _handle_later(self, message: str | bytes) -> None:
         if not self._later:
-            self._pause_reading()
             asyncio.get_running_loop().call_soon(self._handle_more)
         self._later.append(message)
+        if len(self._later) > _MOST_WAITING:
+            self._handle_waiting(_AT_A_STRETCH)
 
     def _handle_more(self) -> None:
         self._handle_waiting(_AT_A_STRETCH)
         if self._later:
             asyncio.get_running_loop().call_soon(self._handle_more)
-            return
-        self._stretch = 0
-        if self.transport is not None and not self.transport.is_disconnected:
-            self.transport.underlying_transport.resume_reading()
+        else:
+            self._stretch = 0
 
     def _handle_waiting(self, most: int) -> None:
         later = self._later
@@ -222,10 +227,6 @@ class _Frames(picows.WSListener):
                 self._listener.on_pong()
             else:
                 self._on_frame(message)
-
-    def _pause_reading(self) -> None:
-        if self.transport is not None and not self.transport.is_disconnected:
-            self.transport.underlying_transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Requests are few and small; the liveness check finds a peer that stopped reading."""

@@ -166,7 +166,7 @@ class DhanDepthFeed(DhanProvider):
         self.counters.ticks += 1
         if symbol in self._fresh:
             del self._fresh[symbol]
-            self._answered.add(symbol)
+            self._unheard.discard(symbol)
             if symbol in self._dark:
                 self._dark.discard(symbol)
                 self.context.connection_restored([symbol], received_ms)

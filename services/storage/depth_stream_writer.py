@@ -17,12 +17,12 @@ from typing import Any, cast
 from services.errors import StorageError
 from services.market_data.records import Record
 from services.market_data.updates import Level2Update
+from services.storage.answers import Reply, ReplyError, first_error
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.depth_entry import DepthEncoder
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import depth_stream
-from services.storage.redis_sink import RedisSink, first_error
+from services.storage.redis_sink import RedisSink
 from services.storage.resp import BULK_HEAD, bulk, command
 
 DEPTH_STREAM_MAX_ENTRIES = 50_000
