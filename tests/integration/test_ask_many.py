@@ -1,4 +1,4 @@
-"""Many questions at once, against a real Redis: replies in order, refusals among them, no reply left behind."""
+"""Many questions at once, against a real Redis: replies in order, refusals among them, none left behind."""
 
 from __future__ import annotations
 
