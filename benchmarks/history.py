@@ -22,6 +22,7 @@ ORDER = 45
 INSTRUMENTS = ("NSE:RELIANCE", "NASDAQ:AAPL", "CRYPTO:BTC-USD")
 ASKED = (("1m", 500), ("5m", 200), ("1d", 60))
 GOAL = "500 candles of 1m"
+NOTHING = "nothing (/healthz)"
 _STORED_WITHIN_S = 180.0
 _BEFORE_S = 600
 _REST_S = 10.0
@@ -55,15 +56,21 @@ async def measure(quick: bool) -> dict[str, Any]:
                 for address in addresses:
                     await _until_stored(session, address)
             rest = await resting_share(daemon.pid)
-            for name, addresses in (asked | {"nothing (/healthz)": ["/healthz"]}).items():
+            for name, addresses in (asked | {NOTHING: ["/healthz"]}).items():
                 found[name] = await took(session, daemon.pid, addresses, times, rest)
     rows = []
+    floor = found[NOTHING]
     for name, each in found.items():
-        waits = sorted(each.waits_ms)
+        waits, least = sorted(each.waits_ms), sorted(floor.waits_ms)
+        middle, beside = len(waits) // 2, () if each is floor else (NOTHING,)
         goal = 5 if name == GOAL else None
-        rows.append(row(f"{name}: median wait", waits[len(waits) // 2], "ms", at_most=goal))
-        rows.append(row(f"{name}: 99th of 100", waits[len(waits) * 99 // 100], "ms"))
-        rows.append(row(f"{name}: the daemon's processor time", each.cpu_ms, "ms"))
+        rows += [
+            row(f"{name}: median wait", waits[middle], "ms", at_most=goal,
+                ratios=dict.fromkeys(beside, waits[middle] / least[middle])),
+            row(f"{name}: 99th of 100", waits[len(waits) * 99 // 100], "ms"),
+            row(f"{name}: the daemon's processor time", each.cpu_ms, "ms",
+                ratios={it: each.cpu_ms / floor.cpu_ms for it in beside if floor.cpu_ms}),
+        ]  # fmt: skip
     return result(
         rows, waits_ms={name: [round(each, 3) for each in it.waits_ms] for name, it in found.items()}
     )

@@ -116,10 +116,10 @@ def write_table(folder: Path = RESULTS) -> None:
     ]
     for file in sorted(folder.glob("*.json")):
         body = json.loads(file.read_text(encoding="utf-8"))
-        machine = body["machine"]
         if "rows" not in body:
-            # Other measurements lie beside it, with pages of their own.
+            # One that is shown in a page of its own.
             continue
+        machine = body["machine"]
         lines += [
             f"## {body['benchmark']}",
             "",

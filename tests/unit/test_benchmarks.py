@@ -79,6 +79,12 @@ def test_a_result_is_written_as_json_table_and_plot(tmp_path: Path) -> None:
     assert "**no**" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_table_leaves_out_what_has_a_page_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"benchmark": "other", "machine": {"cpu": "x"}}', encoding="utf-8")
+    report.write_table(tmp_path)
+    assert "other" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_drift_is_the_slope_after_the_warm_up_whatever_a_single_moment_shows() -> None:
     flat = [(float(at), 100.0) for at in range(100)]
     assert drift(flat).grown == 0.0
