@@ -1,6 +1,6 @@
 """One command at a time over a connection of its own, for what is asked of Redis again and again.
 
-Stands beside redis-py, which costs five times as much a command: for the looks and reports that are due
+Stands beside redis-py, which costs twice as much a command and more: for the looks and reports that are due
 every second, also while nothing happens. Connects at the first command and again after a loss. Repeats
 nothing: an outcome that is unknown is an error, and the next turn asks anew.
 """
