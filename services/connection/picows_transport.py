@@ -38,6 +38,12 @@ _CONTINUATION = picows.WSMsgType.CONTINUATION
 _PING = picows.WSMsgType.PING
 _PONG = picows.WSMsgType.PONG
 _HAPPY_EYEBALLS_DELAY_S = 0.25
+SLICE_FRAMES = 512
+"""So many messages in one turn of the event loop, and the rest waits in the socket for the next one.
+
+A full socket is read again and again before anything else runs: seconds in which nobody is served and
+nothing is written, while the queues run over. Source: libuv, uv__read reads up to 32 times.
+"""
 
 
 class PicowsConnector:
@@ -147,12 +153,19 @@ class _Frames(picows.WSListener):
         self._max_message_bytes = max_message_bytes
         self._parts = bytearray()
         self._parts_are_text = False
+        self._in_slice = 0
+        self._loop = asyncio.get_running_loop()
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
+        self._in_slice += 1
+        if self._in_slice == 1:
+            self._loop.call_soon(self._end_slice)
+        elif self._in_slice == SLICE_FRAMES:
+            transport.underlying_transport.pause_reading()
         if kind is _BINARY and frame.fin:
             self._on_frame(frame.get_payload_as_bytes())
         elif kind is _TEXT and frame.fin:
@@ -176,6 +189,13 @@ class _Frames(picows.WSListener):
 
     def resume_writing(self) -> None:
         """See `pause_writing`."""
+
+    def _end_slice(self) -> None:
+        paused, self._in_slice = self._in_slice >= SLICE_FRAMES, 0
+        if paused and self.transport is not None:
+            wire = self.transport.underlying_transport
+            if not wire.is_closing():
+                wire.resume_reading()
 
     def _collect(self, frame: picows.WSFrame) -> None:
         if frame.msg_type is not _CONTINUATION:
