@@ -134,8 +134,14 @@ async def test_the_chart_shows_candles_its_last_bar_moves_and_options_open(
             await button.click()
             await expect(button).to_have_attribute("aria-pressed", "true")
             await expect(chart).to_have_attribute("data-interval", label)
-            begins = int(((await chart.get_attribute("data-last")) or "0").split()[0])
-            assert begins % (min(seconds, 900)) == 0, "sessions begin on a quarter of an hour"
+
+            async def begins_on_the_grid(seconds: int = seconds) -> bool:
+                begins = int(((await chart.get_attribute("data-last")) or "1").split()[0])
+                # Sessions begin on a quarter of an hour.
+                return begins % min(seconds, 900) == 0
+
+            # The candles of the interval come a moment after its button is down.
+            await eventually(begins_on_the_grid, within_s=20)
 
         await page.get_by_role("button", name="Options", exact=True).click()
         await expect(page.locator("#options-title")).to_have_text("Options on NSE:NIFTY")
