@@ -17,6 +17,8 @@ from collections.abc import Callable
 from benchmarks.path import TICKS_A_BURST, path
 from benchmarks.ticks import Mode
 
+SETTLING_IN = 64 * TICKS_A_BURST
+"""Until every instrument's newest value was written once, which costs more than writing it again."""
 WARM_UP = 8 * TICKS_A_BURST
 _Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -39,7 +41,7 @@ def main(mode: Mode, instruments: int, ticks: int) -> None:
         sort(two, 2, 1, callback)
 
     with path(instruments, mode) as the_path:
-        the_path.run(max(WARM_UP, 2 * instruments))
+        the_path.run(max(SETTLING_IN, 2 * instruments))
         gc.collect()
         gc.freeze()
         if os.environ.get("COUNTED") == "from here":

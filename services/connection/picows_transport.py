@@ -42,7 +42,8 @@ _HAPPY_EYEBALLS_DELAY_S = 0.25
 _AT_A_STRETCH = 128
 """So many messages of one read are handled before the event loop turns again: some milliseconds.
 
-A read may bring thousands of them; timers, clients, and what the disk and Redis answer would wait for all.
+A read may bring thousands of them, and a full socket is read again and again before anything else runs (up to
+32 times by libuv's `uv__read`); timers, clients, and what the disk and Redis answer would wait for all.
 """
 
 
@@ -153,11 +154,13 @@ class _Frames(picows.WSListener):
         self._max_message_bytes = max_message_bytes
         self._parts = bytearray()
         self._parts_are_text = False
+        self._is_tls = False
         self._stretch = 0
         self._later: deque[str | bytes | None] = deque()
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
+        self._is_tls = transport.underlying_transport.get_extra_info("ssl_object") is not None
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
@@ -201,7 +204,12 @@ class _Frames(picows.WSListener):
 
     def _handle_later(self, message: str | bytes) -> None:
         if not self._later:
-            self._pause_reading()
+            if self._is_tls:
+                # Paused within a read, what the library has deciphered already would lie there until the peer
+                # sends more (aiofastnet 1.2.0); it ends a read by itself after some hundred KiB.
+                asyncio.get_running_loop().call_soon(self._pause_reading)
+            else:
+                self._pause_reading()
             asyncio.get_running_loop().call_soon(self._handle_more)
         self._later.append(message)
 
@@ -224,7 +232,7 @@ class _Frames(picows.WSListener):
                 self._on_frame(message)
 
     def _pause_reading(self) -> None:
-        if self.transport is not None and not self.transport.is_disconnected:
+        if self._later and self.transport is not None and not self.transport.is_disconnected:
             self.transport.underlying_transport.pause_reading()
 
     def pause_writing(self) -> None:

@@ -36,7 +36,6 @@ _BEST_FIRST = (
     ProviderState.PARKED,
     ProviderState.IDLE,
 )
-_LEAST_CAPACITY = 50
 
 
 class WebSocketProvider(BaseMarketDataProvider):
@@ -58,6 +57,8 @@ class WebSocketProvider(BaseMarketDataProvider):
 
     rules: ConnectionRules
     default_rules: ClassVar[ConnectionRules]
+    least_capacity: ClassVar[int] = 50
+    """A connection that the server calls overfull is never given fewer symbols than this."""
 
     def __init__(
         self,
@@ -250,7 +251,7 @@ class WebSocketProvider(BaseMarketDataProvider):
     def connection_overfull(self, runner: ConnectionRunner) -> None:
         """Give a connection fewer symbols than before, and the rest to others."""
         carried = len(runner.share.assigned)
-        capacity = min(self._plan.capacities[runner.index], max(_LEAST_CAPACITY, carried // 2))
+        capacity = min(self._plan.capacities[runner.index], max(self.least_capacity, carried // 2))
         _log.error(
             "connection_overfull",
             provider=self.code,

@@ -38,6 +38,7 @@ class InstrumentState:
         "base_flags",
         "baseline",
         "begins_ms",
+        "clean_price",
         "day_high",
         "day_low",
         "day_mark",
@@ -54,13 +55,16 @@ class InstrumentState:
         "mapping",
         "negative_allowed",
         "oi",
+        "on_grid",
         "place",
         "previous_close",
+        "price_decimals",
         "raw_close",
         "raw_decimals",
         "raw_high",
         "raw_low",
         "raw_open",
+        "raw_price",
         "recent",
         "reference",
         "seeded_ms",
@@ -104,6 +108,10 @@ class InstrumentState:
         begins_ms, self.ends_ms = certain_times(mapping)
         self.begins_ms = max(begins_ms, EARLIEST_EVENT_MS)
         # Not equal to anything: what comes next is put on this grid.
+        self.raw_price = nan
+        self.price_decimals: int | None = None
+        self.clean_price = nan
+        self.on_grid = True
         self.raw_open: float | None = nan
         self.raw_high: float | None = nan
         self.raw_low: float | None = nan

@@ -158,7 +158,13 @@ class Normaliser:
             raw_ms, event_ms, resolution_ms, flags, stale = timing
 
         decimals = tick.price_decimals
-        clean_price, on_grid = state.known.get(price) or state.grid.clean(price, decimals)
+        if price == state.raw_price and decimals == state.price_decimals:
+            # The same as in the tick before, as most are; the common memory of prices is far away.
+            clean_price, on_grid = state.clean_price, state.on_grid
+        else:
+            clean_price, on_grid = state.known.get(price) or state.grid.clean(price, decimals)
+            state.raw_price, state.price_decimals = price, decimals
+            state.clean_price, state.on_grid = clean_price, on_grid
         volume = tick.cumulative_volume if state.volume_means_trades else None
         bid, ask = tick.bid, tick.ask
         if bid is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -30,19 +30,21 @@ LastTick: TypeAlias = DataIngestionFormat
 """The newest stored tick of an instrument. `provider_symbol` and the position are not stored, so not set."""
 
 
-async def last_positions(client: Redis, exchanges: Iterable[str]) -> dict[str, Position]:
+async def last_positions(
+    client: Redis, exchanges: Iterable[str], key: Callable[[str], str] = tick_stream
+) -> dict[str, Position]:
     """Return the greatest position each exchange's stream ever had, `(0, 0)` where there is no stream.
 
-    Counts entries that were trimmed or deleted since. Raises `StorageError` when Redis does not answer
-    or keeps something else under the stream's key.
+    `key` names the stream of an exchange. Counts entries that were trimmed or deleted since. Raises
+    `StorageError` when Redis does not answer or keeps something else under the stream's key.
     """
     names = list(exchanges)
-    replies = await _in_chunks(client, [("XINFO", "STREAM", tick_stream(name)) for name in names])
+    replies = await _in_chunks(client, [("XINFO", "STREAM", key(name)) for name in names])
     positions: dict[str, Position] = {}
     for name, reply in zip(names, replies, strict=True):
         if isinstance(reply, ResponseError):
             if "no such key" not in str(reply):
-                raise _complaint(tick_stream(name), reply)
+                raise _complaint(key(name), reply)
             positions[name] = START
         else:
             positions[name] = parse_position(str(_pairs(reply)["last-generated-id"]))

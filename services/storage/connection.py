@@ -1,10 +1,8 @@
 """One connection to Redis for one writer: whole batches of commands out, their replies back in order.
 
 Stands beneath the writers. A batch is opaque bytes with the number of replies it will cause; batches
-are answered first in, first out. A writer that knows what Redis answers when all is well says so: that
-answer is compared as it came, and only another one is taken apart. When the server is silent too long, or
-anything else goes wrong, the connection is cut and every batch still on it has an unknown outcome: its
-owner sends it again.
+are answered first in, first out (`answers`). When the server is silent too long, or anything else goes
+wrong, the connection is cut and every batch still on it has an unknown outcome: its owner sends it again.
 Never retries, never reconnects and never interprets the reply of a batch.
 """
 
@@ -12,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -20,6 +17,7 @@ import hiredis
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
 from services.storage.address import RedisAddress
+from services.storage.answers import Answers, OnReplies, Reply, ReplyError
 from services.storage.credentials import current_login
 from services.storage.failures import server_refusal
 from services.storage.resp import command, to_bytes
@@ -28,12 +26,6 @@ CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 2.0
 _WRITE_BUFFER_BYTES = 1 << 20
 _LATE_TIMER_S = 0.25
-
-ReplyError: type[Exception] = hiredis.ReplyError
-Reply = object
-"""What hiredis makes of a reply: `str`, `int`, `list`, None, or a `ReplyError`."""
-AS_EXPECTED: list[Reply] = []
-"""Stands for the replies of a batch whose answer was, byte for byte, the expected one."""
 
 
 class Fence(NamedTuple):
@@ -62,11 +54,7 @@ class RedisConnection(asyncio.Protocol):
         self.guard: Callable[[bytes], None] | None = None
         """Looks at every batch before it is sent, and raises `StorageError` for one that must not be."""
         self._reply_timeout_s = reply_timeout_s
-        self._reader = hiredis.Reader(encoding="utf-8", errors="replace")
-        self._expected: deque[tuple[int, Callable[[list[Reply]], None], bytes]] = deque()
-        self._replies: list[Reply] = []
-        self._parsing = False
-        self._held = b""
+        self._answers = Answers()
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._progress_s = 0.0
@@ -76,7 +64,7 @@ class RedisConnection(asyncio.Protocol):
         self,
         payload: bytes,
         replies: int,
-        on_replies: Callable[[list[Reply]], None],
+        on_replies: OnReplies,
         expected: bytes = b"",
     ) -> None:
         """Send one batch; `on_replies` gets its replies, unless the connection is lost before that.
@@ -87,11 +75,11 @@ class RedisConnection(asyncio.Protocol):
             return
         if self.guard is not None:
             self.guard(payload)
-        if not self._expected:
+        if not self._answers:
             self._progress_s = self._loop.time()
             if self._timer is None:
                 self._arm(self._reply_timeout_s)
-        self._expected.append((replies, on_replies, expected))
+        self._answers.expect(replies, on_replies, expected)
         self._transport.write(payload)
 
     def takes_a_batch(self) -> bool:
@@ -108,7 +96,7 @@ class RedisConnection(asyncio.Protocol):
         if self.closed_by is not None:
             return
         self.closed_by = reason
-        self._expected.clear()
+        self._answers.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -128,55 +116,13 @@ class RedisConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse replies and hand each complete batch of them to its owner."""
         self._progress_s = self._loop.time()
-        if not self._parsing:
-            data = self._compare(self._held + data if self._held else data)
-            if not data:
-                return
-            self._parsing = True
-        reader = self._reader
-        reader.feed(data)
-        next_reply = reader.gets
-        replies = self._replies
         try:
-            while True:
-                if not self._expected:
-                    if (surplus := next_reply()) is not False:
-                        self.abort(_surplus(surplus))
-                    return
-                wanted, on_replies, _ = self._expected[0]
-                missing = wanted - len(replies)
-                while missing:
-                    reply = next_reply()
-                    if reply is False:
-                        return
-                    replies.append(reply)
-                    missing -= 1
-                self._expected.popleft()
-                self._replies = []
-                on_replies(replies)
-                replies = self._replies
-                if not reader.has_data():
-                    # Nothing is half read: the next answer can be compared as it comes.
-                    self._parsing = False
-                    return
+            surplus = self._answers.take(data)
         except hiredis.ProtocolError as error:
             self.abort(StorageUnavailable(f"Redis answered something that is not its protocol: {error}"))
-
-    def _compare(self, data: bytes) -> bytes:
-        """Settle the batches whose answers are as expected; return what is left, which is to be parsed."""
-        self._held = b""
-        while self._expected and data:
-            _, on_replies, answer = self._expected[0]
-            if answer and data.startswith(answer):
-                self._expected.popleft()
-                data = data[len(answer) :]
-                on_replies(AS_EXPECTED)
-            elif answer.startswith(data):
-                self._held = data
-                return b""
-            else:
-                break
-        return data
+        else:
+            if surplus is not False:
+                self.abort(_surplus(surplus))
 
     def eof_received(self) -> bool:
         """Let the transport close: a half-open Redis is of no use."""
@@ -187,10 +133,10 @@ class RedisConnection(asyncio.Protocol):
         if exc is not None and not isinstance(exc, OSError):
             self.abort(exc)
             return
-        for reply in self._replies:
-            if isinstance(reply, ReplyError):
-                self.abort(server_refusal(str(reply)) or StorageUnavailable(f"Redis said: {reply}"))
-                return
+        said = self._answers.last_error()
+        if said is not None:
+            self.abort(server_refusal(said) or StorageUnavailable(f"Redis said: {said}"))
+            return
         self.abort(StorageUnavailable(f"the connection to Redis was lost{f': {exc}' if exc else ''}"))
 
     def pause_writing(self) -> None:
@@ -209,7 +155,7 @@ class RedisConnection(asyncio.Protocol):
     def _check_silence(self, due_s: float) -> None:
         now_s = self._loop.time()
         self._timer = None
-        if not self._expected:
+        if not self._answers:
             return
         left_s = self._progress_s + self._reply_timeout_s - now_s
         if left_s > 0:

@@ -8,7 +8,7 @@ writer and the latest-value writer, which may share one encoder so that a tick i
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, nan
 
 import msgspec
 
@@ -31,7 +31,7 @@ _FLOAT_FIELDS = ("bid", "ask", "day_open", "day_high", "day_low", "previous_clos
 class EncodedTick:
     """The newest tick of one instrument in words: `text` are its fields, `mask` says which optional ones."""
 
-    __slots__ = ("day_mask", "day_text", "head", "mask", "provider", "record", "text")
+    __slots__ = ("day_mask", "day_text", "head", "mask", "price", "price_text", "provider", "record", "text")
 
     def __init__(self) -> None:
         self.record: DataIngestionFormat | None = None
@@ -39,6 +39,8 @@ class EncodedTick:
         self.head = ""
         self.day_mask = 0
         self.day_text = ""
+        self.price = nan
+        self.price_text = ""
         self.mask = 0
         self.text = ""
 
@@ -65,7 +67,10 @@ class EntryEncoder:
         mask = 0
         time = INTEGER_BULKS[record.timestamp]
         received = time if record.received_ms == record.timestamp else INTEGER_BULKS[record.received_ms]
-        price = FLOAT_BULKS[record.price]
+        if record.price != encoded.price:
+            encoded.price_text = FLOAT_BULKS[record.price]
+            encoded.price = record.price
+        price = encoded.price_text
         volume, cumulative = record.volume, record.cumulative_volume
         if volume is not None and cumulative is not None:
             mask |= _V | _CV

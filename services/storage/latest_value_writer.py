@@ -23,8 +23,9 @@ from services.market_data.records import (
     DataIngestionFormat,
     Record,
 )
+from services.storage.answers import Reply, ReplyError
 from services.storage.batch import Batch
-from services.storage.connection import RedisConnection, Reply, ReplyError
+from services.storage.connection import RedisConnection
 from services.storage.entry import (
     ALL_FIELDS,
     ARGUMENTS,
@@ -34,7 +35,7 @@ from services.storage.entry import (
 )
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import FORGETS_S, RedisSink
+from services.storage.redis_sink import RedisSink
 from services.storage.resp import bulk, command
 
 _BATCH_RECORDS = 500
@@ -172,11 +173,8 @@ class LatestValueWriter(RedisSink):
             self._overflow()
 
     def _take_back_confirmed(self) -> None:
-        since_s = asyncio.get_running_loop().time() - FORGETS_S
-        for at_s, batch in self._confirmed:
-            if at_s >= since_s:
-                self._forgotten.update((record.symbol, None) for record in batch.records)
-        self._forget_confirmed()
+        for batch in self._confirmed.take(asyncio.get_running_loop().time()):
+            self._forgotten.update((record.symbol, None) for record in batch.records)
 
     def _know_nothing_of(self, symbol: str) -> None:
         # Redis may have forgotten that a field was deleted, too.

@@ -21,25 +21,18 @@ import asyncio
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from time import monotonic
 
 import structlog
 
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable
-from services.market_data.records import PROBE_INSTRUMENT, Record
 from services.pipeline.backoff import Backoff
-from services.pipeline.hop_times import HopTimes
-from services.pipeline.sink import Sink, SinkState
+from services.pipeline.sink import SinkState
+from services.storage.accounted_sink import AccountedSink
 from services.storage.address import RedisAddress, parse_address
+from services.storage.answers import AS_EXPECTED, Reply
 from services.storage.batch import Batch
-from services.storage.connection import (
-    AS_EXPECTED,
-    RedisConnection,
-    Reply,
-    ReplyError,
-    open_connection,
-)
-from services.storage.failures import Reason, server_refusal
+from services.storage.confirmed_batches import ConfirmedBatches
+from services.storage.connection import RedisConnection, open_connection
 
 _log = structlog.get_logger(__name__)
 
@@ -47,21 +40,11 @@ QUEUE_LIMIT = 100_000
 IN_FLIGHT = 4
 _BUSY_QUEUE = 2_000
 PARKED_RETRY_S = 60.0
-FORGETS_S = 5.0
-"""How far back a killed Redis may have forgotten what it confirmed.
-
-While one fsync of its log runs, Redis with `appendfsync everysec` holds back the next write to the log for
-up to two seconds (whole ones, so nearly three), and confirms meanwhile. The rest is for noticing the loss.
-Source: redis/src/aof.c, flushAppendOnlyFile.
-"""
-_CONFIRMED_RECORDS = 50_000
-_UNKNOWN_REFUSALS = 5
-_LOG_REJECTIONS_EVERY_S = 60.0
 
 Connect = Callable[[RedisAddress, str], Awaitable[RedisConnection]]
 
 
-class RedisSink(Sink):
+class RedisSink(AccountedSink):
     """The common part of a writer. A subclass queues in `offer`, encodes batches and settles them."""
 
     def __init__(
@@ -89,30 +72,15 @@ class RedisSink(Sink):
         self._in_flight: deque[Batch] = deque()
         self._returned: list[Batch] = []
         self._replay: deque[Batch] = deque()
-        self._confirmed: deque[tuple[float, Batch]] = deque()
-        self._confirmed_records = 0
-        self._again_left = 0
-        self._sent_again = 0
-        self._batched = 0
+        self._confirmed = ConfirmedBatches()
         self._turn: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._retry = asyncio.Event()
-        self._settled = asyncio.Event()
         self._accepted_s: float | None = None
         self._lost_s: float | None = None
         self._closing = False
-        self._rejection_logged_s: dict[str, float] = {}
-        self.written_within = HopTimes()
-        """From a record's acceptance until Redis has said that it is stored."""
-        self._timed_offer = 0
-        self._timed_since_s = 0.0
 
     # ---- what a writer adds ---------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def _pending_count(self) -> int:
-        """Records that are queued and in no batch yet."""
 
     @abstractmethod
     def _encode(self) -> Batch | None:
@@ -126,16 +94,6 @@ class RedisSink(Sink):
         """
 
     # ---- the sink's contract --------------------------------------------------------------------
-
-    @property
-    def queued(self) -> int:
-        """Records that were offered and are not settled yet."""
-        return self._pending_count + self._batched
-
-    @property
-    def sends_again(self) -> bool:
-        """Whether anything that was confirmed before has still to go once more."""
-        return self._again_left > 0
 
     @property
     def _has_work(self) -> bool:
@@ -186,7 +144,7 @@ class RedisSink(Sink):
             self._discard_oldest()
         self._replay.clear()
         self._again_left = 0
-        self._forget_confirmed()
+        self._confirmed.clear()
         self._batched = 0
         if waiting:
             self.counters.drop(reason, waiting)
@@ -195,21 +153,6 @@ class RedisSink(Sink):
     def retry_now(self) -> None:
         """Try to connect at once instead of at the end of the wait, as after a changed password."""
         self._retry.set()
-
-    def time_newest(self) -> None:
-        """Time the record offered last until it is written, unless another one is being timed."""
-        if not self._timed_offer and not self.counters.spooled:
-            self._timed_offer = self.counters.offered
-            self._timed_since_s = monotonic()
-
-    def _note_time(self) -> None:
-        """Take the time when all that was offered up to the timed record has been settled."""
-        if self.counters.spooled:
-            # Records go round by the disk now, and no longer in the order they were offered.
-            self._timed_offer = 0
-        elif self.counters.offered - self.queued >= self._timed_offer:
-            self._timed_offer = 0
-            self.written_within.note(monotonic() - self._timed_since_s)
 
     # ---- one connection's life ------------------------------------------------------------------
 
@@ -313,123 +256,25 @@ class RedisSink(Sink):
 
     def _keep_confirmed(self, batch: Batch) -> None:
         """Keep a settled batch for the time in which Redis may still forget it."""
-        now_s = asyncio.get_running_loop().time()
         if batch.again:
             self._note_again(batch)
-        batch.again = batch.maybe_stored = True
-        batch.spooled_until = 0
-        batch.answer = b""
-        confirmed = self._confirmed
-        confirmed.append((now_s, batch))
-        self._confirmed_records += len(batch.records)
-        while confirmed[0][0] < now_s - FORGETS_S or self._confirmed_records > _CONFIRMED_RECORDS:
-            self._confirmed_records -= len(confirmed.popleft()[1].records)
-            if not confirmed:
-                return
+        self._confirmed.keep(batch, asyncio.get_running_loop().time())
 
     def _take_back_confirmed(self) -> None:
         """Put what was confirmed just before the loss in front of all that waits, in its order."""
+        lately = self._confirmed.take(asyncio.get_running_loop().time())
         if not self._closing:
-            since_s = asyncio.get_running_loop().time() - FORGETS_S
-            self._to_send_again([batch for at_s, batch in self._confirmed if at_s >= since_s])
-        self._forget_confirmed()
+            self._to_send_again(lately)
 
     def _to_send_again(self, batches: list[Batch]) -> None:
         """Send batches that were settled once more, before all that waits."""
         self._again_left += len(batches)
         self._replay.extendleft(reversed(batches))
 
-    def _note_again(self, batch: Batch) -> None:
-        """Count a batch that went once more; say so when that was the last of them."""
-        self._again_left -= 1
-        self._sent_again += len(batch.records)
-        self.counters.resent += len(batch.records)
-        if not self._again_left:
-            _log.info("confirmed_sent_again", sink=self.name, records=self._sent_again)
-            self._sent_again = 0
-            self._settled.set()
-
-    def _forget_confirmed(self) -> None:
-        self._confirmed.clear()
-        self._confirmed_records = 0
-
     def _wake(self) -> None:
         self._waiter = None
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(None)
-
-    # ---- accounts -------------------------------------------------------------------------------
-
-    def _overflow(self) -> None:
-        """Give up the oldest pending record: the queue is full."""
-        self._lose("queue_full", self._discard_oldest())
-
-    @abstractmethod
-    def _discard_oldest(self) -> Record:
-        """Remove the oldest pending record and return it."""
-
-    def _lose(self, reason: str, record: Record) -> None:  # noqa: ARG002 - for those who declare it
-        """Account for one record that is given up on."""
-        self.counters.drop(reason)
-
-    def _all_written(self, batch: Batch) -> None:
-        """Account for a batch in which nothing was refused."""
-        if batch.again:
-            return
-        counters = self.counters
-        counters.written += len(batch.records) - len(batch.merged)
-        counters.collapsed += len(batch.merged)
-        if batch.probe_ms:
-            self.probe_ms = batch.probe_ms
-        self._release(batch)
-
-    def _release(self, batch: Batch) -> None:
-        """Let go of a batch whose records are all accounted for."""
-        self._batched -= len(batch.records)
-
-    def _settle_by_record(self, batch: Batch, outcomes: list[Reason | None]) -> None:
-        """Account for a batch of which some records (those with a reason) were refused for good."""
-        if batch.again:
-            return
-        counters = self.counters
-        for index, (record, reason) in enumerate(zip(batch.records, outcomes, strict=True)):
-            if reason is not None:
-                self._reject(reason, record.symbol)
-            elif index in batch.merged:
-                counters.collapsed += 1
-            else:
-                counters.written += 1
-            if reason is None and record.symbol == PROBE_INSTRUMENT:
-                self.probe_ms = record.position_ms
-        self._release(batch)
-
-    def _unknown_refusal(self, batch: Batch, message: str) -> None:
-        """Deal with a command refused as a whole for a reason we do not know.
-
-        Raises `StorageUnavailable` a few times, so that the batch is tried again; then its records
-        are rejected, lest one batch stops the writer for ever.
-        """
-        batch.refusals += 1
-        if batch.refusals < _UNKNOWN_REFUSALS:
-            raise server_refusal(message) or StorageUnavailable(f"Redis refuses a batch: {message[:120]}")
-        self._settle_by_record(batch, [Reason.REFUSED] * len(batch.records))
-
-    def _reject(self, reason: Reason, what: str, detail: str = "") -> None:
-        """Count one record that will never be stored; say so once a minute and reason."""
-        self.counters.errors += 1
-        self.counters.reject(reason.value)
-        now_s = asyncio.get_running_loop().time()
-        logged_s = self._rejection_logged_s.get(reason.value)
-        if logged_s is None or now_s - logged_s >= _LOG_REJECTIONS_EVERY_S:
-            self._rejection_logged_s[reason.value] = now_s
-            count = self.counters.rejected[reason.value]
-            _log.warning(
-                "record_rejected", sink=self.name, reason=reason.value, of=what, detail=detail, count=count
-            )
-
-    def _note_settled(self) -> None:
-        if not self.queued:
-            self._settled.set()
 
     # ---- states ---------------------------------------------------------------------------------
 
@@ -473,11 +318,3 @@ class RedisSink(Sink):
         except TimeoutError:
             return
         self._retry.clear()
-
-
-def first_error(replies: list[Reply]) -> str | None:
-    """Return the text of the first error among `replies`, None when there is none."""
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            return str(reply)
-    return None

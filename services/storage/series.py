@@ -6,6 +6,7 @@ Redis makes on its own has no retention, no labels and refuses a second value fo
 
 from __future__ import annotations
 
+from math import nan
 from typing import cast
 
 import msgspec
@@ -26,7 +27,8 @@ class InstrumentSeries:
     `made` is the set of fields (bits) whose series exist as far as we know. `newest` is the tick with
     the greatest time among those written, `late` the last one that was older than the newest; both
     with the volume summed over all ticks of their millisecond. `slot` and `late_slot` are where their
-    samples stand in the order of everything ever encoded.
+    samples stand in the order of everything ever encoded. `price_text` is `last_price` in words: most
+    ticks have the price of the tick before.
     """
 
     __slots__ = (
@@ -35,12 +37,14 @@ class InstrumentSeries:
         "exchange",
         "instrument",
         "keys",
+        "last_price",
         "late",
         "late_slot",
         "made",
         "newest",
         "oi",
         "price",
+        "price_text",
         "slot",
         "volume",
     )
@@ -50,6 +54,7 @@ class InstrumentSeries:
         self.keys = keys
         self.exchange = exchange
         self.made = 0
+        self.last_price, self.price_text = nan, ""
         self.newest: DataIngestionFormat | None = None
         self.late: DataIngestionFormat | None = None
         self.slot = -1

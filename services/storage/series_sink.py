@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from services.market_data.clock import Clock
 from services.market_data.records import Record
+from services.storage.answers import Reply, ReplyError
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.resp import bulk
 from services.storage.retention import Retention

@@ -443,7 +443,7 @@ class SpooledSink(RedisSink):
             self._discard_oldest()
         self._final.clear()
         self._replay = deque(batch for batch in self._replay if not _is_live(batch))
-        self._forget_confirmed()
+        self._confirmed.clear()
         self._batched = 0
         if dropped := waiting - self.queued:
             self.counters.drop(reason, dropped)

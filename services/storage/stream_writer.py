@@ -21,19 +21,20 @@ from services.market_data.records import (
     DataIngestionFormat,
     Record,
 )
+from services.storage.answers import Reply, ReplyError, first_error
 from services.storage.batch import Batch
-from services.storage.connection import Reply, ReplyError
 from services.storage.entry import ARGUMENTS, EntryEncoder, control_fields, without_bad_numbers
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import first_error
 from services.storage.resp import BULK_HEAD, bulk, command
 from services.storage.spool_format import TRIED
 from services.storage.spooled_sink import SpooledSink
 
 STREAM_MAX_ENTRIES = 250_000
 _BATCH_RECORDS = 500
-_BUSY_BATCH_RECORDS = 2_000
+_BUSY_FROM, _BUSY_BATCH_RECORDS = 2_000, 6_000
+"""More than one reading of a full socket brings: only one transaction is on its way at a time, so a smaller
+one would fall behind for ever under a flood, however much time there is."""
 _PROBE_ENTRIES = 10
 _MULTI, _EXEC = command("MULTI"), command("EXEC")
 _QUEUED = "+QUEUED\r\n"
@@ -112,7 +113,7 @@ class StreamWriter(SpooledSink):
     def _encode(self) -> Batch | None:
         pending = self._pending
         waiting = len(pending)
-        count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS)
+        count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_FROM else _BUSY_BATCH_RECORDS)
         return self._transaction([pending.popleft() for _ in range(count)])
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:

@@ -116,20 +116,23 @@ class TimeSeriesWriter(SeriesSink):
                 at, stamp = INTEGER_BULKS[at_ms], f":{at_ms}\r\n"
             volume = record.volume
             try:
+                if record.price != series.last_price:
+                    series.price_text = FLOAT_BULKS[record.price]
+                    series.last_price = record.price
+                price = series.price_text
                 if volume is not None and record.bid is None and record.ask is None and record.oi is None:
                     # What `_samples` says of a tick without sides, as most are.
                     mask = _TRADED
-                    price = FLOAT_BULKS[record.price]
                     text = f"{series.price}{at}{price}{series.volume}{at}{INTEGER_BULKS[volume]}"
                 else:
-                    mask, text = _samples(series, record, at)
+                    mask, text = _samples(series, record, at, price)
             except ValueError:
                 finite = without_bad_numbers(record)
                 if finite is None:
                     self._reject(Reason.NOT_FINITE, record.symbol)
                     continue
                 record = finite
-                mask, text = _samples(series, record, at)
+                mask, text = _samples(series, record, at, price)
             newest = series.newest
             if newest is None or at_ms > newest.timestamp:
                 series.newest = record
@@ -141,7 +144,7 @@ class TimeSeriesWriter(SeriesSink):
                     final.append((record, MERGED if replaces else 0))
                     continue
                 if replaces:
-                    mask, text = _samples(series, record, at)
+                    mask, text = _samples(series, record, at, price)
                 if slot < next_slot:
                     records[slot - first_slot] = record
                     pieces[slot - first_slot + 1] = text
@@ -200,7 +203,7 @@ class TimeSeriesWriter(SeriesSink):
             record, flags = source.popleft()
             assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
             series = self._series_of(record)
-            mask, text = _samples(series, record, INTEGER_BULKS[record.timestamp])
+            mask, text = _samples(series, record, INTEGER_BULKS[record.timestamp], FLOAT_BULKS[record.price])
             if mask & ~series.made:
                 making += [(series, field) for field in fields_of(mask & ~series.made)]
                 series.made |= mask
@@ -226,18 +229,18 @@ class TimeSeriesWriter(SeriesSink):
         return self._series[record.symbol], fields_of(mask_of(record)), record.timestamp
 
 
-def _samples(series: InstrumentSeries, record: DataIngestionFormat, at: str) -> tuple[int, str]:
+def _samples(series: InstrumentSeries, record: DataIngestionFormat, at: str, price: str) -> tuple[int, str]:
     """Return the set of fields that a tick has and their samples in words. ValueError for a NaN.
 
-    `at` is its time in words.
+    `at` and `price` are its time and price in words.
     """
     volume, bid, ask = record.volume, record.bid, record.ask
     if volume is None:
         mask = PRICE
-        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}"
+        text = f"{series.price}{at}{price}"
     else:
         mask = PRICE | VOLUME
-        text = f"{series.price}{at}{FLOAT_BULKS[record.price]}{series.volume}{at}{INTEGER_BULKS[volume]}"
+        text = f"{series.price}{at}{price}{series.volume}{at}{INTEGER_BULKS[volume]}"
     if bid is not None:
         if ask is not None:
             mask |= BID | ASK

@@ -22,8 +22,9 @@ from services.errors import StorageMisconfigured, StorageUnavailable
 from services.operations.redis_binary import find_redis
 from services.pipeline.sink import SinkState
 from services.storage.address import parse_address
+from services.storage.answers import Reply, ReplyError
 from services.storage.client import check_server, make_client
-from services.storage.connection import RedisConnection, Reply, ReplyError, open_connection
+from services.storage.connection import RedisConnection, open_connection
 from services.storage.resp import bulk, command, to_bytes
 from services.storage.stream_writer import StreamWriter
 from tests.support.eventually import eventually

@@ -8,7 +8,7 @@ from typing import Any
 
 import hiredis
 
-from services.storage.connection import AS_EXPECTED, Reply, ReplyError
+from services.storage.answers import AS_EXPECTED, Reply, ReplyError
 from services.storage.resp import bulk
 
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."

@@ -213,7 +213,7 @@ async def test_a_burst_is_handled_in_order_and_the_loop_turns_meanwhile(
         transport = await PicowsConnector().open(endpoint, ears, LIMITS, has_credentials=False)
         for times in (1, 2):
             transport.send("go")
-            # A second burst is read as the first: reading was not left off for good.
+            # A second burst is read as the first: nothing of it lies in the library until more comes.
             await eventually(lambda times=times: ears.pongs == times)
             assert ears.frames == IN_ORDER * times
             assert ears.before_pong == BURST * times

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.storage.connection import AS_EXPECTED, RedisConnection, Reply, ReplyError
+from services.storage.answers import AS_EXPECTED, Reply, ReplyError
+from services.storage.connection import RedisConnection
 
 
 class _Transport:

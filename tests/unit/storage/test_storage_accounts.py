@@ -44,6 +44,7 @@ class WriterMachine(RuleBasedStateMachine):
         # Thousands of lost connections are a lot of log lines.
         self.quiet = pytest.MonkeyPatch()
         self.quiet.setattr("services.storage.redis_sink._log", Mock())
+        self.quiet.setattr("services.storage.accounted_sink._log", Mock())
 
     def make(self, **options: Any) -> RedisSink:
         raise NotImplementedError

@@ -1,0 +1,70 @@
+"""A socket that is always full leaves the event loop to others again and again, and loses nothing by that."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvloop
+
+from services.connection.picows_transport import _AT_A_STRETCH, PicowsConnector
+from services.connection.transport import Endpoint, TransportLimits
+from tests.unit.connection.websocket_rig import serving
+
+MESSAGES = 20_000
+TEXT = b"%05d" + b"." * 95
+
+
+class _Listener:
+    """Keeps what came, and how many came at most between two turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.received: list[str | bytes] = []
+        self.most_in_a_turn = 0
+        self.closed = False
+        self._in_this_turn = 0
+
+    def on_frame(self, raw: str | bytes) -> None:
+        self.received.append(raw)
+        self._in_this_turn += 1
+        self.most_in_a_turn = max(self.most_in_a_turn, self._in_this_turn)
+
+    def a_turn(self) -> None:
+        self._in_this_turn = 0
+        if not self.closed:
+            asyncio.get_running_loop().call_soon(self.a_turn)
+
+    def on_sign_of_life(self) -> None:
+        raise NotImplementedError
+
+    def on_pong(self) -> None:
+        raise NotImplementedError
+
+    def on_closed(self) -> None:
+        self.closed = True
+
+
+async def _read_a_flood() -> _Listener:
+    listener = _Listener()
+    async with serving() as server:
+        transport = await PicowsConnector().open(
+            Endpoint(server.url), listener, TransportLimits(), has_credentials=False
+        )
+        listener.a_turn()
+        (client,) = server.clients
+        for number in range(MESSAGES):
+            client.send(TEXT % number)
+        async with asyncio.timeout(60):
+            while len(listener.received) < MESSAGES:
+                await asyncio.sleep(0.01)
+        client.close(1000)
+        await transport.wait_closed()
+        await transport.close(1.0)
+    return listener
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_others_get_their_turn_under_a_flood_and_nothing_is_lost(run: object) -> None:
+    listener: _Listener = run(_read_a_flood())  # type: ignore[operator]
+    assert listener.received == [TEXT % number for number in range(MESSAGES)]
+    assert listener.most_in_a_turn <= 3 * _AT_A_STRETCH
