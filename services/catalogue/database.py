@@ -77,7 +77,12 @@ class Database:
         """Hold the connection in one transaction, which may write only with `writes`."""
         async with self.session() as connection:
             transaction = connection.transaction(isolation=isolation, readonly=not writes)
-            await transaction.start()
+            try:
+                await transaction.start()
+            except asyncpg.InternalClientError as error:
+                # The server ended the connection meanwhile, and the driver is still reading why.
+                connection.terminate()
+                raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
             try:
                 if writes:
                     # Also where the role's transactions are read-only by default.

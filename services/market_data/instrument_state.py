@@ -19,7 +19,8 @@ from services.market_data.records import FLAG_DELAYED, DataIngestionFormat, Prov
 
 SECOND_MS = 1_000
 _REMEMBERED_SECONDS = 8
-REMEMBERED_TICKS = 8
+LAST_PLACE = 7
+"""Eight ticks are remembered; the ninth takes the place of the first."""
 _NEVER_MS = 1 << 62
 _NOTHING = DataIngestionFormat("", 0.0, None, 0, "")
 
@@ -55,6 +56,7 @@ class InstrumentState:
         "negative_allowed",
         "oi",
         "on_grid",
+        "place",
         "previous_close",
         "price_decimals",
         "raw_close",
@@ -88,7 +90,8 @@ class InstrumentState:
         self.suspects = 0
         self.late_slots: dict[int, int] | None = None
         # Numbers that stand for what was said: there are as many of these lists as instruments.
-        self.recent: list[int] = []
+        self.recent = [0] * (LAST_PLACE + 1)
+        self.place = 0
 
     def use(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
         """Take over a mapping, which may be a changed one of the same instrument."""

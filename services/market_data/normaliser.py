@@ -15,7 +15,7 @@ import structlog
 
 from services.market_data.calendar import trading_day
 from services.market_data.instrument_state import (
-    REMEMBERED_TICKS,
+    LAST_PLACE,
     SECOND_MS,
     InstrumentState,
     PreparedInstruments,
@@ -230,10 +230,9 @@ class Normaliser:
                     counters.note("suspect")
             if not skewed:
                 state.last_raw_event_ms = raw_ms
-        recent = state.recent
-        recent.append(hash((raw_ms, clean_price, volume)))
-        if len(recent) > REMEMBERED_TICKS:
-            del recent[0]
+        place = state.place
+        state.recent[place] = hash((raw_ms, clean_price, volume))
+        state.place = place + 1 & LAST_PLACE
         counters.accepted += 1
         record = DataIngestionFormat(
             state.instrument,
