@@ -7,7 +7,7 @@ BIN := .venv/bin
 # them one after another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help setup demo run test test-faults test-chaos test-outage check bench bench-guard
+.PHONY: help setup demo run test test-faults test-chaos test-outage check bench bench-soak bench-guard
 
 help:
 	@echo "make setup   install everything into .venv"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-outage   Redis away for MINUTES=10 at RATE=5000 ticks a second"
 	@echo "make check   formatter, linter, types, import rules"
 	@echo "make bench   benchmarks beside the machine's ceilings; ARGS=\"--quick\" or ARGS=\"latency memory\""
+	@echo "make bench-soak    half an hour at one rate, and whether anything drifts; ARGS=\"--minutes 5 --rate 5000\""
 	@echo "make bench-guard   instructions of the path of one tick against the recorded ones"
 
 setup:
@@ -52,6 +53,9 @@ check: setup
 
 bench: setup
 	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+bench-soak: setup
+	@exec $(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-guard: setup
 	@exec $(BIN)/python -m benchmarks.guard $(ARGS)

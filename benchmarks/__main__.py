@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME…] [--quick]`: runs benchmarks one after another and writes what they found."""
+"""`python -m benchmarks [NAME…] [--quick] [--twice]`: runs benchmarks and writes what they found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 
 import benchmarks
-from benchmarks import machine, report
+from benchmarks import compare, machine, report
 from benchmarks.rig import SERVERS
 
 Measure = Callable[[bool], Awaitable[dict[str, Any]]]
@@ -46,6 +46,9 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks; all without.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter runs, coarser figures.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="Name the benchmarks and end.")] = False,
+    twice: Annotated[
+        bool, typer.Option("--twice", help="Run all of it again, and say by how much the ratios differ.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Where results are written.")] = report.RESULTS,
 ) -> None:
     """Run benchmarks and write a table, JSON and plots."""
@@ -58,7 +61,13 @@ def main(
     if unknown:
         console.print(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(known)}")
         raise typer.Exit(2)
-    raise typer.Exit(uvloop.run(_run({name: known[name][0] for name in names or known}, quick, output)))
+    chosen = {name: known[name][0] for name in names or known}
+    code = uvloop.run(_run(chosen, quick, output))
+    if twice:
+        again = output / "again"
+        code |= uvloop.run(_run(chosen, quick, again))
+        code |= not compare.show(console, compare.compared(output, again))
+    raise typer.Exit(code)
 
 
 async def _run(chosen: dict[str, Measure], quick: bool, folder: Path) -> int:

@@ -22,6 +22,7 @@ ORDER = 45
 INSTRUMENTS = ("NSE:RELIANCE", "NASDAQ:AAPL", "CRYPTO:BTC-USD")
 ASKED = (("1m", 500), ("5m", 200), ("1d", 60))
 GOAL = "500 candles of 1m"
+NOTHING = "nothing (/healthz)"
 _STORED_WITHIN_S = 180.0
 _BEFORE_S = 600
 _REST_S = 10.0
@@ -39,7 +40,7 @@ async def measure(quick: bool) -> dict[str, Any]:
     times = 200 if quick else 1_000
     settings = {"BACKFILL_MINUTE_DAYS": 0, "BACKFILL_DAILY_DAYS": 0}
     to_s = int(time.time()) - _BEFORE_S
-    took: dict[str, Took] = {}
+    found: dict[str, Took] = {}
     with tempfile.TemporaryDirectory(prefix="marketd-bench-") as folder:
         async with (
             DaemonProcess(Path(folder) / "state", "--demo", **settings) as daemon,
@@ -54,18 +55,24 @@ async def measure(quick: bool) -> dict[str, Any]:
             for addresses in asked.values():
                 for address in addresses:
                     await _until_stored(session, address)
-            rest = await _resting_share(daemon.pid)
-            for name, addresses in (asked | {"nothing (/healthz)": ["/healthz"]}).items():
-                took[name] = await _took(session, daemon.pid, addresses, times, rest)
+            rest = await resting_share(daemon.pid)
+            for name, addresses in (asked | {NOTHING: ["/healthz"]}).items():
+                found[name] = await took(session, daemon.pid, addresses, times, rest)
     rows = []
-    for name, found in took.items():
-        waits = sorted(found.waits_ms)
+    floor = found[NOTHING]
+    for name, each in found.items():
+        waits, least = sorted(each.waits_ms), sorted(floor.waits_ms)
+        middle, beside = len(waits) // 2, () if each is floor else (NOTHING,)
         goal = 5 if name == GOAL else None
-        rows.append(row(f"{name}: median wait", waits[len(waits) // 2], "ms", at_most=goal))
-        rows.append(row(f"{name}: 99th of 100", waits[len(waits) * 99 // 100], "ms"))
-        rows.append(row(f"{name}: the daemon's processor time", found.cpu_ms, "ms"))
+        rows += [
+            row(f"{name}: median wait", waits[middle], "ms", at_most=goal,
+                ratios=dict.fromkeys(beside, waits[middle] / least[middle])),
+            row(f"{name}: 99th of 100", waits[len(waits) * 99 // 100], "ms"),
+            row(f"{name}: the daemon's processor time", each.cpu_ms, "ms",
+                ratios={it: each.cpu_ms / floor.cpu_ms for it in beside if floor.cpu_ms}),
+        ]  # fmt: skip
     return result(
-        rows, waits_ms={name: [round(each, 3) for each in it.waits_ms] for name, it in took.items()}
+        rows, waits_ms={name: [round(each, 3) for each in it.waits_ms] for name, it in found.items()}
     )
 
 
@@ -81,23 +88,25 @@ async def _until_stored(session: aiohttp.ClientSession, address: str) -> None:
         await asyncio.sleep(1.0)
 
 
-async def _resting_share(pid: int) -> float:
+async def resting_share(pid: int) -> float:
     """Return how much of a processor the daemon uses for its market alone."""
     before, began_s = usage(pid).cpu_s, time.perf_counter()
     await asyncio.sleep(_REST_S)
     return (usage(pid).cpu_s - before) / (time.perf_counter() - began_s)
 
 
-async def _took(
+async def took(
     session: aiohttp.ClientSession, pid: int, addresses: list[str], times: int, resting_share: float
 ) -> Took:
+    """Return what `times` requests of `addresses`, in turn, take, beyond what the process uses at rest."""
     before, began_s = usage(pid).cpu_s, time.perf_counter()
-    waits = [await _timed(session, addresses[number % len(addresses)]) for number in range(times)]
+    waits = [await timed(session, addresses[number % len(addresses)]) for number in range(times)]
     resting_s = resting_share * (time.perf_counter() - began_s)
     return Took(waits, max(0.0, usage(pid).cpu_s - before - resting_s) / times * 1000)
 
 
-async def _timed(session: aiohttp.ClientSession, address: str) -> float:
+async def timed(session: aiohttp.ClientSession, address: str) -> float:
+    """Return how long one request takes until the last byte of its answer, ms."""
     began_s = time.perf_counter()
     async with session.get(address) as answer:
         await answer.read()

@@ -3,7 +3,8 @@
     python -m benchmarks.load quote [volume]     prints {"port": …}, then takes one JSON command a line
 
 Commands: `{"rate": 10000, "seconds": 5}` (rate 0: as fast as possible) answers when it is done with what was
-sent and how far behind the sending fell; `{}` answers the state. Ends with its standard input.
+sent, how far behind the sending fell, and how long the answer to a ping took at most (one goes out each
+second, behind the ticks, as a vendor's does); `{}` answers the state. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _PACE_S = 0.0005
 _MOST_AT_ONCE = 1_000
 _PENDING_BYTES = 128 << 10
 _SEND_BUFFER_BYTES = 256 << 10
+_PING_EVERY_S = 1.0
 
 
 class _Client:
@@ -40,6 +42,14 @@ class _Client:
         self.out = bytearray()
         self.ids: dict[int, None] = {}
         self.source: TickSource | None = None
+        self.pinged_s = 0.0
+        """When the ping was sent that was not answered yet; 0.0 while there is none."""
+
+    def ping(self, now_s: float) -> None:
+        """Ask for a sign of life, unless it was asked for already."""
+        if self._open and not self.pinged_s:
+            self.pinged_s = now_s
+            self.out += b"\x89\x00"
 
     def read(self) -> bool:
         """Take what has come; False when the connection is over."""
@@ -86,6 +96,9 @@ class _Client:
         payload = bytes(byte ^ mask[place & 3] for place, byte in enumerate(body))
         if data[0] & 15 == 9:
             self.out += bytes([0x8A, len(payload)]) + payload
+        elif data[0] & 15 == 10 and self.pinged_s:
+            self._load.answered(time.monotonic() - self.pinged_s)
+            self.pinged_s = 0.0
         elif data[0] & 15 == 1:
             self._request(json.loads(payload))
         return True
@@ -128,6 +141,8 @@ class Load:
         self._clients: list[_Client] = []
         self._next = 0
         self._commands = b""
+        self._slowest_pong_s = 0.0
+        self._pongs = 0
         self.port = self._server.getsockname()[1]
 
     def make(self, ids: list[int], *, first: bool = True) -> TickSource:
@@ -142,6 +157,11 @@ class Load:
         if not first and not self._stamp:
             source.trade_on(5_000_000)
         return source
+
+    def answered(self, after_s: float) -> None:
+        """Take note of the answer to a ping."""
+        self._pongs += 1
+        self._slowest_pong_s = max(self._slowest_pong_s, after_s)
 
     def serve(self) -> None:
         """Serve until standard input ends."""
@@ -188,9 +208,14 @@ class Load:
 
     def _run(self, rate: float, seconds: float) -> dict[str, Any]:
         began_s = time.monotonic()
-        sent, most_behind = 0, 0
+        sent, most_behind, ping_at_s = 0, 0, began_s
+        self._slowest_pong_s, self._pongs = 0.0, 0
         while (passed_s := time.monotonic() - began_s) < seconds:
             busy = [client for client in self._clients if client.ids]
+            if began_s + passed_s >= ping_at_s:
+                ping_at_s += _PING_EVERY_S
+                for client in busy:
+                    client.ping(began_s + passed_s)
             free = [client for client in busy if len(client.out) < _PENDING_BYTES]
             due = int(passed_s * rate) - sent if rate else _MOST_AT_ONCE * len(free)
             if rate:
@@ -210,7 +235,16 @@ class Load:
         while any(client.out for client in self._clients) and self._look(_PACE_S):
             pass
         ended_s = time.monotonic()
-        return {"sent": sent, "seconds": ended_s - began_s, "most_behind": most_behind}
+        while any(client.pinged_s for client in self._clients) and time.monotonic() < ended_s + 10.0:
+            self._look(_PACE_S)
+        waiting_s = [time.monotonic() - client.pinged_s for client in self._clients if client.pinged_s]
+        return {
+            "sent": sent,
+            "seconds": ended_s - began_s,
+            "most_behind": most_behind,
+            "pongs": self._pongs,
+            "slowest_pong_s": max([self._slowest_pong_s, *waiting_s]),
+        }
 
 
 def _say(what: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """A consumer of the daemon's Redis stream: `XREAD BLOCK` in its own process, how old each tick is on arrival.
 
-    python -m benchmarks.reader REDIS_URL STREAM BASE_S
+    python -m benchmarks.reader REDIS_URL STREAM BASE_S [FIELD]
+
+The stamp is the field `cv`, or with `bids` as FIELD the quantity of a book's best bid.
 
 Commands: `{"do": "begin"}` forgets, `{"do": "end"}` answers how many were seen and how old they were, in ms.
 """
@@ -19,7 +21,7 @@ from benchmarks.helper import Latencies, commands, say, stdin_bytes
 _COUNT = 2_000
 
 
-def main(url: str, stream: str, base_s: float) -> None:
+def main(url: str, stream: str, base_s: float, field: bytes = b"cv") -> None:
     """Read until standard input ends."""
     parts = urlsplit(url)
     sock = socket.create_connection((parts.hostname, parts.port))
@@ -54,11 +56,12 @@ def main(url: str, stream: str, base_s: float) -> None:
                 for position, fields in reply[0][1]:
                     last = position
                     place = places.get(len(fields), 0)
-                    if not place or fields[place - 1] != b"cv":
-                        if b"cv" not in fields:
+                    if not place or fields[place - 1] != field:
+                        if field not in fields:
                             continue
-                        place = places[len(fields)] = fields.index(b"cv") + 1
-                    stamps.append(int(fields[place]))
+                        place = places[len(fields)] = fields.index(field) + 1
+                    text = fields[place]
+                    stamps.append(int(text if field == b"cv" else text.split(b",", 2)[1]))
                 latencies.note(now, stamps)
             elif isinstance(reply, hiredis.HiredisError):
                 raise reply
@@ -84,4 +87,4 @@ def _ask(sock: socket.socket, *arguments: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *(name.encode() for name in sys.argv[4:5]))

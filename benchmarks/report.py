@@ -116,6 +116,9 @@ def write_table(folder: Path = RESULTS) -> None:
     ]
     for file in sorted(folder.glob("*.json")):
         body = json.loads(file.read_text(encoding="utf-8"))
+        if "rows" not in body:
+            # One that is shown in a page of its own.
+            continue
         machine = body["machine"]
         lines += [
             f"## {body['benchmark']}",

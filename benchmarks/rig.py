@@ -133,6 +133,11 @@ class Servers:
         self._server_url = ""
         self._databases: dict[int, str] = {}
 
+    def use(self, server_url: str) -> None:
+        """Make databases on a server that runs already, instead of starting one."""
+        if server_url != self._server_url:
+            self._server_url, self._databases = server_url, {}
+
     async def empty(self, name: str) -> str:
         """Return the URL of a new database of that name, without any table."""
         if not self._server_url:
@@ -300,8 +305,8 @@ class Rig:
         self.redis_url = ""
         self.load: LoadProcess
         self.daemon: DaemonProcess
-        self.started_in_s = 0.0
-        """How long the daemon took from its start until every instrument was subscribed."""
+        self.started_in_s = self.start_cpu_s = 0.0
+        """How long the daemon took from its start until every instrument was subscribed, and computed."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -318,7 +323,8 @@ class Rig:
         self.redis = await enter(EmbeddedRedis(folder / "redis"))
         self.redis_url = await self.redis.start()
         self.load = await enter(LoadProcess(self._mode, self._stamp))
-        settings = {
+        self._state_dir = folder / "state"
+        self._settings = {
             "DATABASE_URL": database_url,
             "REDIS_URL": self.redis_url,
             "DHAN_FEED_URL": f"ws://127.0.0.1:{self.load.port}",
@@ -328,11 +334,21 @@ class Rig:
             "MARKET_CALENDAR": "always_open",
             **self._settings,
         }
+        await self._start_daemon()
+
+    async def _start_daemon(self) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        self.daemon = await enter(DaemonProcess(folder / "state", **settings))
+        daemon = DaemonProcess(self._state_dir, **self._settings)
+        self.daemon = await self._stack.enter_async_context(daemon)
         await self.subscribed()
         self.started_in_s = loop.time() - began_s
+        self.start_cpu_s = usage(self.daemon.pid).cpu_s
+
+    async def restart(self) -> None:
+        """Stop the daemon as an operator does, and start it again with all that it has stored."""
+        await self.daemon.__aexit__()
+        await self._start_daemon()
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -358,7 +374,7 @@ class Rig:
                 dhan = (await self.status())["dhan"]
                 if dhan["subscribed"] == self.instruments == dhan["instruments_live"]:
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def settled(self, within_s: float = 60.0) -> dict[str, Any]:
         """Wait until every sink has settled all it was offered; return the status then."""
@@ -367,7 +383,7 @@ class Rig:
                 status = await self.status()
                 if not any(sink["queued"] or sink["spooled"] for sink in status["sinks"].values()):
                     return status
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     def used(self) -> dict[str, Usage]:
         """Return what daemon, Redis and load have used so far."""

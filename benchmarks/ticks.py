@@ -2,7 +2,7 @@
 
 Each tick is one packet in one WebSocket message (`quote`, 50 bytes, or `full` with depth, 162 bytes), laid
 out by numpy. Every one is news: prices walk on a grid of five paise, the day's volume grows. A stamped
-volume is the moment of sending, so that whoever sees the tick later knows how long it took.
+volume, or best bid's quantity, is the moment of sending: whoever sees it later knows how long it took.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 Mode = Literal["quote", "full"]
-Stamp = Literal["", "volume"]
+Stamp = Literal["", "volume", "depth"]
 
 IST_OFFSET_S = 19_800
 STAMPS_PER_S = 100_000
@@ -49,7 +49,7 @@ class TickSource:
     """The ticks of some instruments, given by their security ids, in turn.
 
     With `stamp` "volume" the day's volume of a tick is the moment of its sending, in units of `STAMPS_PER_S`
-    after `stamp_base_s` on the monotonic clock.
+    after `stamp_base_s` on the monotonic clock; with "depth" the quantity of its best bid is (mode `full`).
     """
 
     def __init__(
@@ -125,4 +125,6 @@ class TickSource:
             steps = np.arange(1, 6)
             part["depth"]["bid"] = (self._ticks[which, None] - steps) / 20
             part["depth"]["ask"] = (self._ticks[which, None] + steps) / 20
+            if self._stamp == "depth":
+                part["depth"]["bid_qty"][:, 0] = stamp
         return part.tobytes()

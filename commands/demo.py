@@ -23,6 +23,8 @@ async def demo_providers(
     pointed = {
         "DHAN_FEED_URL": urls.dhan_feed_url,
         "DHAN_REST_URL": urls.dhan_rest_url,
+        "DHAN_DEPTH_20_URL": urls.dhan_depth_20_url,
+        "DHAN_DEPTH_200_URL": urls.dhan_depth_200_url,
         "DHAN_CLIENT_ID": urls.dhan_client_id,
         "DHAN_ACCESS_TOKEN": urls.dhan_access_token,
         "YAHOO_STREAM_URL": urls.yahoo_stream_url,

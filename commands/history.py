@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from commands.context import (
@@ -250,6 +249,8 @@ class _Shown:
     """The progress bar: requests done, rate, what is left, what was refused."""
 
     def __init__(self, job: dict[str, Any], show: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

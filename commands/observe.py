@@ -10,8 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.live import Live
-from rich.text import Text
 
 from commands.context import AsJson, out, running_daemon
 from services.errors import ConfigurationError, TemporaryError
@@ -49,6 +47,9 @@ def _watch(first: Any, *, as_json: bool) -> None:
             # One object a line: what reads this is told nothing else.
             with contextlib.suppress(TemporaryError):
                 print(json.dumps(_status()), flush=True)
+    from rich.live import Live
+    from rich.text import Text
+
     with Live(status_view(first), console=out, refresh_per_second=2) as live:
         while True:
             time.sleep(1)

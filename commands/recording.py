@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.live import Live
 from rich.markup import escape
 
 from commands.context import AsJson, demo_settings, err, live_settings, out, quiet_logs, use_servers
@@ -62,6 +61,8 @@ def record(
 async def _record(
     state_dir: Path, writer: RecordingWriter, codes: list[str], seconds: float
 ) -> RecordingFigures:
+    from rich.live import Live
+
     from services.recording.recorder import Recorder
 
     began_s = time.monotonic()

@@ -31,6 +31,7 @@ from services.redaction import make_known
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _PASSWORD_IN_URL = re.compile(r"[^:/?#]+://[^/@:]*:([^/@]+)@")
 _TOKEN = re.compile(r"^[A-Za-z0-9_.-]{1,64}:[^\s:]{8,}(:\S+)?$")
+_DEPTH_OF = re.compile(r"^[A-Za-z]+:[^@\s]+(@(5|20|200))?$")
 _RATE = re.compile(r"^[A-Z]{3}:-?\d{1,2}(\.\d+)?$")
 _INSTRUMENT = re.compile(r"^[A-Z0-9_]+:(\*|[^\s*,]+)$")
 
@@ -66,6 +67,31 @@ class Settings(BaseSettings):
     dhan_feed_mode: Literal["full", "quote", "ticker"] = Field(
         "full",
         description="What Dhan sends per tick: full (with depth), quote or ticker. Indices always get quote.",
+    )
+    dhan_depth_20_url: str = Field(
+        "wss://depth-api-feed.dhan.co/twentydepth", description="Dhan's feed of 20 levels (WebSocket)."
+    )
+    dhan_depth_200_url: str = Field(
+        "wss://full-depth-api.dhan.co/", description="Dhan's feed of 200 levels (WebSocket)."
+    )
+    depth: Literal["on_demand", "all", "off"] = Field(
+        "on_demand",
+        description="Order books: on_demand (of what somebody wants), all (five levels of whatever sends "
+        "them) or off.",
+    )
+    depth_instruments: str = Field(
+        "",
+        description="Whose order book is always wanted: comma-separated keys or EXCHANGE:*, each with @5 (or "
+        "nothing), @20 or @200 for the levels, as in NSE:RELIANCE@20.",
+    )
+    depth_stale_after_s: float = Field(
+        30, ge=1, le=3_600, description="Seconds without news after which an order book counts as stale."
+    )
+    depth_stream_max_entries: int = Field(
+        50_000, ge=1_000, description="Entries each stream of order books keeps, about."
+    )
+    depth_stream_max_age_s: int = Field(
+        600, ge=10, description="Seconds that each stream of order books goes back, about."
     )
     yahoo_stream_url: str = Field(
         "wss://streamer.finance.yahoo.com/?version=2", description="Yahoo Finance stream (WebSocket)."
@@ -227,7 +253,15 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
-    @field_validator("dhan_feed_url", "yahoo_stream_url")
+    @field_validator("depth_instruments")
+    @classmethod
+    def _check_depth_instruments(cls, value: str) -> str:
+        for entry in _split(value):
+            if not _DEPTH_OF.match(entry):
+                raise ValueError(f"{entry} is no instrument with 5, 20 or 200 levels such as NSE:RELIANCE@20")
+        return value
+
+    @field_validator("dhan_feed_url", "yahoo_stream_url", "dhan_depth_20_url", "dhan_depth_200_url")
     @classmethod
     def _check_websocket_url(cls, value: str) -> str:
         if not re.match(r"^wss?://[^/\s]+", value):
@@ -337,6 +371,11 @@ class Settings(BaseSettings):
     def pinned(self) -> tuple[str, ...]:
         """Return the instrument keys and `EXCHANGE:*` patterns that are always subscribed."""
         return tuple(_split(self.pinned_instruments))
+
+    def depth_wanted(self) -> tuple[tuple[str, int], ...]:
+        """Return the instruments and `EXCHANGE:*` patterns whose order book is always wanted, with levels."""
+        parts = (entry.upper().rpartition("@") for entry in _split(self.depth_instruments))
+        return tuple((name or text, int(text) if name else 5) for name, _, text in parts)
 
     def rates(self) -> dict[str, float]:
         """Return the interest for greeks, percent a year by currency."""

@@ -37,9 +37,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Container,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import structlog
@@ -67,6 +76,7 @@ __all__ = [
     "Capabilities",
     "DataIngestionFormat",
     "Delivery",
+    "DepthTap",
     "HistoricalDataProvider",
     "OpenInterest",
     "OptionChain",
@@ -130,6 +140,27 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     news: bool = False
     depth: bool = False
     delivery: Delivery = Delivery.REAL_TIME
+
+
+class DepthTap(Protocol):
+    """Who takes the order books that come with a provider's ticks."""
+
+    @property
+    def wanted(self) -> Container[str]:
+        """The provider symbols whose book somebody wants; of others it need not be decoded."""
+        ...
+
+    def book(
+        self,
+        symbol: str,
+        bids: tuple[tuple[float, int, int], ...],
+        asks: tuple[tuple[float, int, int], ...],
+        received_ms: int,
+    ) -> None:
+        """Take a whole book: price, quantity and orders of each level, best first; zeros where none is."""
+
+    def lost(self, symbols: Iterable[str]) -> None:
+        """The connection that carried these provider symbols has ended."""
 
 
 class ProviderContext(msgspec.Struct, kw_only=True):
@@ -225,6 +256,8 @@ class BaseMarketDataProvider(ABC):
     """Whether `renew_credentials` gives new ones for those that are still good."""
     snapshot_first: ClassVar[bool] = False
     """Whether the vendor answers a subscription with the last known value, which may be old."""
+    depth_tap: DepthTap | None = None
+    """Who takes the books that come with ticks; None while nobody wants any."""
     connect_timeout_s: float = 30.0
     request_timeout_s: float = 30.0
     close_timeout_s: float = 1.5
@@ -242,7 +275,8 @@ class BaseMarketDataProvider(ABC):
         self._something_wanted = asyncio.Event()
         self._fresh: dict[str, float] = {}
         self._dark: set[str] = set()
-        self._answered: set[str] = set()
+        self._unheard: set[str] = set()
+        """Asked for, and nothing at all has come since."""
         self._tap: RecordingTap | None = None
         self._gate = CredentialGate(
             context.settings,
@@ -329,6 +363,13 @@ class BaseMarketDataProvider(ABC):
         """A number that changes with the credentials that are set."""
         return self._gate.fingerprint()
 
+    def depth_levels(self, symbol: str) -> int:  # noqa: ARG002 - for vendors
+        """Return how many levels of depth come with the ticks of `symbol`; 0 where none do.
+
+        A provider that says more than 0 gives them to `depth_tap`.
+        """
+        return 0
+
     # ---- what the daemon calls ----------------------------------------------------------------------
 
     async def want(self, symbols: Iterable[str]) -> None:
@@ -348,6 +389,7 @@ class BaseMarketDataProvider(ABC):
                 del self._wanted[symbol]
             self._forget_fresh(gone)
             self._dark.difference_update(gone)
+            self._unheard.difference_update(gone)
             if not self._wanted:
                 self._something_wanted.clear()
             self._gate.plan_changed()
@@ -554,7 +596,7 @@ class BaseMarketDataProvider(ABC):
         symbols = list(symbols)
         if self._tap is not None:
             self._tap.note("asking", symbols)
-        self._answered.difference_update(symbols)
+        self._unheard.update(symbols)
         self._fresh.update(dict.fromkeys(symbols, self.context.clock.monotonic_s()))
         self._dark.update(symbols)
 
@@ -570,12 +612,16 @@ class BaseMarketDataProvider(ABC):
 
     def _first_of_symbol(self, tick: ProviderTick, received_ms: int) -> None:
         symbol = tick.provider_symbol
-        self._answered.add(symbol)
+        self._unheard.discard(symbol)
         if symbol in self._dark:
             self._dark.discard(symbol)
             self.context.connection_restored([symbol], received_ms)
         if tick.price is not None:
             del self._fresh[symbol]
+            if not self._fresh:
+                # Emptied ones keep the room that thousands took.
+                self._fresh = {}
+                self._dark, self._unheard = set(self._dark), set(self._unheard)
             if self.snapshot_first:
                 tick.flags |= FLAG_SNAPSHOT
 
@@ -587,6 +633,8 @@ class BaseMarketDataProvider(ABC):
         if lost:
             self._dark.update(lost)
             self.context.connection_lost(lost, since_ms, reason)
+            if self.depth_tap is not None:
+                self.depth_tap.lost(lost)
 
     def _forget_fresh(self, symbols: Iterable[str]) -> None:
         for symbol in symbols:

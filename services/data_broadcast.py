@@ -15,6 +15,8 @@ To consume from Python, in the daemon's process:
 
     broadcast.latest("NSE:RELIANCE")          # the newest tick or None
     broadcast.positions()                     # {"NSE": "1700000000000-4"}
+
+Callbacks for trades, quotes, bars, order books and news stand above it, in `services.data_source`.
 """
 
 from __future__ import annotations
@@ -314,20 +316,28 @@ class DataBroadcast(Sink):
         wholly = set(exchanges)
         singles = [key for key in singles if key.partition(":")[0] not in wholly]
         self.attach(consumer, singles)
-        for exchange in exchanges:
-            if not self._exchange_audiences.setdefault(exchange, {}):
-                self._tell_interest((f"{exchange}:*",), ())
-            self._exchange_audiences[exchange][consumer] = consumer.take
+        self.attach_exchanges(consumer, exchanges)
         try:
             while True:
                 yield await consumer.next()
         finally:
             self.detach(consumer, singles)
-            for exchange in exchanges:
-                del self._exchange_audiences[exchange][consumer]
-                if not self._exchange_audiences[exchange]:
-                    del self._exchange_audiences[exchange]
-                    self._tell_interest((), (f"{exchange}:*",))
+            self.detach_exchanges(consumer, exchanges)
+
+    def attach_exchanges(self, outlet: Outlet, exchanges: Iterable[str]) -> None:
+        """Let `outlet` take every record of `exchanges`, of whatever instrument."""
+        for exchange in exchanges:
+            if not self._exchange_audiences.setdefault(exchange, {}):
+                self._tell_interest((f"{exchange}:*",), ())
+            self._exchange_audiences[exchange][outlet] = outlet.take
+
+    def detach_exchanges(self, outlet: Outlet, exchanges: Iterable[str]) -> None:
+        """End that; harmless where it does not."""
+        for exchange in exchanges:
+            audience = self._exchange_audiences.get(exchange, {})
+            if audience.pop(outlet, None) is not None and not audience:
+                del self._exchange_audiences[exchange]
+                self._tell_interest((), (f"{exchange}:*",))
 
     def _offer_control(self, record: ControlRecord) -> None:
         if self.on_control is not None:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import structlog
 
-from services.base_provider import Capabilities, Delivery, ProviderContext
+from services.base_provider import Capabilities, Delivery, DepthTap, ProviderContext
 from services.connection.failures import close_error
 from services.connection.rules import ConnectionEnd, ConnectionRules, Request
 from services.connection.transport import Connector, Endpoint
@@ -77,8 +77,10 @@ class DhanProvider(WebSocketProvider):
     setting_names: ClassVar[tuple[str, ...]] = ("DHAN_FEED_URL", "DHAN_FEED_MODE")
     renews_credentials: ClassVar[bool] = True
     snapshot_first: ClassVar[bool] = True
+    # Dhan documents no rate of requests, and its own client sends them without a pause. Too many attempts to
+    # connect are answered with 429: only those of connections that never failed are close to each other.
     default_rules: ClassVar[ConnectionRules] = ConnectionRules(
-        symbols_per_connection=5_000, max_connections=5, pace_s=0.02, stagger_s=0.5
+        symbols_per_connection=5_000, max_connections=5, pace_s=0.005, stagger_s=0.5, first_stagger_s=0.1
     )
 
     def __init__(
@@ -163,6 +165,9 @@ class DhanProvider(WebSocketProvider):
 
     def endpoint(self) -> Endpoint:
         """Return the address with client id and token; an expired token is not tried at all."""
+        return self._with_token(self.setting("DHAN_FEED_URL", DEFAULT_FEED_URL), {"version": "2"})
+
+    def _with_token(self, url: str, more: Mapping[str, str]) -> Endpoint:
         token = self.setting("DHAN_ACCESS_TOKEN")
         expires_ms = credential_expiry_ms(token)
         if expires_ms is not None and expires_ms <= self.context.clock.now_ms():
@@ -170,10 +175,10 @@ class DhanProvider(WebSocketProvider):
                 "the Dhan access token has expired: put a new DHAN_ACCESS_TOKEN in .env",
                 reason="token_expired",
             )
-        parts = urlsplit(self.setting("DHAN_FEED_URL", DEFAULT_FEED_URL))
+        parts = urlsplit(url)
         query = {
             **dict(parse_qsl(parts.query)),
-            "version": "2",
+            **more,
             "token": token,
             "clientId": self.setting("DHAN_CLIENT_ID"),
             "authType": "2",
@@ -232,6 +237,10 @@ class DhanProvider(WebSocketProvider):
         else:
             self._bare_drops = 0
         return close_error(end.info)
+
+    def depth_levels(self, symbol: str) -> int:
+        """Return 5 where full packets come for `symbol`, else 0: an index has no book."""
+        return 5 if self._mode_of(symbol) is FeedMode.FULL else 0
 
     def _feed_mode(self) -> FeedMode:
         text = self.setting("DHAN_FEED_MODE", FeedMode.FULL.value).lower()
@@ -380,6 +389,16 @@ class DhanProvider(WebSocketProvider):
                 previous_close=record.day_close or None,
             )
         )
+        if self.depth_tap is not None:
+            self._tap_book(self.depth_tap, record)
+
+    def _tap_book(self, tap: DepthTap, record: dhan.Full) -> None:
+        symbol = self._symbols.get((record.segment, record.security_id))
+        if symbol is not None and symbol in tap.wanted:
+            levels = record.depth
+            bids = tuple([(level.bid_px, level.bid_qty, level.bid_orders) for level in levels])
+            asks = tuple([(level.ask_px, level.ask_qty, level.ask_orders) for level in levels])
+            tap.book(symbol, bids, asks, self._intake.current_ms)
 
     def _quote(self, record: dhan.Quote) -> None:
         segment = record.segment

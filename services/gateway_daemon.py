@@ -2,6 +2,7 @@
 
     md:ticks:* ──► StreamFollower ──► DataBroadcast ──► gateway ──► clients
     md:status  ──► ReportBook ──► what it shows of providers        └─► md:interest
+    md:depth:*, md:options:*, md:news ──► their followers ──► gateway
 
 The other composition root, beside `live_data_ingestion`. Records keep the positions their daemon gave them
 and the epoch is that of the key space, so a client goes on at any gateway where it was at another. Any number
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
 from services.errors import StorageError, StorageMisconfigured, StorageUnavailable, TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
+from services.gateway.channel_feeds import DepthFeed, NewsFeed, OptionFeed
 from services.gateway.limits import limits_for
 from services.gateway.news_api import NewsSource
 from services.gateway.recovery import RecoveryLimits
@@ -45,6 +47,7 @@ from services.market_data.clock import Clock, SystemClock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 from services.market_data.records import ControlRecord, Record
 from services.operations.vitals import Vitals
+from services.options.underlyings import Underlyings
 from services.pipeline.bar_sink import BarSink
 from services.pipeline.draining import until_hurried
 from services.pipeline.sequencer import START, Position, parse_position
@@ -53,10 +56,12 @@ from services.storage.bar_recall import BarRecall
 from services.storage.bootstrap import last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client, storage_error
 from services.storage.credentials import replace_credentials
+from services.storage.depth_follower import DepthFollower
 from services.storage.ingest_reports import ReportBook
-from services.storage.keys import EPOCH, INTEREST
+from services.storage.keys import DEPTH_INTEREST, EPOCH, INTEREST, OPTIONS_INTEREST
 from services.storage.lookup import stored_newest
 from services.storage.news_stream import NewsBoard
+from services.storage.option_chain_stream import OptionChainFollower
 from services.storage.stream_follower import StreamFollower
 from services.storage.stream_history import StreamHistory
 
@@ -140,6 +145,24 @@ class GatewayDaemon:
             # News are fetched by the ingest daemon, and read from their stream here.
             news=NewsSource(self._news, self.is_known, lambda _instrument: None),
         )
+        hub = self._gateway.channels
+        self._underlyings = Underlyings()
+        self._books = DepthFollower(config.redis_url)
+        DepthFeed(hub, self._books)
+        options = OptionFeed(
+            hub,
+            lambda key: self._underlyings.find(key) is not None,
+            lambda: self._options_interest.changed(),  # noqa: PLW0108 - it is made below
+        )
+        self._chains = OptionChainFollower(
+            config.redis_url,
+            wanted=options.underlyings,
+            take=options.put,
+            refused=lambda it: options.refused((it.symbol, it.expiry_date), it.reason),
+        )
+        self._options_interest = self._lease(OPTIONS_INTEREST, options.leases)
+        self._depth_interest = self._lease(DEPTH_INTEREST, self._books.leases)
+        self._news_feed = NewsFeed(hub, self._news, lambda _instrument: None)
         self._reader = make_client(config.redis_url, name="marketd:reader")
         self._looker = make_client(config.redis_url, name="marketd:looker")
         self._instruments: dict[str, InstrumentMapping] = {}
@@ -211,6 +234,11 @@ class GatewayDaemon:
             ("look", self._keep_looking),
             ("judge", self._keep_judging),
             ("interest", self._interest.run),
+            ("depth_interest", self._depth_interest.run),
+            ("options_interest", self._options_interest.run),
+            ("depth_channel", self._books.run),
+            ("options_channel", self._chains.run),
+            ("news_channel", self._news_feed.run),
             ("mappings", lambda: self._mappings.run(self._apply_mappings)),
         ):
             self.supervisor.keep(name, run)
@@ -270,6 +298,10 @@ class GatewayDaemon:
         else:
             _log.warning("restart_needed", setting="DATABASE_URL", reason="it names another server")
         self._gateway.replace_tokens(api_tokens)
+
+    def _lease(self, key: str, wanted: Callable[[], Collection[str]]) -> InterestKeeper:
+        """Return what leases what is `wanted()` of a channel beside ticks."""
+        return InterestKeeper(self.config.redis_url, self.clock, watched=wanted, needed=lambda: True, key=key)
 
     # ---- records --------------------------------------------------------------------------------
 
@@ -435,6 +467,7 @@ class GatewayDaemon:
             found.sort(key=lambda row: (not row.is_primary, row.priority, row.provider_code))
         self._rows = rows
         self._past.load(snapshot)
+        self._underlyings.load(snapshot.mappings)
         self._instruments = {instrument: found[0] for instrument, found in rows.items()}
         self._exchanges = frozenset(mapping.exchange for mapping in snapshot.mappings)
 
@@ -527,6 +560,10 @@ class GatewayDaemon:
                 }
             ],
             "subscriptions": self._interest.status(),
+            "channels": {
+                "depth": self._books.status() | {"leases": self._depth_interest.status()},
+                "options": self._chains.status() | {"leases": self._options_interest.status()},
+            },
             "tasks": [msgspec.to_builtins(census) for census in self.supervisor.census()],
         }
 

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from services.market_data.clock import Clock
 from services.storage.client import make_client, storage_error
+from services.storage.keys import INTEREST
 from services.storage.leases import lease_instruments
 
 _log = structlog.get_logger(__name__)
@@ -27,7 +28,10 @@ _SETTLE_S = 0.1
 
 
 class InterestKeeper:
-    """Leases what is `watched()` (keys, `EXCHANGE:*`) while `needed()`: while ingestion follows interest."""
+    """Leases what is `watched()` (keys, `EXCHANGE:*`) while `needed()`: while ingestion follows interest.
+
+    `key` is another sorted set than `md:interest` where it is not ticks that are wanted.
+    """
 
     def __init__(
         self,
@@ -36,8 +40,10 @@ class InterestKeeper:
         *,
         watched: Callable[[], Collection[str]],
         needed: Callable[[], bool],
+        key: str = INTEREST,
     ) -> None:
         self._redis_url = redis_url
+        self._key = key
         self._clock = clock
         self._watched = watched
         self._needed = needed
@@ -64,7 +70,8 @@ class InterestKeeper:
                 wanted = watched if due else watched - self._leased
                 try:
                     if wanted:
-                        await lease_instruments(client, wanted, self._clock.now_ms() + int(LEASE_S * 1000))
+                        until_ms = self._clock.now_ms() + int(LEASE_S * 1000)
+                        await lease_instruments(client, wanted, until_ms, self._key)
                 except (RedisError, OSError) as error:
                     self._failed(error)
                     renew_due_s = 0.0

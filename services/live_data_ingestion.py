@@ -22,6 +22,7 @@ import structlog
 
 from services.base_provider import BaseMarketDataProvider
 from services.daemon.alarms import Alarms
+from services.daemon.channels import Channels
 from services.daemon.config import IngestionConfig
 from services.daemon.gateway import make_diagnosis, make_gateway
 from services.daemon.leading import Leading
@@ -44,6 +45,9 @@ from services.storage.credentials import replace_credentials
 __all__ = ["IngestionConfig", "LiveDataIngestion"]
 
 _log = structlog.get_logger(__name__)
+
+GC_THRESHOLDS = (5_000, 20, 100)
+"""Hardly anything of ours is cyclic: the collector walks what a start builds a few times, not a thousand."""
 
 DRAIN_DEADLINE_S = 10.0
 
@@ -94,7 +98,10 @@ class LiveDataIngestion:
         self.gateway = make_gateway(config, it, self.view, self.routes)
         self._reports = make_reports(config, self.view)
         recall = Recall(config.redis_url, it)
-        self._leading = Leading(it, self.gateway, recall, self._reports, self._apply_mappings)
+        self._channels = Channels(config, it, self.gateway)
+        self.source = self._channels.source
+        """Callbacks for whoever embeds the daemon: trades, quotes, bars, order books, news."""
+        self._leading = Leading(it, self.gateway, recall, self._reports, self._apply_mappings, self._channels)
         self.ended = self._leading.ended
         """Set when the lease's policy ends this daemon; `check_lease` says why."""
 
@@ -105,6 +112,7 @@ class LiveDataIngestion:
 
         Raises `ConfigurationError`, `StorageMisconfigured` or `TemporaryError` with the remedy.
         """
+        gc.set_threshold(*GC_THRESHOLDS)
         leadership, keep = self.storage.leadership, self.supervisor.keep
         await leadership.begin()
         self.storage.note_lease()
@@ -121,6 +129,7 @@ class LiveDataIngestion:
         keep("first_connects", self.routing.first_connects.run)
         keep("event_loop_lag", self._it.loop_lag.run)
         keep("option_interest", self.options.interest.run, core=False)
+        keep("news_channel", self._channels.news.run, core=False)
         keep("frame_tap", self._frame_tap.run, core=False)
         keep("sink:broadcast", self.broadcast.run)
         if self._alarms.notifier is not None:
@@ -163,11 +172,13 @@ class LiveDataIngestion:
         await self.supervisor.end("credentials")
         if led:
             await self._leading.end_subscriptions()
-        # What it announces belongs into the streams: it ends before they do.
-        await self.supervisor.end("past")
+        await self._it.depth.end_feeds()
+        # What they announce belongs into the streams: they end before those do.
+        for name in ("past", "losses", "history", "health_probe"):
+            await self.supervisor.end(name)
         await self.providers.stop()
         await self.supervisor.end("sink:bars")
-        unsettled = await drain_all(self.sinks, deadline_s, self._hurry)
+        unsettled = await drain_all((*self.sinks, *self._it.depth.sinks), deadline_s, self._hurry)
         if led:
             await self.supervisor.end("reports")
             await until_hurried(self._reports.say_stopped(), self._hurry)
@@ -196,10 +207,12 @@ class LiveDataIngestion:
         Another server than the one of the start needs a restart: that URL is not taken over, and said.
         """
         self.providers.credentials_changed()
+        self._it.depth.credentials_changed()
         if replace_credentials(self.config.redis_url, redis_url):
             self.urls["redis_url"] = redis_url
             self.storage.leadership.poke()
             self.storage.retry_now()
+            self._it.depth.writer.retry_now()
         else:
             _log.warning("restart_needed", setting="REDIS_URL", reason="it names another server")
         if shown_url(database_url) == shown_url(self.config.database_url):
@@ -266,6 +279,7 @@ class LiveDataIngestion:
         self._it.known.load(snapshot)
         self.options.underlyings.load(snapshot.mappings)
         self._it.news.load(snapshot)
+        self._it.depth.load(snapshot)
 
     # ---- what others ask ------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class ProviderManager:
         self._runtimes: dict[str, ProviderRuntime] = {}
         self._snapshot: MappingSnapshot | None = None
         self._running = False
+        self._usable: dict[str, bool] = {}
         self._couriers: dict[str, asyncio.Task[None]] = {}
         self._orders: dict[str, dict[str, bool]] = {}
         self.router = Router(
@@ -198,6 +199,7 @@ class ProviderManager:
             self._keep(code)
         # Let each provider find out at once whether it has credentials, before routes depend on it.
         await asyncio.sleep(0)
+        self._usable = self._usable_now()
         await self.reroute()
         self._supervisor.keep("provider_manager", self._watch)
 
@@ -520,14 +522,16 @@ class ProviderManager:
 
     async def _watch(self) -> None:
         """Once a second: take the marks that rates are made of, and look at what may be the matter."""
-        usable: dict[str, bool] = {}
         while True:
             await asyncio.sleep(1.0)
             await self.look()
-            now_usable = {code: runtime.usable for code, runtime in self._runtimes.items()}
-            if now_usable != usable:
-                usable = now_usable
+            usable = self._usable_now()
+            if usable != self._usable:
+                self._usable = usable
                 await self.reroute()
+
+    def _usable_now(self) -> dict[str, bool]:
+        return {code: runtime.usable for code, runtime in self._runtimes.items()}
 
     async def look(self) -> None:
         """Take the marks of every provider, and look at every route that something may be the matter with."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from aiohttp import web
 
 from services.errors import WireFormatError
-from services.wire.dhan import Heartbeat, MarketStatus, Segment, encode, parse_request
+from services.wire.dhan import FeedRequest, Heartbeat, MarketStatus, Segment, encode, parse_request
 from services.wire.dhan_v1 import parse_v1_request
 from simulators import dhan_charts, dhan_depth, dhan_option_chains, dhan_packets, dhan_rest
 from simulators import faults as f
@@ -122,7 +122,7 @@ class DhanSimulator(DhanAccess):
         elif feed == LIVE:
             self._change(connection, request.code, request.instruments, _SUBSCRIBE)
         elif feed in (dhan_depth.DEPTH_20, dhan_depth.DEPTH_200):
-            self._change_depth(connection, feed, request.code, request.instruments)
+            self._change_depth(connection, feed, request)
 
     def on_binary(self, connection: Connection, payload: bytes) -> None:
         """Act on a request of version 1; on the other feeds binary messages are ignored."""
@@ -172,16 +172,19 @@ class DhanSimulator(DhanAccess):
             connection.send_now(BINARY, dhan_packets.previous_close_packet(listing))
         self.send_snapshot(connection, symbol, variant)
 
-    def _change_depth(
-        self, connection: Connection, feed: str, code: int, instruments: tuple[tuple[str, str], ...]
-    ) -> None:
-        symbols = [f"{segment}:{security_id}" for segment, security_id in instruments]
-        if code in dhan_depth.UNSUBSCRIBE_CODES:
-            for symbol in symbols:
+    def _change_depth(self, connection: Connection, feed: str, request: FeedRequest) -> None:
+        code = request.code
+        symbols = [f"{segment}:{security_id}" for segment, security_id in request.instruments]
+        if code == dhan_depth.UNSUBSCRIBE_CODE:
+            lingers = self.faults.depth == "lingering"
+            self.fault_counts["depth"] += lingers
+            for symbol in () if lingers else symbols:
                 self.subscriptions.remove(connection, symbol, feed)
             return
         held = {symbol for symbol, _ in self.watched(connection)}
         refusal = dhan_depth.refusal(feed, self.token_of[connection.number], held.union(symbols))
+        if refusal is None and symbols and request.flat is not (feed == dhan_depth.DEPTH_200):
+            refusal = 814
         if refusal is not None:
             self.disconnect(connection, refusal)
         elif code == dhan_depth.SUBSCRIBE_CODE:
@@ -209,7 +212,7 @@ class DhanSimulator(DhanAccess):
 
     def _encode(self, listing: Listing, tick: Tick, variant: str) -> Encoded:
         if variant in (dhan_depth.DEPTH_20, dhan_depth.DEPTH_200):
-            return dhan_depth.encode_tick(listing, tick, variant)
+            return dhan_depth.encode_tick(listing, tick, variant, self.faults.depth)
         if self.downgrade_index and listing.segment == Segment.IDX_I:
             variant = dhan_packets.TICKER
         return dhan_packets.encode_tick(listing, tick, variant)
@@ -236,6 +239,8 @@ class DhanSimulator(DhanAccess):
                 self.rejection = reaction
             case f.DataPlan(active=active):
                 self.data_plan_active = active
+            case f.Depth(how=how):
+                self.faults.depth = how
             case _:
                 return super().inject_own(fault)
         return len(self.connections)

@@ -22,7 +22,8 @@ from simulators.tokens import consumer_type
 DEPTH_20 = "depth20"
 DEPTH_200 = "depth200"
 SUBSCRIBE_CODE = 23
-UNSUBSCRIBE_CODES = (24, 25)
+UNSUBSCRIBE_CODE = 25
+"""24, of older documentation and of the SDK, mostly stops nothing, as measured: it is passed over here."""
 _SEGMENTS = ("NSE_EQ", "NSE_FNO")
 _ROWS = {DEPTH_20: 20, DEPTH_200: 200}
 
@@ -46,8 +47,11 @@ def disconnect_packet(reason: int) -> bytes:
     return encode_depth_disconnect(DepthDisconnect(reason))
 
 
-def encode_tick(listing: Listing, tick: Tick, variant: str) -> Encoded:
-    """Return one message with the bid packet and the ask packet of an instrument."""
+def encode_tick(listing: Listing, tick: Tick, variant: str, how: str | None = None) -> Encoded:
+    """Return one message with the bid packet and the ask packet of an instrument.
+
+    `how` is what the fault `depth` does to them.
+    """
     book = [listing.instrument.book(level) for level in range(_ROWS[variant])]
     bids = [DepthRow(price, quantity, orders) for quantity, _, orders, _, price, _ in book]
     asks = [DepthRow(price, quantity, orders) for _, quantity, _, orders, _, price in book]
@@ -56,8 +60,26 @@ def encode_tick(listing: Listing, tick: Tick, variant: str) -> Encoded:
         # Levels that do not exist are not sent; the header says how many there are instead of a sequence.
         bids = [row for row in bids if row.qty]
         sequence = None
+    bids, asks = _damaged(bids, asks, how)
     segment, security_id = listing.segment, listing.security_id
-    message = encode_depth_side(
-        DepthSide(segment, security_id, "bid", tuple(bids), sequence)
-    ) + encode_depth_side(DepthSide(segment, security_id, "ask", tuple(asks), sequence))
-    return Encoded([message], variant, tick.event_ms, None, book[0][4] or None, book[0][5])
+    both = (
+        DepthSide(segment, security_id, "bid", tuple(bids), sequence),
+        DepthSide(segment, security_id, "ask", tuple(asks), sequence),
+    )
+    packets = [encode_depth_side(it) for it in both if how not in ("bid", "ask") or how == it.side]
+    messages = packets if how == "apart" else [b"".join(packets)]
+    return Encoded(messages, variant, tick.event_ms, None, book[0][4] or None, book[0][5])
+
+
+def _damaged(
+    bids: list[DepthRow], asks: list[DepthRow], how: str | None
+) -> tuple[list[DepthRow], list[DepthRow]]:
+    if how == "crossed":
+        return [row._replace(price=other.price) for row, other in zip(bids, asks, strict=False)], [
+            row._replace(price=other.price) for row, other in zip(asks, bids, strict=False)
+        ]
+    if how == "unordered":
+        return bids[::-1], asks[::-1]
+    if how == "empty_bid":
+        return [DepthRow(0.0, 0, 0) for _ in bids], asks
+    return bids, asks

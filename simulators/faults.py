@@ -178,6 +178,17 @@ class DataPlan(_Fault, tag="data_plan"):
     active: bool = False
 
 
+class Depth(_Fault, tag="depth"):
+    """Dhan: what the feeds of 20 and 200 levels do to their books; None is normal.
+
+    `crossed`: the best bid lies above the best ask. `bid`, `ask`: only packets of that side come. `apart`:
+    both sides come, in messages of their own. `unordered`: the best level is not the first. `empty_bid`: the
+    bid side has no level. `lingering`: what is unsubscribed goes on.
+    """
+
+    how: Literal["crossed", "bid", "ask", "apart", "unordered", "empty_bid", "lingering"] | None = "crossed"
+
+
 class OtherEnvelope(_Fault, tag="other_envelope"):
     """Yahoo: send an envelope of another type than `pricing`."""
 
@@ -224,6 +235,7 @@ DhanFault = (
     | ExpireToken
     | RejectTokens
     | DataPlan
+    | Depth
 )
 YahooFault = CommonFault | OtherEnvelope | BadBase64 | MarketHours
 AnyFault = DhanFault | YahooFault
@@ -250,6 +262,7 @@ class FaultState(msgspec.Struct):
     close_on_connect: int | str | None = None
     stacked_packets: int = 1
     market_hours: int | None = None
+    depth: str | None = None
 
     def is_muted(self, symbol: str) -> bool:
         """Tell whether nothing may be sent of this provider symbol."""

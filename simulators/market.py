@@ -98,6 +98,7 @@ class Instrument:
         "_stride",
         "_turnover_units",
         "base_units",
+        "began_minute",
         "decimals",
         "high_units",
         "kind",
@@ -148,6 +149,8 @@ class Instrument:
         self.oi = self.oi_high = self.oi_low = self.previous_oi = spec.oi
         self.last_event_ms = 0
         self.last_quantity = 0
+        self.began_minute: int | None = None
+        """The minute of the first tick, or the one in which somebody asked for the past before it."""
         self.past: object = None
         """Kept here for `simulators.past`."""
         self.minutes: dict[int, list[int]] = {}
@@ -247,6 +250,8 @@ class Instrument:
     def _note_minute(self, units: int, quantity: int, minute: int) -> None:
         bar = self.minutes.get(minute)
         if bar is None:
+            if self.began_minute is None:
+                self.began_minute = minute
             self.minutes[minute] = [units, units, units, units, quantity]
             if len(self.minutes) > _KEPT_MINUTES:
                 del self.minutes[next(iter(self.minutes))]

@@ -1,7 +1,9 @@
 """The past of the simulated market: minute and daily bars of any instrument, the same on every machine.
 
 Stands beside `market`, under the REST sides of the vendors; both see the same past of one instrument.
-A minute's bar follows from the instrument's name, the seed and the minute alone, so nothing is kept.
+A minute's bar follows from the instrument's name and the minute alone, so nothing is kept. Only the last
+day before the live market begins also depends on when that is: it is bent so that it ends at the price at
+which the market begins, and a chart shows no jump where the past meets the live bars.
 What the live market has traded since its start is remembered by the instrument and wins: a client that
 lost its connection finds the very bars it missed. Knows no wire and no sockets.
 """
@@ -25,6 +27,10 @@ _INCREMENT = 1442695040888963407
 _MASK = (1 << 64) - 1
 _TABLE = 2_048
 """Minutes after which the shape of the past repeats; longer than any session."""
+_BENT_MINUTES = 1_440
+"""So long before the live market begins the past turns towards its price."""
+_LONGEST_REST_S = 12 * 86_400
+"""No market is closed for so long."""
 
 
 class Hours(NamedTuple):
@@ -103,7 +109,7 @@ def bars(
     instrument: Instrument, hours: Hours, minutes: int, from_s: int, to_s: int, now_s: int
 ) -> list[PastBar]:
     """Return the bars of `minutes` that begin within [from_s, to_s), also the one that forms at `now_s`."""
-    shape = _shape(instrument)
+    shape = _shape(instrument, hours, now_s)
     found: list[PastBar] = []
     step_s = minutes * 60
     for day in days(hours, from_s, to_s):
@@ -118,7 +124,7 @@ def bars(
 
 def daily_bars(instrument: Instrument, hours: Hours, from_s: int, to_s: int, now_s: int) -> list[PastBar]:
     """Return one bar a day, by the opening of its first session, which begins within [from_s, to_s)."""
-    shape = _shape(instrument)
+    shape = _shape(instrument, hours, now_s)
     found = []
     for day in days(hours, from_s, to_s):
         spans = [(opens, min(closes, now_s + 1)) for opens, closes in _sessions(hours, day) if opens <= now_s]
@@ -139,9 +145,12 @@ def daily_bars(instrument: Instrument, hours: Hours, from_s: int, to_s: int, now
 
 
 class _Shape:
-    """The table of an instrument's moves, twice over so that every span of it is one slice."""
+    """The table of an instrument's moves, twice over so that every span of it is one slice.
 
-    def __init__(self, instrument: Instrument) -> None:
+    The past ends at `end_minute` of `end_day` with the price at which the market begins.
+    """
+
+    def __init__(self, instrument: Instrument, end_day: date, end_minute: int) -> None:
         self._instrument = instrument
         seed = zlib.crc32(f"past:{instrument.spec.name}".encode()) or 1
         moves, volumes, wicks = [], [], []
@@ -159,16 +168,19 @@ class _Shape:
         self._highs = [max(a, b) + w for a, b, w in zip(moves, ends, wicks, strict=True)] * 2
         self._lows = [min(a, b) - w // 2 for a, b, w in zip(moves, ends, wicks, strict=True)] * 2
         self._volumes = volumes * 2
+        self._bent_from = end_minute - _BENT_MINUTES
+        self._bend_units = self._units(end_day, moves[end_minute % _TABLE]) - instrument.base_units
 
     def bar(self, day: date, start_s: int, end_s: int) -> PastBar:
         """Return the bar of the minutes from `start_s` until before `end_s`, at most one table of them."""
         it = self._instrument
         first = start_s // 60
         count = max(1, min(_TABLE, -(-end_s // 60) - first))
+        traded: list[list[int] | None] = []
         if it.minutes and next(reversed(it.minutes)) >= first:
             traded = [it.minutes.get(minute) for minute in range(first, first + count)]
-            if any(traded):
-                return self._mixed(day, first, traded)
+        if first + count > self._bent_from or any(traded):
+            return self._by_minutes(day, first, traded or [None] * count)
         at = first % _TABLE
         piece = slice(at, at + count)
         return PastBar(
@@ -180,40 +192,66 @@ class _Shape:
             sum(self._volumes[piece]) if it.trades else 0,
         )
 
-    def _mixed(self, day: date, first: int, traded: list[list[int] | None]) -> PastBar:
+    def _by_minutes(self, day: date, first: int, traded: list[list[int] | None]) -> PastBar:
         it = self._instrument
-        parts = []
-        for offset, minute in enumerate(traded):
-            start_s = (first + offset) * 60
-            if minute is None:
-                at = (first + offset) % _TABLE
-                prices = (self._opens[at], self._highs[at], self._lows[at], self._closes[at])
-                opened, high, low, close = (self._price(day, move) for move in prices)
-                parts.append(PastBar(start_s, opened, high, low, close, self._volumes[at] * it.trades))
-            else:
-                opened, high, low, close = (it.value(units) for units in minute[:4])
-                parts.append(PastBar(start_s, opened, high, low, close, minute[4]))
+        parts = [
+            self._past_minute(day, minute) if units is None else units
+            for minute, units in enumerate(traded, first)
+        ]
         return PastBar(
             first * 60,
-            parts[0].open,
-            max(part.high for part in parts),
-            min(part.low for part in parts),
-            parts[-1].close,
-            sum(part.volume for part in parts),
+            it.value(parts[0][0]),
+            it.value(max(part[1] for part in parts)),
+            it.value(min(part[2] for part in parts)),
+            it.value(parts[-1][3]),
+            sum(part[4] for part in parts),
         )
 
+    def _past_minute(self, day: date, minute: int) -> list[int]:
+        """Return open, high, low, close in units and the volume, as the market notes a minute."""
+        at, it = minute % _TABLE, self._instrument
+        before, behind = self._bend(minute), self._bend(minute + 1)
+        opened = self._units(day, self._opens[at], before)
+        close = self._units(day, self._closes[at], behind)
+        high = max(opened, close, self._units(day, self._highs[at], before))
+        low = min(opened, close, self._units(day, self._lows[at], before))
+        return [opened, high, low, close, self._volumes[at] if it.trades else 0]
+
+    def _bend(self, minute: int) -> int:
+        """Return by how many units a price is lower than the table says."""
+        done = min(max(minute - self._bent_from, 0), _BENT_MINUTES)
+        tick = self._instrument.tick_units
+        return round(self._bend_units * done / _BENT_MINUTES / tick) * tick
+
     def _price(self, day: date, move: int) -> float:
+        return self._instrument.value(self._units(day, move))
+
+    def _units(self, day: date, move: int, bend: int = 0) -> int:
         it = self._instrument
         # A slow wave over the days, two per cent at most.
         wave = abs(day.toordinal() % 80 - 40) - 20
-        units = it.base_units + (move + wave * 8) * it.stride * it.tick_units
-        return it.value(max(units, it.tick_units))
+        units = it.base_units + (move + wave * 8) * it.stride * it.tick_units - bend
+        return max(units, it.tick_units)
 
 
-def _shape(instrument: Instrument) -> _Shape:
+def _shape(instrument: Instrument, hours: Hours, now_s: int) -> _Shape:
+    if instrument.began_minute is None:
+        # Nothing is traded yet: the past ends now, at the price the market will begin with.
+        instrument.began_minute = now_s // 60
     if not isinstance(instrument.past, _Shape):
-        instrument.past = _Shape(instrument)
+        instrument.past = _Shape(instrument, *_end_of_past(hours, instrument.began_minute * 60))
     return instrument.past
+
+
+def _end_of_past(hours: Hours, began_s: int) -> tuple[date, int]:
+    """Return the day and the minute at which the last session before the beginning was left."""
+    found = [
+        (day, min(began_s, closes_s) // 60)
+        for day in days(hours, began_s - _LONGEST_REST_S, began_s + 1)
+        for opens_s, closes_s in _sessions(hours, day)
+        if opens_s <= began_s
+    ]
+    return found[-1]
 
 
 @cache

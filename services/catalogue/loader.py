@@ -26,7 +26,7 @@ from services.catalogue.validation import MappingsInvalid, find_problems
 from services.database_url import shown_url
 from services.errors import ConfigurationError, MarketdError, TemporaryError
 from services.market_data.clock import Clock
-from services.market_data.instruments import MappingSnapshot
+from services.market_data.instruments import InstrumentMapping, MappingSnapshot
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -58,6 +58,7 @@ class Catalogue:
         self._database: Database | None = None
         self._version = 0
         self._written: tuple[object, int] | None = None
+        self._known: tuple[InstrumentMapping, ...] = ()
 
     async def use_url(self, database_url: str) -> None:
         """Connect by another URL from now on, as after a changed password."""
@@ -97,13 +98,17 @@ class Catalogue:
         serve, `ConfigurationError` when the login, a privilege or the schema is wrong.
         """
         now_ms = self.clock.now_ms()
-        found = await self._try_twice(lambda database: read_tables(database, now_ms, COMMAND_TIMEOUT_S))
+        known = self._known
+        found = await self._try_twice(
+            lambda database: read_tables(database, now_ms, COMMAND_TIMEOUT_S, known)
+        )
         # In a thread, because a long table takes longer than the event loop may stand still.
         problems = await asyncio.to_thread(
             find_problems, (*found.mappings, *found.upcoming), found.routes, found.dangling
         )
         if problems:
             raise MappingsInvalid(problems)
+        self._known = (*found.mappings, *found.upcoming)
         return self._versioned(snapshot_of(found, now_ms))
 
     async def advance(self, snapshot: MappingSnapshot) -> MappingSnapshot:

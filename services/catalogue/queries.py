@@ -5,7 +5,10 @@ Judges nothing: what is wrong is read as it is, for `validation` to find.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
+from sys import intern
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -17,6 +20,8 @@ from services.market_data.instruments import AssetClass, InstrumentMapping, Prov
 
 _PIECE = 1_000
 """Rows converted at a stretch: some milliseconds of the event loop."""
+_FETCHED = 5_000
+"""Rows asked for at a time: on a busy machine each round trip waits for its turn."""
 _FOR_EVER_YEAR = 9999
 """Where `infinity` arrives."""
 
@@ -75,18 +80,23 @@ class TablesRead(msgspec.Struct, frozen=True):
     permit: int
 
 
-async def read_tables(database: Database, now_ms: int, command_timeout_s: float) -> TablesRead:
+async def read_tables(
+    database: Database, now_ms: int, command_timeout_s: float, known: Iterable[InstrumentMapping] = ()
+) -> TablesRead:
     """Return active providers, and active mappings of active instruments, exchanges and routes.
 
     Mappings whose dates are over, and contracts whose last day of trading has passed on their exchange,
-    are left out: vendors give their ids to new ones.
+    are left out: vendors give their ids to new ones. A row that says what one of `known` says is that same
+    object again, so that reading what has not changed needs no memory.
     """
     async with database.transaction(isolation="repeatable_read") as connection:
         await _bound_waits(connection, command_timeout_s)
-        return await read_from(connection, now_ms)
+        return await read_from(connection, now_ms, known)
 
 
-async def read_from(connection: Connection, now_ms: int) -> TablesRead:
+async def read_from(
+    connection: Connection, now_ms: int, known: Iterable[InstrumentMapping] = ()
+) -> TablesRead:
     """Return what the tables say inside the transaction of `connection`, one of the driver's."""
     providers = [
         ProviderEntry(code=code, name=name, rate_limit=None if rate_limit is None else float(rate_limit))
@@ -95,7 +105,7 @@ async def read_from(connection: Connection, now_ms: int) -> TablesRead:
     routes = [Route(*row) for row in await connection.fetch(_ROUTES)]
     dangling = [row[0] for row in await connection.fetch(_DANGLING)]
     permit = int(await connection.fetchval(_PERMIT))
-    mappings, upcoming = await _read_mappings(connection, now_ms)
+    mappings, upcoming = await _read_mappings(connection, now_ms, known)
     return TablesRead(
         providers=tuple(sorted(providers, key=lambda entry: entry.code)),
         mappings=tuple(mappings),
@@ -107,21 +117,27 @@ async def read_from(connection: Connection, now_ms: int) -> TablesRead:
 
 
 async def _read_mappings(
-    connection: Connection, now_ms: int
+    connection: Connection, now_ms: int, known: Iterable[InstrumentMapping]
 ) -> tuple[list[InstrumentMapping], list[InstrumentMapping]]:
     """Read in pieces: the time limit holds for each, and the event loop breathes between them."""
     mappings: list[InstrumentMapping] = []
     upcoming: list[InstrumentMapping] = []
     ends = _LastDays()
+    held = {mapping.mapping_id: mapping for mapping in known}
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     cursor = await connection.cursor(_MAPPINGS, now.date() - timedelta(days=2), now)
-    while rows := await cursor.fetch(_PIECE):
-        for row in rows:
-            mapping = _mapping(row, ends)
-            if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
-                continue
-            later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
-            (upcoming if later else mappings).append(mapping)
+    while rows := await cursor.fetch(_FETCHED):
+        for at in range(0, len(rows), _PIECE):
+            for row in rows[at : at + _PIECE]:
+                mapping = _mapping(row, ends)
+                before = held.get(mapping.mapping_id)
+                if before is not None and before == mapping:
+                    mapping = before
+                if mapping.valid_to_ms is not None and mapping.valid_to_ms <= now_ms:
+                    continue
+                later = mapping.valid_from_ms is not None and mapping.valid_from_ms > now_ms
+                (upcoming if later else mappings).append(mapping)
+            await asyncio.sleep(0)
     return mappings, upcoming
 
 
@@ -175,14 +191,15 @@ def _mapping(row: Any, ends: _LastDays) -> InstrumentMapping:
     return InstrumentMapping(
         mapping_id=row_id,
         instrument=f"{exchange}:{symbol}",
-        exchange=exchange,
+        # What many rows say is kept once; the driver makes it anew for each of them.
+        exchange=intern(exchange),
         symbol=symbol,
         name=name,
         asset_class=_ASSET_CLASSES[asset_class],
-        currency=currency,
-        provider_code=provider,
+        currency=intern(currency),
+        provider_code=intern(provider),
         search_code=search_code,
-        segment=segment,
+        segment=None if segment is None else intern(segment),
         security_id=security_id,
         tick_size=None if tick_size is None else float(tick_size),
         lot_size=lot_size,
@@ -190,7 +207,7 @@ def _mapping(row: Any, ends: _LastDays) -> InstrumentMapping:
         priority=priority,
         valid_from_ms=_to_ms(valid_from),
         valid_to_ms=valid_to_ms,
-        delivery=delivery,
+        delivery=None if delivery is None else intern(delivery),
         allow_delayed=allow_delayed,
     )
 

@@ -6,7 +6,8 @@ for tables whose constraints were dropped, switched off or never restored. What 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -80,13 +81,10 @@ def find_problems(
                 "does not exist",
             )
         )
-    by_symbol: dict[tuple[str, str], list[InstrumentMapping]] = {}
-    by_instrument: dict[tuple[str, str], list[InstrumentMapping]] = {}
-    for row in mappings:
-        by_symbol.setdefault((row.provider_code, row.provider_symbol), []).append(row)
-        by_instrument.setdefault((row.provider_code, row.instrument), []).append(row)
-    for (provider, symbol), rows in by_symbol.items():
-        clash = _overlap(rows) if len(rows) > 1 else None
+    rows = list(mappings)
+    by_symbol = _doubled(rows, lambda row: (row.provider_code, row.provider_symbol))
+    for (provider, symbol), claims in by_symbol.items():
+        clash = _overlap(claims)
         if clash is not None:
             one, other = clash
             problems.append(
@@ -98,8 +96,9 @@ def find_problems(
                     f"means {one.instrument} and {other.instrument} at the same time",
                 )
             )
-    for (provider, instrument), rows in by_instrument.items():
-        clash = _overlap(rows) if len(rows) > 1 else None
+    by_instrument = _doubled(rows, lambda row: (row.provider_code, row.instrument))
+    for (provider, instrument), claims in by_instrument.items():
+        clash = _overlap(claims)
         if clash is not None:
             ids = (clash[0].mapping_id, clash[1].mapping_id)
             problems.append(
@@ -131,6 +130,21 @@ def _two_primaries(routes: Iterable[Route]) -> list[MappingProblem]:
         for exchange, found in primaries.items()
         if len(found) > 1
     ]
+
+
+def _doubled(
+    rows: Sequence[InstrumentMapping], name_of: Callable[[InstrumentMapping], tuple[str, str]]
+) -> dict[tuple[str, str], list[InstrumentMapping]]:
+    """Return the names that several rows have, with those rows; hardly ever any, among very many."""
+    names = list(map(name_of, rows))
+    if len(set(names)) == len(names):
+        return {}
+    doubled = {name for name, count in Counter(names).items() if count > 1}
+    found: dict[tuple[str, str], list[InstrumentMapping]] = {}
+    for name, row in zip(names, rows, strict=True):
+        if name in doubled:
+            found.setdefault(name, []).append(row)
+    return found
 
 
 def _overlap(rows: list[InstrumentMapping]) -> tuple[InstrumentMapping, InstrumentMapping] | None:

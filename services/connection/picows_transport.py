@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import deque
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
@@ -38,11 +39,11 @@ _CONTINUATION = picows.WSMsgType.CONTINUATION
 _PING = picows.WSMsgType.PING
 _PONG = picows.WSMsgType.PONG
 _HAPPY_EYEBALLS_DELAY_S = 0.25
-SLICE_FRAMES = 512
-"""So many messages in one turn of the event loop, and the rest waits in the socket for the next one.
+_AT_A_STRETCH = 128
+"""So many messages of one read are handled before the event loop turns again: some milliseconds.
 
-A full socket is read again and again before anything else runs: seconds in which nobody is served and
-nothing is written, while the queues run over. Source: libuv, uv__read reads up to 32 times.
+A read may bring thousands of them, and a full socket is read again and again before anything else runs (up to
+32 times by libuv's `uv__read`); timers, clients, and what the disk and Redis answer would wait for all.
 """
 
 
@@ -153,49 +154,92 @@ class _Frames(picows.WSListener):
         self._max_message_bytes = max_message_bytes
         self._parts = bytearray()
         self._parts_are_text = False
-        self._in_slice = 0
-        self._loop = asyncio.get_running_loop()
+        self._is_tls = False
+        self._stretch = 0
+        self._later: deque[str | bytes | None] = deque()
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
+        self._is_tls = transport.underlying_transport.get_extra_info("ssl_object") is not None
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
-        self._in_slice += 1
-        if self._in_slice == 1:
-            self._loop.call_soon(self._end_slice)
-        elif self._in_slice == SLICE_FRAMES:
-            transport.underlying_transport.pause_reading()
         if kind is _BINARY and frame.fin:
-            self._on_frame(frame.get_payload_as_bytes())
+            if self._stretch < _AT_A_STRETCH:
+                self._stretch = 0 if frame.last_in_buffer else self._stretch + 1
+                self._on_frame(frame.get_payload_as_bytes())
+            else:
+                self._handle_later(frame.get_payload_as_bytes())
         elif kind is _TEXT and frame.fin:
-            self._on_frame(_text(frame.get_payload_as_bytes()))
+            self._take(_text(frame.get_payload_as_bytes()), last=frame.last_in_buffer)
         elif kind is _PING:
+            # At once, whatever else waits: the peer counts the seconds.
             transport.send_pong(frame.get_payload_as_bytes())
             self._listener.on_sign_of_life()
         elif kind is _PONG:
-            self._listener.on_pong()
+            if self._later:
+                # It says that what came before it was heard.
+                self._later.append(None)
+            else:
+                self._listener.on_pong()
         elif kind in (_BINARY, _TEXT, _CONTINUATION):
             self._collect(frame)
         else:
+            self._handle_waiting(len(self._later))
             transport.send_close(picows.WSCloseCode.OK)
             transport.disconnect()
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:  # noqa: ARG002 - the library's signature
+        self._handle_waiting(len(self._later))
         self._listener.on_closed()
+
+    # ---- more at a time than the event loop may stand still for --------------------------------------
+
+    def _take(self, message: str | bytes, *, last: bool) -> None:
+        if self._stretch < _AT_A_STRETCH:
+            self._stretch = 0 if last else self._stretch + 1
+            self._on_frame(message)
+        else:
+            self._handle_later(message)
+
+    def _handle_later(self, message: str | bytes) -> None:
+        if not self._later:
+            if self._is_tls:
+                # Paused within a read, what the library has deciphered already would lie there until the peer
+                # sends more (aiofastnet 1.2.0); it ends a read by itself after some hundred KiB.
+                asyncio.get_running_loop().call_soon(self._pause_reading)
+            else:
+                self._pause_reading()
+            asyncio.get_running_loop().call_soon(self._handle_more)
+        self._later.append(message)
+
+    def _handle_more(self) -> None:
+        self._handle_waiting(_AT_A_STRETCH)
+        if self._later:
+            asyncio.get_running_loop().call_soon(self._handle_more)
+            return
+        self._stretch = 0
+        if self.transport is not None and not self.transport.is_disconnected:
+            self.transport.underlying_transport.resume_reading()
+
+    def _handle_waiting(self, most: int) -> None:
+        later = self._later
+        for _ in range(min(most, len(later))):
+            message = later.popleft()
+            if message is None:
+                self._listener.on_pong()
+            else:
+                self._on_frame(message)
+
+    def _pause_reading(self) -> None:
+        if self._later and self.transport is not None and not self.transport.is_disconnected:
+            self.transport.underlying_transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Requests are few and small; the liveness check finds a peer that stopped reading."""
 
     def resume_writing(self) -> None:
         """See `pause_writing`."""
-
-    def _end_slice(self) -> None:
-        paused, self._in_slice = self._in_slice >= SLICE_FRAMES, 0
-        if paused and self.transport is not None:
-            wire = self.transport.underlying_transport
-            if not wire.is_closing():
-                wire.resume_reading()
 
     def _collect(self, frame: picows.WSFrame) -> None:
         if frame.msg_type is not _CONTINUATION:
@@ -207,7 +251,7 @@ class _Frames(picows.WSListener):
         if frame.fin:
             whole = bytes(self._parts)
             self._parts.clear()
-            self._on_frame(_text(whole) if self._parts_are_text else whole)
+            self._take(_text(whole) if self._parts_are_text else whole, last=frame.last_in_buffer)
 
 
 class _PicowsTransport(Transport):

@@ -88,18 +88,22 @@ class ConnectionHost(ShareHost, Protocol):
 
 
 class Turnstile:
-    """Lets the connection attempts of one provider through one by one, `interval_s` apart."""
+    """Lets the connection attempts of one provider through one by one, `interval_s` apart.
 
-    def __init__(self, clock: Clock, interval_s: float) -> None:
+    Before the first attempt of a connection `first_interval_s` is enough.
+    """
+
+    def __init__(self, clock: Clock, interval_s: float, first_interval_s: float | None = None) -> None:
         self._clock = clock
         self._interval_s = interval_s
-        self._next_s = 0.0
+        self._first_interval_s = interval_s if first_interval_s is None else first_interval_s
+        self._last_s = -interval_s
 
-    async def turn(self) -> None:
+    async def turn(self, *, first: bool = False) -> None:
         """Wait for one's turn."""
         now_s = self._clock.monotonic_s()
-        at_s = max(now_s, self._next_s)
-        self._next_s = at_s + self._interval_s
+        at_s = max(now_s, self._last_s + (self._first_interval_s if first else self._interval_s))
+        self._last_s = at_s
         if at_s > now_s:
             await asyncio.sleep(at_s - now_s)
 
@@ -184,7 +188,7 @@ class ConnectionRunner:
     async def _one_connection(self) -> Failure | None:
         """Open the socket and serve it to its end; None when we closed it because it had no symbols left."""
         self._show(ProviderState.CONNECTING)
-        await self._turnstile.turn()
+        await self._turnstile.turn(first=not self._first.done())
         fingerprint = self._gate.fingerprint()
         link = self._link = Link(self._handle, self._host.counters, self._clock)
         error: ProviderError | None = None

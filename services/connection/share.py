@@ -18,6 +18,8 @@ from services.errors import SubscriptionRefused
 from services.market_data.clock import Clock
 
 _CAREFUL_SETTLE_S = 0.5
+_MOST_LATE = 10
+"""So many requests, whose turn came while the event loop was busy, are sent at once; the rest wait anew."""
 
 
 class ShareHost(Protocol):
@@ -69,6 +71,7 @@ class Share:
         self._careful = False
         self._in_doubt: tuple[str, ...] = ()
         self._suspects: list[tuple[str, ...]] = []
+        self._next_s = 0.0
 
     def change(self, added: Iterable[str], removed: Iterable[str]) -> None:
         """Take `added` into the share and `removed` out of it."""
@@ -172,6 +175,7 @@ class Share:
                 await self._pace()
 
     async def _send(self, link: Link, symbols: list[str]) -> None:
+        self._next_s = max(self._next_s, self._clock.monotonic_s())
         for request in self._host.subscribe_requests(symbols):
             if link.over:
                 return
@@ -183,8 +187,13 @@ class Share:
                 await self._pace()
 
     async def _pace(self) -> None:
-        if self._rules.pace_s > 0:
-            await asyncio.sleep(self._rules.pace_s)
+        """Wait until the next request may go: by the clock, so that a busy loop does not add up."""
+        pace_s = self._rules.pace_s
+        if pace_s > 0:
+            now_s = self._clock.monotonic_s()
+            self._next_s = max(self._next_s, now_s - _MOST_LATE * pace_s) + pace_s
+            if self._next_s > now_s:
+                await asyncio.sleep(self._next_s - now_s)
 
     async def _try_suspects(self, link: Link) -> None:
         while self._suspects and not link.over:

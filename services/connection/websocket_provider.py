@@ -36,7 +36,6 @@ _BEST_FIRST = (
     ProviderState.PARKED,
     ProviderState.IDLE,
 )
-_LEAST_CAPACITY = 50
 
 
 class WebSocketProvider(BaseMarketDataProvider):
@@ -58,6 +57,8 @@ class WebSocketProvider(BaseMarketDataProvider):
 
     rules: ConnectionRules
     default_rules: ClassVar[ConnectionRules]
+    least_capacity: ClassVar[int] = 50
+    """A connection that the server calls overfull is never given fewer symbols than this."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class WebSocketProvider(BaseMarketDataProvider):
         self._refused: dict[str, str] = {}
         self._unplaced = 0
         self._ever_opened: set[int] = set()
-        self._turnstile = Turnstile(context.clock, self.rules.stagger_s)
+        self._turnstile = Turnstile(context.clock, self.rules.stagger_s, self.rules.first_stagger_s)
 
     # ---- the vendor's part --------------------------------------------------------------------------
 
@@ -213,7 +214,7 @@ class WebSocketProvider(BaseMarketDataProvider):
 
     def silent_since_asked(self, symbols: Iterable[str]) -> list[str]:
         """Return those `symbols` about which nothing at all has come since they were asked for."""
-        return [symbol for symbol in symbols if symbol not in self._answered]
+        return [symbol for symbol in symbols if symbol in self._unheard]
 
     def symbols_forgotten(self, symbols: Iterable[str], since_ms: int) -> None:
         """Take note that no answer came to the requests for `symbols`, from a server that always answers."""
@@ -250,7 +251,7 @@ class WebSocketProvider(BaseMarketDataProvider):
     def connection_overfull(self, runner: ConnectionRunner) -> None:
         """Give a connection fewer symbols than before, and the rest to others."""
         carried = len(runner.share.assigned)
-        capacity = min(self._plan.capacities[runner.index], max(_LEAST_CAPACITY, carried // 2))
+        capacity = min(self._plan.capacities[runner.index], max(self.least_capacity, carried // 2))
         _log.error(
             "connection_overfull",
             provider=self.code,

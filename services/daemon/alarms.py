@@ -22,6 +22,7 @@ class Alarms:
         self._state = stages.state
         self._routing = stages.routing
         self._storage = stages.storage
+        self._depth = stages.depth
         self._view = view
         self.notifier: Notifier | None = None
         if config.notices:
@@ -47,7 +48,7 @@ class Alarms:
         found = troubles(
             now_ms=self._clock.now_ms(),
             providers=routing.conditions(),
-            sinks=self._storage.writers,
+            sinks=(*self._storage.writers, *self._depth.sinks),
             spool=self._storage.spool.status(),
             not_ready=readiness.reasons,
             degraded=readiness.degraded,
@@ -59,4 +60,4 @@ class Alarms:
         if summary["stale"]:
             named = ", ".join(summary["stale_instruments"])
             found["routing:stale"] = f"nobody delivers {summary['stale']} instruments: {named}"
-        return found
+        return found | self._depth.troubles()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from services.depth.desk import STALE_AFTER_S
 from services.history.backfill import BackfillDepth
 from services.market_data.calendar import SHIPPED as SHIPPED_MARKET_DAYS
 from services.operations.notices import Delivery
 from services.options.sources import DEFAULT_ORDER
 from services.pipeline.interest import LINGER_S
 from services.storage.bar_series_writer import BAR_RETENTION_MS
+from services.storage.depth_stream_writer import DEPTH_STREAM_MAX_AGE_MS, DEPTH_STREAM_MAX_ENTRIES
 from services.storage.leadership import LeasePolicy, LeaseTimes
 from services.storage.spool import LIMIT_BYTES
 from services.storage.stream_keeper import STREAM_MAX_AGE_MS
+
+DepthSwitch = Literal["on_demand", "all", "off"]
 
 
 class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +41,8 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     the same Redis; without `serves_clients` it answers health and status, and sends clients to gateways.
     `option_order` are the sources of option chains, `option_rates` interest in percent a
     year by currency, `option_year_days` the day count of greeks.
+    `depth` is `on_demand`, `all` (five levels of everything that sends them) or `off`; `depth_instruments`
+    are pairs of a key or `EXCHANGE:*` and how many levels are always wanted of it.
     `news_every_s` is how often the news of an instrument, or of one of `news_topics`, are fetched; 0: never.
     """
 
@@ -67,6 +74,11 @@ class IngestionConfig(msgspec.Struct, frozen=True, kw_only=True):
     option_order: tuple[str, ...] = DEFAULT_ORDER
     option_rates: Mapping[str, float] = {}
     option_year_days: float = 365.0
+    depth: DepthSwitch = "on_demand"
+    depth_instruments: tuple[tuple[str, int], ...] = ()
+    depth_stale_after_s: float = STALE_AFTER_S
+    depth_stream_max_entries: int = DEPTH_STREAM_MAX_ENTRIES
+    depth_stream_max_age_ms: int = DEPTH_STREAM_MAX_AGE_MS
     news_every_s: float = 0.0
     news_topics: tuple[str, ...] = ()
     api_max_clients: int = 2_000

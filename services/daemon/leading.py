@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from services.daemon.channels import Channels
 from services.daemon.recall import Recall
 from services.daemon.stages import Stages
 from services.errors import StorageError
@@ -34,6 +35,9 @@ LEADING_TASKS = (
     "quality",
     "past",
     "news",
+    "option_chains",
+    "option_leases",
+    "option_polls",
     "reports",
 )
 """What runs only while this daemon leads, besides providers, writers and dynamic subscriptions."""
@@ -53,12 +57,14 @@ class Leading:
         recall: Recall,
         reports: ReportWriter,
         apply_mappings: Callable[[MappingSnapshot], Awaitable[None]],
+        channels: Channels,
     ) -> None:
         self._it = stages
         self._gateway = gateway
         self._recall = recall
         self._reports = reports
         self._apply_mappings = apply_mappings
+        self._channels = channels
         self._leadership = stages.storage.leadership
         self._leadership.on_change = self._role_changed
         self._news = asyncio.Event()
@@ -122,6 +128,10 @@ class Leading:
         keep("past", it.past.run, core=False)
         if it.news.wanted_at_all:
             keep("news", it.news.desk.run, core=False)
+        keep("option_chains", it.options.chains.run, core=False)
+        keep("option_leases", self._channels.follow_leases, core=False)
+        keep("option_polls", self._channels.poller.run, core=False)
+        it.depth.lead()
         keep("mappings", lambda: it.mappings.run(self._apply_mappings))
         if it.routing.credentials is not None:
             keep("credentials", it.routing.credentials.run, core=False)
@@ -144,6 +154,7 @@ class Leading:
         it.past.leading = False
         for name in LEADING_TASKS:
             await it.supervisor.end(name)
+        await it.depth.step_down()
         await it.routing.providers.stop()
         it.routing.providers.forget_gaps()
         await self._gateway.send_away("another daemon leads now; connect again")

@@ -37,10 +37,10 @@ class News:
         self._pinned = config.pinned_instruments
         self._broadcast = broadcast
         self._subscriptions = subscriptions
-        self._board = NewsBoard(config.redis_url)
+        self.board = NewsBoard(config.redis_url)
         self._yahoo = yahoo_news.YahooNews(settings, clock, quotas[yahoo_news.CODE])
         self.desk = NewsDesk(
-            self._board,
+            self.board,
             clock,
             code=yahoo_news.CODE,
             fetch=self._yahoo.fetch,
@@ -48,7 +48,7 @@ class News:
             topics=config.news_topics,
             every_s=config.news_every_s,
         )
-        self.source = NewsSource(self._board, is_known, self.desk.ask)
+        self.source = NewsSource(self.board, is_known, self.desk.ask)
 
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over who is called what at the source."""
@@ -70,4 +70,4 @@ class News:
     async def close(self) -> None:
         """Close the connections to the source and to Redis."""
         await self._yahoo.close()
-        await self._board.close()
+        await self.board.close()

@@ -15,6 +15,7 @@ from services.pipeline.sequencer import Position
 from services.storage.bar_recall import BarRecall
 from services.storage.bootstrap import LastTick, last_positions, last_ticks, newest_in_streams
 from services.storage.client import make_client
+from services.storage.keys import depth_stream
 
 
 class Recall:
@@ -80,6 +81,9 @@ class Recall:
         positions = await last_positions(client, [*exchanges, probes])
         self._sequencer.resume_after(PROBE_EXCHANGE, positions.pop(probes))
         for exchange, position in positions.items():
+            self._sequencer.resume_after(exchange, position)
+        # Books share the order of their exchange with its ticks, so neither goes back behind the other.
+        for exchange, position in (await last_positions(client, exchanges, depth_stream)).items():
             self._sequencer.resume_after(exchange, position)
         # What still waits on disk must come before anything new in its stream.
         for exchange, position in self._storage.spool.positions().items():

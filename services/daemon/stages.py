@@ -5,13 +5,14 @@ The gateway and what rests on the daemon's own view come after them, in `live_da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher
 from services.catalogue.watch import MappingWatch
 from services.daemon.config import IngestionConfig
+from services.daemon.depth import Depth
 from services.daemon.flow import Flow
 from services.daemon.instruments import KnownInstruments
 from services.daemon.news import News
@@ -68,6 +69,7 @@ class Stages:
     past: Past
     options: Options
     news: News
+    depth: Depth
     streams: StreamKeeper
     probe: HealthProbe
     ledger: LedgerAudit
@@ -114,8 +116,22 @@ def make_stages(
     )
     past = _make_past(config, clock, calendar, settings, flow, bars, known, loop_lag)
     past.ledger.flowing = lambda instrument: state.running and routing.providers.delivers(instrument)
+    depth = Depth(
+        config,
+        clock,
+        settings=settings,
+        supervisor=supervisor,
+        calendar=calendar,
+        stamp=flow.sequencer.stamp,
+        providers=routing.providers.streaming_providers,
+        known=lambda: known.mappings,
+        connect=storage.leadership.connect,
+        pacing=routing.first_connects,
+    )
     subscriptions = (
-        _make_subscriptions(config, clock, routing, broadcast, known)
+        _make_subscriptions(
+            config, clock, routing, known, lambda: broadcast.watched() | depth.needs_ticks_of()
+        )
         if config.dynamic_subscriptions
         else None
     )
@@ -147,6 +163,7 @@ def make_stages(
             subscriptions=subscriptions,
             is_known=known.__contains__,
         ),
+        depth=depth,
         streams=StreamKeeper(
             config.redis_url,
             clock=clock,
@@ -155,7 +172,7 @@ def make_stages(
         ),
         # The probe makes no bar: it passes the writers that take ticks.
         probe=HealthProbe(clock, flow.publish, (*storage.probed, bars, broadcast), supervisor.troubles),
-        ledger=LedgerAudit(clock, lambda: _accounts(sinks, routing)),
+        ledger=LedgerAudit(clock, lambda: _accounts((*sinks, *depth.sinks), routing)),
         vitals=_make_vitals(config, relieve),
         loop_lag=loop_lag,
         broadcast=broadcast,
@@ -197,14 +214,14 @@ def _make_subscriptions(
     config: IngestionConfig,
     clock: Clock,
     routing: Routing,
-    broadcast: DataBroadcast,
     known: KnownInstruments,
+    watched: Callable[[], Collection[str]],
 ) -> DynamicSubscriptions:
     return DynamicSubscriptions(
         routing.providers,
         redis_url=config.redis_url,
         clock=clock,
-        watched=broadcast.watched,
+        watched=watched,
         known=lambda: known.mappings,
         pinned=config.pinned_instruments,
         file=config.state_dir / SUBSCRIPTIONS_FILE,

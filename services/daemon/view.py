@@ -67,7 +67,8 @@ class DaemonView:
     async def why(self, instrument: str) -> dict[str, Any] | None:
         """Explain what an instrument's ticks do and what stands in their way; None when it is unknown."""
         diagnosis = self.stages.diagnosis
-        return None if diagnosis is None else await diagnosis.explain(instrument)
+        found = None if diagnosis is None else await diagnosis.explain(instrument)
+        return None if found is None else {**found, "depth": self.stages.depth.desk.explain(instrument)}
 
     def similar(self, instrument: str) -> list[str]:
         """Return known instrument keys that look like an unknown one."""
@@ -117,8 +118,9 @@ class DaemonView:
             "lease": it.storage.leadership.status(),
             "process": it.vitals.figures(),
             "mappings": self._mappings_status(),
-            "sinks": [_sink_status(sink) for sink in it.sinks],
+            "sinks": [_sink_status(sink) for sink in (*it.sinks, *it.depth.sinks)],
             "hops": {
+                "event_loop": it.loop_lag.times.figures(),
                 "received_to_accepted": it.flow.accepted_within.figures(),
                 **{f"accepted_to_{sink.name}": sink.written_within.figures() for sink in it.storage.writers},
             },
@@ -130,8 +132,9 @@ class DaemonView:
             "routing": it.routing.summary(),
             "silence": it.routing.judge.alarms(),
             "quality": it.routing.quality_status(),
-            "options": it.options.manager.status(),
+            "options": it.options.manager.status() | {"stream": it.options.chains.status()},
             "news": it.news.desk.status(),
+            "depth": it.depth.status(),
             "ledger": it.routing.providers.ledger(),
             "accounts": it.ledger.status(),
             "backfill": it.past.status(),

@@ -83,6 +83,11 @@ class ChartPending:
         for kept in (self.intervals, self.opening, self.ticks, self.bars):
             kept.pop(instrument, None)
 
+    def drop(self) -> None:
+        """Forget what waits: where nobody builds bars there is nothing to show."""
+        for kept in (self.opening, self.ticks, self.bars):
+            kept.clear()
+
     def pop(self, frames: ChartFrames, budget_bytes: int) -> list[bytes]:
         """Take frames up to about `budget_bytes`: openings, then finished bars, then forming ones."""
         taken: list[bytes] = []

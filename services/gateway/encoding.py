@@ -120,11 +120,17 @@ def control_message(record: ControlRecord) -> dict[str, Any]:
     return message
 
 
-def skipped_message(skipped: dict[str, int]) -> dict[str, Any]:
-    """Return the notice that this client was too slow: `n` messages were dropped, by instrument."""
+def skipped_message(skipped: dict[str, int], beside: dict[str, int] | None = None) -> dict[str, Any]:
+    """Return the notice that this client was too slow: `n` messages were dropped, by instrument.
+
+    `beside` are those of them that were no ticks, by channel.
+    """
     message: dict[str, Any] = {"type": "skipped", "n": sum(skipped.values()), "instruments": skipped}
     if len(skipped) == 1:
         message["instrumentKey"] = next(iter(skipped))
+    if beside:
+        ticks = message["n"] - sum(beside.values())
+        message["channels"] = ({"tick": ticks} if ticks else {}) | beside
     return message
 
 

@@ -32,12 +32,13 @@ from services.gateway.protocol import (
     parse_client_message,
 )
 from services.gateway.session import ClientSession, SessionContext
+from services.gateway.side_subscriptions import ALL_NEWS
 from services.gateway.websocket import WebSocketEndpoint
 
 DRAIN_POLL_S = 0.02
 RETRY_MS = (1_000, 5_000)
 """Clients come back after a time between these, so that they do not all come at once."""
-_PARAMETERS = ("instruments", "channels", "interval", "delivery", "every_ms")
+_PARAMETERS = ("instruments", "channels", "interval", "delivery", "every_ms", "expiry", "levels")
 
 
 class _Head(msgspec.Struct):
@@ -125,10 +126,13 @@ class EventStreamEndpoint:
             key
             for key in wish.instruments
             if (grant.touches(key[:-2]) if key.endswith(":*") else grant.covers(key))
+            or _is_all_news(key, wish)
         ]
         if not allowed:
             raise HttpError(403, "forbidden", "this token is not for these instruments")
         for key in allowed:
+            if _is_all_news(key, wish):
+                return
             if not is_well_formed(key):
                 continue
             if self._directory.keys_of(key[:-2]) if key.endswith(":*") else self._backend.is_known(key):
@@ -281,9 +285,10 @@ def _wish(request: web.Request) -> Subscribe:
     }
     if "channels" in request.query:
         message["channels"] = [name.strip() for name in request.query["channels"].split(",")]
-    every_ms = request.query.get("every_ms")
-    if every_ms is not None:
-        message["every_ms"] = int(every_ms) if every_ms.isascii() and every_ms.isdigit() else every_ms
+    for name in ("every_ms", "expiry", "levels"):
+        text = request.query.get(name)
+        if text is not None:
+            message[name] = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
     last_event_id = request.headers.get("Last-Event-ID")
     if last_event_id:
         message["resume"] = _resume(last_event_id)
@@ -292,6 +297,10 @@ def _wish(request: web.Request) -> Subscribe:
     except ClientMessageError as refusal:
         raise HttpError(400, refusal.code, str(refusal)) from None
     return cast(Subscribe, wish)
+
+
+def _is_all_news(key: str, wish: Subscribe) -> bool:
+    return key == ALL_NEWS and wish.channels == ("news",)
 
 
 def _resume(last_event_id: str) -> dict[str, Any]:

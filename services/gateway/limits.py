@@ -26,6 +26,7 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 2_500
     instruments_per_client: int = 1_000
     paces_per_client: int = 8
+    chains_per_client: int = 20
     messages_per_s: float = 20.0
     message_burst: int = 100
     errors_per_minute: int = 5

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from services.base_provider import ProviderState
 from services.gateway.backend import GatewayBackend
+from services.gateway.depth_metrics import depth_metrics
 
 
 class MetricsPage:
@@ -50,6 +51,7 @@ class _DaemonCollector(Collector):
         yield from _accounts(pipeline.get("accounts", []))
         yield from _sinks(pipeline.get("sinks", []))
         yield from _streams(pipeline.get("streams", {}))
+        yield from depth_metrics(pipeline.get("depth", {}))
         yield from _tasks(pipeline.get("tasks", []))
         yield from _process(pipeline.get("process", {}))
         clients = self._clients()

@@ -524,14 +524,18 @@ def openapi_document() -> dict[str, Any]:
                 parameters=[
                     _query(
                         "instruments",
-                        "instrument keys or EXCHANGE:*, separated by commas",
+                        "instrument keys or EXCHANGE:*, separated by commas; * of news",
                         {**_TEXT, "minLength": 1, "examples": ["NSE:RELIANCE,NASDAQ:*"]},
                         required=True,
                     ),
                     _query(
                         "channels",
-                        "tick, chart, or both separated by a comma; tick when not given",
+                        "of tick, chart, quote, trade, depth, options, news, by commas; tick when not given",
                         {**_TEXT, "examples": ["tick,chart"]},
+                    ),
+                    _query("levels", "of depth", {"enum": [5, 20, 200]}),
+                    _query(
+                        "expiry", "of options: a date, or UTC epoch s; the next one when not given", _TEXT
                     ),
                     _query("interval", "of the chart, in minutes", {"enum": ["1", "5", "15", "60", "1D"]}),
                     _query("delivery", "every tick or the newest", {"enum": ["all", "latest"]}),

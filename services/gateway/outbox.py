@@ -5,6 +5,8 @@ Pure: no I/O, no clock. `take` and `take_control` are called on the hot path and
 * `all`: every tick, in order. Beyond the byte cap the oldest ticks go; `skipped` stands in their place.
 * `latest`: a `Pace` keeps one tick per instrument, the newest; it leaves when the pace is due.
 * A chart leaves when its pace is due: every bar that was finished or revised, and what forms just now.
+* Of the channels beside them, trades and news stand in the queue like ticks with `all`; depth and option
+  chains wait at a pace, the newest of each; quotes do either.
 * A control record leaves in its place in the queue, behind the instrument's last tick before it.
 * The queue always leaves before a pace, so no older value of an instrument follows a newer one.
 * What a client missed while it was away stands before the queue, with what the queue held then; nothing
@@ -29,7 +31,11 @@ from services.gateway.encoding import (
     tick_frame,
     to_json,
 )
-from services.market_data.records import DataIngestionFormat, Record
+from services.gateway.side_messages import SideMessage, side_fragment, side_frame
+from services.gateway.side_pending import SidePending
+from services.market_data.records import ControlRecord, DataIngestionFormat, Record
+
+Queued = Publication | SideMessage | bytes
 
 WIDE_CONTROLS_REMEMBERED = 1_000
 
@@ -53,7 +59,7 @@ class SharedFrames:
 class Pace:
     """The conflated instruments of one client that are served every `every_ms` milliseconds, and charts."""
 
-    __slots__ = ("charts", "due_s", "every_ms", "every_s", "pending")
+    __slots__ = ("charts", "due_s", "every_ms", "every_s", "pending", "sides")
 
     def __init__(self, every_ms: int, due_s: float) -> None:
         self.every_ms = every_ms
@@ -61,11 +67,12 @@ class Pace:
         self.due_s = due_s
         self.pending: Pending = {}
         self.charts = ChartPending()
+        self.sides = SidePending()
 
     @property
     def waiting(self) -> bool:
         """Whether there is anything to send."""
-        return bool(self.pending) or self.charts.waiting
+        return bool(self.pending) or self.charts.waiting or self.sides.waiting
 
 
 class Outbox:
@@ -75,10 +82,11 @@ class Outbox:
         self._frames = frames
         self._limit_bytes = limit_bytes
         self._wake = wake
-        self._queue: deque[Publication | bytes] = deque()
-        self._backlog: deque[Publication | bytes] = deque()
+        self._queue: deque[Queued] = deque()
+        self._backlog: deque[Queued] = deque()
         self._wide_controls: dict[tuple[str, int, int], None] = {}
         self._skipped: dict[str, int] = {}
+        self._skipped_sides: dict[str, int] = {}
         self.paces: dict[int, Pace] = {}
         self.queued_bytes = 0
         self.backlog_bytes = 0
@@ -101,13 +109,27 @@ class Outbox:
         elif self.queued_bytes > self._limit_bytes:
             self._shed()
 
+    def take_side(self, message: SideMessage) -> None:
+        """Queue one message of another channel that may not be conflated."""
+        if self.overfull:
+            return
+        self.queued_bytes += len(side_fragment(message))
+        self._queue.append(message)
+        if len(self._queue) == 1:
+            self._wake()
+        elif self.queued_bytes > self._limit_bytes:
+            self._shed()
+
     def take_control(self, publication: Publication) -> None:
         """Queue one control record behind the pending ticks it concerns."""
         record = publication.record
         if not self.is_new(record):
             return
+        wide = is_exchange_wide(record)
         for pace in self.paces.values():
-            if is_exchange_wide(record):
+            for quote in pace.sides.taken_before("" if wide else record.symbol, record.exchange):
+                self.take_side(quote)
+            if wide:
                 for before in [
                     item for item in pace.pending.values() if item.record.exchange == record.exchange
                 ]:
@@ -144,21 +166,20 @@ class Outbox:
             del known[next(iter(known))]
         return True
 
-    def restore(self, answer: bytes, missed: Iterable[Publication]) -> None:
+    def restore(self, answer: bytes, missed: Iterable[Publication | SideMessage]) -> None:
         """Queue an answer and what the client missed, behind all that waits now; none of it is skipped."""
         backlog = self._backlog
         if self._skipped:
-            self._put_back(text_frame(to_json(skipped_message(self._skipped))))
-            self._skipped = {}
+            self._put_back(self._skipped_frame())
         backlog.extend(self._queue)
         self.backlog_bytes += self.queued_bytes
         self._queue.clear()
         self.queued_bytes = 0
         self._put_back(answer)
-        for publication in missed:
-            if self.is_new(publication.record):
-                backlog.append(publication)
-                self.backlog_bytes += len(fragment(publication))
+        for item in missed:
+            if isinstance(item, SideMessage) or self.is_new(item.record):
+                backlog.append(item)
+                self.backlog_bytes += _made_size(item)
         self._wake()
 
     def limit_to(self, limit_bytes: int) -> None:
@@ -198,8 +219,7 @@ class Outbox:
             return [_frame(item)]
         notice = []
         if self._skipped:
-            notice.append(text_frame(to_json(skipped_message(self._skipped))))
-            self._skipped = {}
+            notice.append(self._skipped_frame())
         frames, freed = self._pop_line(queue, budget_bytes)
         self.queued_bytes -= freed
         return notice + frames
@@ -214,15 +234,24 @@ class Outbox:
             frame = single_frame(pending.popitem()[1]) if alone else self._frames.frame_of(_take(pending))
             frames.append(frame)
             size += len(frame)
-        if pace.charts.waiting and size < budget_bytes and self._frames.charts is not None:
+        if self._frames.charts is None:
+            pace.charts.drop()
+        elif pace.charts.waiting and size < budget_bytes:
             frames += pace.charts.pop(self._frames.charts, budget_bytes - size)
+        if pace.sides.waiting and (room := budget_bytes - sum(map(len, frames))) > 0:
+            frames += pace.sides.pop(room)
         return frames
+
+    def _skipped_frame(self) -> bytes:
+        notice = skipped_message(self._skipped, self._skipped_sides)
+        self._skipped, self._skipped_sides = {}, {}
+        return text_frame(to_json(notice))
 
     def _put_back(self, frame: bytes) -> None:
         self._backlog.append(frame)
         self.backlog_bytes += len(frame)
 
-    def _pop_line(self, line: deque[Publication | bytes], budget_bytes: int) -> tuple[list[bytes], int]:
+    def _pop_line(self, line: deque[Queued], budget_bytes: int) -> tuple[list[bytes], int]:
         """Take frames of about `budget_bytes`; return them, and by how much the line is smaller."""
         frames: list[bytes] = []
         size = freed = 0
@@ -238,7 +267,7 @@ class Outbox:
             size += len(frame)
         return frames, freed
 
-    def _gather(self, head: Publication, line: deque[Publication | bytes]) -> tuple[bytes, int]:
+    def _gather(self, head: Publication, line: deque[Queued]) -> tuple[bytes, int]:
         """Take consecutive ticks of different instruments into one frame with `head`; return their size."""
         seen = {head.record.symbol}
         if not _may_follow(line[0], seen):
@@ -255,15 +284,19 @@ class Outbox:
 
     def _shed(self) -> None:
         """Drop the oldest ticks until half the cap is left; answers and control records stay."""
-        kept: list[Publication | bytes] = []
+        kept: list[Queued] = []
         queue, skipped = self._queue, self._skipped
         while queue and self.queued_bytes > self._limit_bytes // 2:
             item = queue.popleft()
-            if isinstance(item, bytes) or not isinstance(item.record, DataIngestionFormat):
+            if isinstance(item, bytes) or isinstance(item.record, ControlRecord):
                 kept.append(item)
                 continue
-            self.queued_bytes -= len(fragment(item))
-            symbol = item.record.symbol
+            self.queued_bytes -= _made_size(item)
+            if isinstance(item, SideMessage):
+                symbol = item.symbol
+                self._skipped_sides[item.channel] = self._skipped_sides.get(item.channel, 0) + 1
+            else:
+                symbol = item.record.symbol
             skipped[symbol] = skipped.get(symbol, 0) + 1
             self.skipped_total += 1
         queue.extendleft(reversed(kept))
@@ -296,15 +329,24 @@ def _build_frame(batch: list[Publication]) -> bytes:
     return tick_frame([item.fragment or fragment(item) for item in batch], newest)
 
 
-def _size(item: Publication | bytes) -> int:
-    return len(item) if isinstance(item, bytes) else len(item.fragment or fragment(item))
+def _made_size(item: Publication | SideMessage) -> int:
+    made = item.fragment
+    if made is None:
+        made = side_fragment(item) if isinstance(item, SideMessage) else fragment(item)
+    return len(made)
 
 
-def _frame(item: Publication | bytes) -> bytes:
-    return item if isinstance(item, bytes) else item.frame or single_frame(item)
+def _size(item: Queued) -> int:
+    return len(item) if isinstance(item, bytes) else len(item.fragment or b"") or _made_size(item)
 
 
-def _may_follow(item: Publication | bytes, seen: set[str]) -> bool:
+def _frame(item: Queued) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    return item.frame or (side_frame(item) if isinstance(item, SideMessage) else single_frame(item))
+
+
+def _may_follow(item: Queued, seen: set[str]) -> bool:
     return (
         isinstance(item, Publication)
         and isinstance(item.record, DataIngestionFormat)

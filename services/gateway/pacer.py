@@ -23,6 +23,8 @@ SHORTEST_REST_S = 0.0008
 LONGEST_SLEEP_S = 0.05
 RETRY_S = 0.02
 CHECK_EVERY_S = 0.25
+STALL_S = 1.0
+"""After a pause of the event loop as long as this nobody is judged by it: what clients sent is read first."""
 _GOLDEN = 0.6180339887498949
 
 
@@ -42,6 +44,7 @@ class Pacer:
         self._rest_until_s = 0.0
         self._flush_planned_s = 0.0
         self._checked_s = 0.0
+        self._looked_away = False
         self._wake = asyncio.Event()
         self.delivered_within = HopTimes()
         """From a tick's acceptance until the socket of a client with delivery `all` has taken it."""
@@ -105,9 +108,11 @@ class Pacer:
         """Serve due sessions for about `slice_s` seconds; return whether some are still waiting."""
         clock = self._clock
         started_s = now_s = clock.monotonic_s()
-        if now_s - self._checked_s >= CHECK_EVERY_S:
+        since_s = now_s - self._checked_s
+        if since_s >= CHECK_EVERY_S:
             self._checked_s = now_s
-            for session in list(self._sessions):
+            self._looked_away = since_s >= STALL_S and not self._looked_away
+            for session in () if self._looked_away else list(self._sessions):
                 session.check(now_s)
         for session in list(self._stalled):
             self._stalled.discard(session)

@@ -10,7 +10,7 @@ checked, or a `ClientMessageError`. Unknown fields are ignored, so that newer cl
 | `too_deep` | is nested deeper than the protocol needs |
 | `duplicate_key` | names a field twice |
 | `invalid_message` | lacks a field, or has one of the wrong type or out of range |
-| `unknown_action` `unknown_channel` `unknown_interval` | asks for what does not exist |
+| `unknown_action` `unknown_channel` `unknown_interval` `unknown_levels` | asks for what does not exist |
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from datetime import date
 from typing import Any, Literal, NoReturn
 
 import msgspec
@@ -27,7 +28,9 @@ from services.pipeline.sequencer import parse_position
 
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_DEPTH = 4
-CHANNELS = ("tick", "chart")
+FLOW_CHANNELS = ("tick", "chart")
+CHANNELS = (*FLOW_CHANNELS, "quote", "trade", "depth", "options", "news")
+LEVELS = (5, 20, 200)
 INTERVALS = ("1", "5", "15", "60", "1D")
 MIN_EVERY_MS = 10
 MAX_EVERY_MS = 60_000
@@ -62,7 +65,10 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """`{"action":"subscribe",…}`: begin to watch instruments, or change how they are delivered."""
+    """`{"action":"subscribe",…}`: begin to watch instruments, or change how they are delivered.
+
+    `expiry` is a date as ISO text, or UTC epoch seconds as text; empty for the next one. `levels` of depth.
+    """
 
     id: MessageId
     instruments: tuple[str, ...]
@@ -71,13 +77,16 @@ class Subscribe(msgspec.Struct, frozen=True):
     delivery: Literal["all", "latest"]
     every_ms: int
     resume: ResumePoint | None
+    expiry: str = ""
+    levels: int = LEVELS[0]
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
-    """`{"action":"unsubscribe",…}`."""
+    """`{"action":"unsubscribe",…}`: end the channels named, without any all of them."""
 
     id: MessageId
     instruments: tuple[str, ...]
+    channels: tuple[str, ...] = ()
 
 
 class Ping(msgspec.Struct, frozen=True):
@@ -126,9 +135,12 @@ def _parse_action(fields: dict[str, Any], message_id: MessageId) -> ClientMessag
                 delivery=_delivery(fields),
                 every_ms=_every_ms(fields),
                 resume=_resume(fields),
+                expiry=_expiry(fields),
+                levels=_levels(fields),
             )
         case "unsubscribe":
-            return Unsubscribe(message_id, _instruments(fields))
+            channels = _channels(fields) if fields.get("channels") is not None else ()
+            return Unsubscribe(message_id, _instruments(fields), channels)
         case "ping":
             return Ping(message_id)
         case "list":
@@ -204,6 +216,35 @@ def _every_ms(fields: dict[str, Any]) -> int:
             "invalid_message", f"every_ms must be a whole number from 0 to {MAX_EVERY_MS}"
         )
     return max(MIN_EVERY_MS, int(every_ms))
+
+
+def _expiry(fields: dict[str, Any]) -> str:
+    expiry = fields.get("expiry")
+    if expiry is None:
+        return ""
+    if isinstance(expiry, str) and len(expiry) == 10 and "-" in expiry:
+        try:
+            return date.fromisoformat(expiry).isoformat()
+        except ValueError:
+            pass
+    elif _is_int(expiry) and 946_684_800 <= expiry <= 4_102_444_800:
+        return str(expiry)
+    raise ClientMessageError(
+        "invalid_message", "expiry must be a date such as 2026-12-29, or UTC epoch seconds"
+    )
+
+
+def _levels(fields: dict[str, Any]) -> int:
+    levels = fields.get("levels")
+    if levels is None:
+        return LEVELS[0]
+    if not _is_int(levels):
+        raise ClientMessageError("invalid_message", "levels must be a whole number")
+    if levels not in LEVELS:
+        raise ClientMessageError(
+            "unknown_levels", f"no depth has {levels} levels; there are {_spoken(tuple(map(str, LEVELS)))}"
+        )
+    return int(levels)
 
 
 def _resume(fields: dict[str, Any]) -> ResumePoint | None:

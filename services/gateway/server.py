@@ -23,6 +23,7 @@ from services.errors import ConfigurationError
 from services.gateway.acceptor import Acceptor, bound_sockets
 from services.gateway.authentication import Authenticator
 from services.gateway.backend import GatewayBackend
+from services.gateway.channel_hub import ChannelHub
 from services.gateway.charts import BarSource, ChartFrames
 from services.gateway.directory import InstrumentDirectory
 from services.gateway.errors import HttpError
@@ -43,6 +44,7 @@ from services.gateway.recovery import History, RecoveryDesk, RecoveryLimits
 from services.gateway.routes_api import RoutesApi, RoutesBackend
 from services.gateway.session import CLOSE_RIGHTS_CHANGED, CLOSE_TOKEN_WRONG, SessionContext
 from services.gateway.subscriptions import SubscriptionContext
+from services.gateway.tick_views import TickViews
 from services.gateway.websocket import WebSocketEndpoint
 from services.pipeline.supervisor import end_together
 
@@ -111,10 +113,19 @@ class Gateway:
         self._directory = InstrumentDirectory(backend, broadcast.clock)
         self._pacer = Pacer(broadcast.clock)
         self._guard = Guard(authenticator)
+        self.channels = ChannelHub()
+        """The channels beside ticks and charts: connect more feeds before `start`."""
+        TickViews(broadcast, self.channels)
         self._desk = RecoveryDesk(history, broadcast.clock, config.recovery, self._held_bytes)
         context = SessionContext(
             subscriptions=SubscriptionContext(
-                backend, self._directory, broadcast, config.limits, self._pacer.spread, self._desk
+                backend,
+                self._directory,
+                broadcast,
+                config.limits,
+                self._pacer.spread,
+                self._desk,
+                self.channels,
             ),
             clock=broadcast.clock,
             authenticator=authenticator,

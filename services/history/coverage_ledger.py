@@ -35,6 +35,7 @@ _log = structlog.get_logger(__name__)
 FILE = "coverage-pending.jsonl"
 MOST_PENDING = 100_000
 FLUSH_EVERY_S = 2.0
+_LONGEST_REST_S = 0.5
 LIVE_EVERY_S = 60.0
 KNOWN_FOR_S = 30.0
 """How long what was read of an instrument is believed: another process may write the table, too."""
@@ -317,7 +318,7 @@ class CoverageLedger:
                     for instrument in part:
                         self._note_flow(instrument)
             try:
-                await self.flush()
+                await self.flush(give_way=True)
                 failures = 0
             except MarketdError as error:
                 if not failures:
@@ -329,12 +330,15 @@ class CoverageLedger:
             else:
                 await asyncio.sleep(0.2)
 
-    async def flush(self) -> None:
-        """Write all notes to PostgreSQL. Raises what `CoverageStore.note` raises; the notes stay then."""
-        async with self._writing:
-            await self._flush()
+    async def flush(self, *, give_way: bool = False) -> None:
+        """Write all notes to PostgreSQL. Raises what `CoverageStore.note` raises; the notes stay then.
 
-    async def _flush(self) -> None:
+        With `give_way` at least half of the time is left to others: a start notes a gap of every instrument.
+        """
+        async with self._writing:
+            await self._flush(give_way=give_way)
+
+    async def _flush(self, *, give_way: bool) -> None:
         await self._catch_up()
         while self._forget or self._pending:
             if self._forget:
@@ -343,7 +347,9 @@ class CoverageLedger:
                 self._known.clear()
                 continue
             batch = list(islice(self._pending, _BATCH))
+            began_s = self._clock.monotonic_s()
             await self.store.note(batch)
+            took_s = self._clock.monotonic_s() - began_s
             written = set(map(id, batch))
             # Some of them may have been taken away meanwhile, never any put before them.
             while self._pending and id(self._pending[0]) in written:
@@ -351,7 +357,7 @@ class CoverageLedger:
             for note in batch:
                 self._known.pop(note.instrument, None)
             self.written += len(batch)
-            await asyncio.sleep(0)
+            await asyncio.sleep(min(_LONGEST_REST_S, took_s) if give_way else 0)
         if self.reason:
             _log.info("coverage_written_again", notes=self.written)
         self.reason = ""

@@ -80,7 +80,7 @@ class Past:
         self._clock = clock
         self._publish = publish
         self._candidates: dict[str, list[InstrumentMapping]] = {}
-        self._by_symbol: dict[tuple[str, str], InstrumentMapping] = {}
+        self._by_symbol: dict[str, dict[str, InstrumentMapping]] = {}
         folder = config.folder
         self.redis = make_client(config.redis_url, name="marketd:history")
         self.ledger = CoverageLedger(
@@ -143,9 +143,10 @@ class Past:
         for mappings in candidates.values():
             mappings.sort(key=lambda it: (not it.is_primary, it.priority, it.provider_code))
         self._candidates = candidates
-        self._by_symbol = {
-            (mapping.provider_code, mapping.provider_symbol): mapping for mapping in snapshot.mappings
-        }
+        by_symbol: dict[str, dict[str, InstrumentMapping]] = {}
+        for mapping in snapshot.mappings:
+            by_symbol.setdefault(mapping.provider_code, {})[mapping.provider_symbol] = mapping
+        self._by_symbol = by_symbol
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class Past:
             clock=self._clock,
             settings=settings,
             quota=Quota(source.code, source.limits, self._clock, file),
-            mapping_of=lambda symbol: self._by_symbol.get((source.code, symbol)),
+            mapping_of=lambda symbol: self._by_symbol.get(source.code, {}).get(symbol),
         )
 
     def _announce(

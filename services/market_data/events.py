@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 
-class NewsUpdate(msgspec.Struct, frozen=True, kw_only=True):
+class NewsUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One article that a provider tells of.
 
     `id` is `CODE:the vendor's id`, the same at every mention. `timestamp` is when it was published, UTC epoch

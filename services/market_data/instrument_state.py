@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from math import nan
 from typing import NamedTuple
 
 from services.market_data.instruments import InstrumentMapping
 from services.market_data.normaliser_counters import ExchangeTally
-from services.market_data.pricing import PriceGrid, reference_price
+from services.market_data.pricing import price_grid, reference_price
 from services.market_data.quality import (
     EARLIEST_EVENT_MS,
     SUSPECTS_BEFORE_ACCEPTED,
@@ -20,6 +19,7 @@ from services.market_data.records import FLAG_DELAYED, DataIngestionFormat, Prov
 
 SECOND_MS = 1_000
 _REMEMBERED_SECONDS = 8
+REMEMBERED_TICKS = 8
 _NEVER_MS = 1 << 62
 _NOTHING = DataIngestionFormat("", 0.0, None, 0, "")
 
@@ -86,8 +86,9 @@ class InstrumentState:
         self.day_low: float | None = None
         self.reference = 0.0
         self.suspects = 0
-        self.late_slots: dict[int, int] = {}
-        self.recent: deque[tuple[int, float, int | None]] = deque(maxlen=_REMEMBERED_SECONDS)
+        self.late_slots: dict[int, int] | None = None
+        # Numbers that stand for what was said: there are as many of these lists as instruments.
+        self.recent: list[int] = []
 
     def use(self, mapping: InstrumentMapping, *, delayed: bool) -> None:
         """Take over a mapping, which may be a changed one of the same instrument."""
@@ -96,7 +97,7 @@ class InstrumentState:
         if mapping.delivery is not None:
             delayed = mapping.delivery != "real_time"
         self.base_flags = FLAG_DELAYED if delayed else 0
-        self.grid = PriceGrid(mapping.tick_size)
+        self.grid = price_grid(mapping.tick_size)
         self.known = self.grid.known
         self.negative_allowed = allows_negative(mapping)
         self.volume_means_trades = has_volume(mapping)
@@ -168,7 +169,7 @@ class InstrumentState:
                 and (tick.bid_size is None or tick.bid_size == last.bid_size)
                 and (tick.ask_size is None or tick.ask_size == last.ask_size)
             )
-        return raw_event_ms < self.last_raw_event_ms and (raw_event_ms, price, volume) in self.recent
+        return raw_event_ms < self.last_raw_event_ms and hash((raw_event_ms, price, volume)) in self.recent
 
     def outside_band(self, price: float) -> bool:
         """Tell whether a price is too far from its reference; after a few in a row it is the new one."""
@@ -190,10 +191,13 @@ class InstrumentState:
         if resolution_ms < SECOND_MS:
             return event_ms
         second = event_ms - event_ms % SECOND_MS
-        slot = max(0, self.late_slots.get(second, SECOND_MS) - 1)
-        if second not in self.late_slots and len(self.late_slots) >= _REMEMBERED_SECONDS:
-            del self.late_slots[min(self.late_slots)]
-        self.late_slots[second] = slot
+        slots = self.late_slots
+        if slots is None:
+            slots = self.late_slots = {}
+        slot = max(0, slots.get(second, SECOND_MS) - 1)
+        if second not in slots and len(slots) >= _REMEMBERED_SECONDS:
+            del slots[min(slots)]
+        slots[second] = slot
         return second + slot
 
 

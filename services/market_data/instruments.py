@@ -7,6 +7,7 @@ Immutable: a changed mapping is a new object in a new snapshot.
 from __future__ import annotations
 
 from enum import Enum
+from sys import intern
 
 import msgspec
 
@@ -61,7 +62,8 @@ class InstrumentMapping(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def provider_symbol(self) -> str:
         """The name handed to `subscribe_symbols`: `NSE_EQ:2885` where there are segments, else `AAPL`."""
         if self.segment and self.security_id:
-            return f"{self.segment}:{self.security_id}"
+            # Many tables are keyed by it: all of them hold the same text.
+            return intern(f"{self.segment}:{self.security_id}")
         return self.search_code
 
 

@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from services.market_data.calendar import trading_day
-from services.market_data.instrument_state import SECOND_MS, InstrumentState, PreparedInstruments
+from services.market_data.instrument_state import (
+    REMEMBERED_TICKS,
+    SECOND_MS,
+    InstrumentState,
+    PreparedInstruments,
+)
 from services.market_data.instruments import InstrumentMapping
 from services.market_data.normaliser_counters import ExchangeTally, NormaliserCounters
 from services.market_data.odd_times import IST_OFFSET_MS, ZONE_ALARM_AFTER, OddTimes, time_in_order
@@ -225,7 +230,10 @@ class Normaliser:
                     counters.note("suspect")
             if not skewed:
                 state.last_raw_event_ms = raw_ms
-        state.recent.append((raw_ms, clean_price, volume))
+        recent = state.recent
+        recent.append(hash((raw_ms, clean_price, volume)))
+        if len(recent) > REMEMBERED_TICKS:
+            del recent[0]
         counters.accepted += 1
         record = DataIngestionFormat(
             state.instrument,

@@ -7,6 +7,7 @@ never moved to a tick the market did not trade at.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import floor, isfinite
 
 _TOLERANCE = 1.001 * 2.0**-24
@@ -66,6 +67,12 @@ class PriceGrid:
             if abs(candidate - price) <= tolerance:
                 return candidate, True
         return shortest_decimal(price, tolerance), True
+
+
+@lru_cache(maxsize=1_024)
+def price_grid(tick_size: float | None) -> PriceGrid:
+    """Return the grid of a tick size; instruments of one tick size share it."""
+    return PriceGrid(tick_size)
 
 
 def shortest_decimal(price: float, tolerance: float) -> float:

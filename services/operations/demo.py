@@ -22,6 +22,8 @@ class SimulatorUrls(msgspec.Struct, frozen=True):
 
     dhan_feed_url: str
     dhan_rest_url: str
+    dhan_depth_20_url: str
+    dhan_depth_200_url: str
     yahoo_stream_url: str
     yahoo_rest_url: str
     nse_rest_url: str

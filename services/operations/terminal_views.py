@@ -59,6 +59,11 @@ def why_view(answer: Mapping[str, Any]) -> Group:
         facts.add_row(f"  {row['provider']}", escape(" · ".join(part for part in parts if part)))
     for hop in answer["hops"]:
         facts.add_row(hop["hop"], escape(" ".join(filter(None, (_age(now_ms, hop["at_ms"]), hop["note"])))))
+    if depth := answer.get("depth"):
+        levels = " and ".join(map(str, depth["wanted"]))
+        had = f"{depth['levels']} levels, {depth['age_s']} s old" if depth["levels"] else "no book comes"
+        told = f"wanted with {levels} levels: {had}{' (' + depth['flags'] + ')' if depth['flags'] else ''}"
+        facts.add_row("depth", told)
     for row in answer["storage"]:
         if row["state"] != "ready":
             facts.add_row(f"sink {row['sink']}", f"[red]{row['state']}[/] {escape(row['reason'])}")
@@ -145,17 +150,47 @@ def status_view(answer: Mapping[str, Any]) -> Table:
         )
     grid.add_row("")
     grid.add_row(sinks)
+    for line in depth_lines(pipeline.get("depth") or {}):
+        grid.add_row(line)
     lease = pipeline.get("lease")
     if lease:
         grid.add_row("")
         grid.add_row(_lease_line(lease))
     grid.add_row("")
     grid.add_row(_ledger_line(pipeline.get("accounts", [])))
+    for line in _quota_lines((pipeline.get("backfill") or {}).get("sources", {})):
+        grid.add_row(line)
     groups = (pipeline.get("streams") or {}).get("groups", [])
     if groups:
         grid.add_row("")
         grid.add_row(_group_table(groups))
     return grid
+
+
+def depth_lines(depth: Mapping[str, Any]) -> list[str]:
+    """Return how market depth is doing, a line for each feed that somebody wants something of."""
+    if not depth.get("on") or not (depth["books"] or depth["awaited"] or depth["refused"]):
+        return []
+    oldest = f", the oldest {depth['oldest_s']} s" if depth["oldest_s"] is not None else ""
+    lines = [
+        "",
+        f"depth: {depth['books']} books, {depth['awaited']} awaited, {depth['stale']} stale{oldest}",
+    ]
+    for source in depth["sources"]:
+        if source["wanted"] and source["levels"] > 5:
+            colour = _STATE_COLOURS.get(source["state"], "cyan")
+            reason = f": {escape(source['reason'])}" if source["reason"] else ""
+            lines.append(
+                f"  {source['levels']} levels [{colour}]{source['state']}[/], {source['carried']} of "
+                f"{source['capacity']} on {source['connections']} connections{reason}"
+            )
+    if depth["refused"]:
+        first = depth["refused"][0]
+        lines.append(
+            f"  [yellow]{len(depth['refused'])} not to be had: {escape(first['instrument'])} with "
+            f"{first['levels']} levels ({first['reason']})[/]"
+        )
+    return lines
 
 
 def _credentials(row: Mapping[str, Any], now_ms: int) -> str:
@@ -175,6 +210,20 @@ def _ledger_line(accounts: Sequence[Mapping[str, Any]]) -> str:
         named = ", ".join(f"{account['account']} {account['imbalance']:+}" for account in faults)
         return f"ledger [red]does not balance: {escape(named)}[/]"
     return f"ledger [green]balances[/] [dim]({len(accounts)} accounts)[/]" if accounts else ""
+
+
+def _quota_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for code, source in sources.items():
+        if source.get("left_today") is None:
+            continue
+        used, left = source["used_today"], source["left_today"]
+        told = f"{code} was asked for the past and chains {used} times today, {left} requests are left"
+        if not left:
+            lines.append(f"[red]{told}[/]")
+        elif source.get("left_for_backfill") == 0:
+            lines.append(f"[yellow]{told}: the backfill keeps them for what is asked for[/]")
+    return lines
 
 
 def _group_table(groups: Sequence[Mapping[str, Any]]) -> Table:

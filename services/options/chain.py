@@ -277,9 +277,21 @@ def chain_json(chain: Chain, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _leg_json(chain: Chain, leg: Leg, now_ms: int) -> dict[str, Any]:
+def leg_figures(leg: Leg) -> tuple[float | None, float | None, float | None, float | None, float | None]:
+    """Return delta, gamma, theta, vega and volatility (percent) of a leg as they are shown, rounded."""
     quote, greeks = leg.quote, leg.greeks
     iv = greeks.iv if greeks is not None and greeks.iv is not None else quote.iv
+    return (
+        _rounded(greeks.delta if greeks else quote.delta, _GREEK_DIGITS),
+        _rounded(greeks.gamma if greeks else quote.gamma, _GAMMA_DIGITS),
+        _rounded(greeks.theta if greeks else quote.theta, _GREEK_DIGITS),
+        _rounded(greeks.vega if greeks else quote.vega, _GREEK_DIGITS),
+        _rounded(iv, _IV_DIGITS),
+    )
+
+
+def _leg_json(chain: Chain, leg: Leg, now_ms: int) -> dict[str, Any]:
+    quote = leg.quote
     return {
         "f": [
             leg.symbol,
@@ -291,11 +303,7 @@ def _leg_json(chain: Chain, leg: Leg, now_ms: int) -> dict[str, Any]:
             quote.oi,
             quote.oi_change,
             chain.expiry,
-            _rounded(greeks.delta if greeks else quote.delta, _GREEK_DIGITS),
-            _rounded(greeks.gamma if greeks else quote.gamma, _GAMMA_DIGITS),
-            _rounded(greeks.theta if greeks else quote.theta, _GREEK_DIGITS),
-            _rounded(greeks.vega if greeks else quote.vega, _GREEK_DIGITS),
-            _rounded(iv, _IV_DIGITS),
+            *leg_figures(leg),
         ],
         "bid": quote.bid,
         "ask": quote.ask,

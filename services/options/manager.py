@@ -131,6 +131,13 @@ class OptionsManager:
         assert isinstance(answer, Found)  # noqa: S101 - nothing else is kept here
         return answer
 
+    def next_expiry(self, underlying: Underlying) -> int | None:
+        """Return the next expiry (UTC epoch s) as far as it is known without asking."""
+        kept = self._expiries.get(underlying.key)
+        known = kept.answer.expiries if kept is not None and isinstance(kept.answer, Expiries) else ()
+        now_s = self._clock.now_ms() / 1000
+        return min((one for one in known if one > now_s), default=None)
+
     def underlyings_served(self, candidates: Iterable[Underlying]) -> list[str]:
         """Return the keys of those candidates that some source has options of."""
         return [

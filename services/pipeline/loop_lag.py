@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections import deque
 
+from services.pipeline.hop_times import HopTimes
+
 EVERY_S = 0.1
 _SAMPLES = 10
 
@@ -18,6 +20,8 @@ class LoopLag:
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque([0.0], maxlen=_SAMPLES)
+        self.times = HopTimes()
+        """All lags since the start."""
 
     @property
     def worst_ms(self) -> float:
@@ -32,3 +36,4 @@ class LoopLag:
             await asyncio.sleep(EVERY_S)
             late_s = time.perf_counter() - began_s - EVERY_S
             self._samples.append(max(0.0, late_s * 1000))
+            self.times.note(late_s)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from services.market_data.clock import Clock
 from services.market_data.records import Record
+from services.market_data.updates import Level2Update
 
 Position = tuple[int, int]
 START: Position = (0, 0)
@@ -39,7 +40,7 @@ class Sequencer:
         """Make every future position of `exchange` greater than `position`."""
         self._last[exchange] = max(position, self._last.get(exchange, START))
 
-    def stamp(self, record: Record) -> None:
+    def stamp(self, record: Record | Level2Update) -> None:
         """Write the next position of the record's exchange into the record."""
         exchange = record.exchange
         last_ms, last_seq = self._last.get(exchange, START)

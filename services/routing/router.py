@@ -76,7 +76,12 @@ class Router:
         found: set[str] = set()
         if self._judge is not None:
             for change in self._judge.look(now_ms, now_s):
-                found.update(self._concerned(change.provider, change.exchange, change.instrument))
+                concerned = self._concerned(change.provider, change.exchange, change.instrument)
+                if change.before.is_fault or change.now.finding.is_fault:
+                    found.update(concerned)
+                else:
+                    # Found to be well, as after a start: nothing follows for what goes its usual way.
+                    found.update(name for name in concerned if not self._goes_well(name, change.provider))
         found.update(self._forced_that_wait(now_s))
         found.update(name for name, watch in self.book.watches.items() if watch.due_s <= now_s)
         found.update(name for name, due_s in self.book.away.items() if due_s <= now_s)
@@ -116,6 +121,15 @@ class Router:
             forced.to if forced is not None else None,
         )
         self._switching.carry_out(instrument, decide(candidates, route, now_s, self.rules), now_s)
+
+    def _goes_well(self, instrument: str, provider: str) -> bool:
+        """Tell whether nothing is the matter with an instrument that its first provider serves."""
+        book = self.book
+        return (
+            book.passing.get(instrument) == provider
+            and instrument not in book.away
+            and instrument not in book.forced
+        )
 
     def _concerned(self, provider: str, exchange: str, instrument: str) -> Iterable[str]:
         """Return the instruments that a finding speaks of."""

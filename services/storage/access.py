@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from services.storage.keys import DEPTH_INTEREST, INTEREST, OPTIONS_INTEREST
+
 _CONNECTION = ("ping", "hello", "auth", "select", "client|setname", "client|setinfo")
 _READING = (
     *(
@@ -64,7 +66,9 @@ CONSUMER_GROUP_COMMANDS: tuple[str, ...] = (
 """What a consumer group needs besides, on the streams only."""
 
 INTEREST_COMMANDS: tuple[str, ...] = ("zadd", "zrem")
-"""What asking for an instrument needs, on `md:interest` only."""
+"""What asking for instruments, order books and chains needs, on `INTEREST_KEYS` only."""
+
+INTEREST_KEYS = " ".join(f"~{key}" for key in (INTEREST, DEPTH_INTEREST, OPTIONS_INTEREST))
 
 TOO_MUCH: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ACL", ("ACL", "WHOAMI")),
@@ -94,15 +98,15 @@ CONSUMER = RedisUser(
     name="marketd-consumer",
     rights=(
         *READER.rights,
-        f"(~md:ticks:* -@all {_allow(CONSUMER_GROUP_COMMANDS)})",
-        f"(~md:interest -@all {_allow(INTEREST_COMMANDS)})",
+        f"(~md:ticks:* ~md:depth:* -@all {_allow(CONSUMER_GROUP_COMMANDS)})",
+        f"({INTEREST_KEYS} -@all {_allow(INTEREST_COMMANDS)})",
     ),
 )
 GATEWAY = RedisUser(
     name="marketd-gateway",
     rights=(
         *("~md:*", "resetchannels", "-@all", _allow((*READER_COMMANDS, "multi", "exec"))),
-        f"(~md:interest -@all {_allow(('zadd',))})",
+        f"({INTEREST_KEYS} -@all {_allow(('zadd',))})",
     ),
 )
 """What `run --role gateway` needs: to read everything, and to lease what its clients watch."""

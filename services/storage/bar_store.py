@@ -118,22 +118,36 @@ async def _ask(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[list[
     return answers
 
 
+_decode_numbers = msgspec.json.Decoder(list[float]).decode
+
+
+def _numbers(texts: Sequence[bytes]) -> list[float]:
+    """Return numbers as Redis writes them; as one list in JSON that takes a fifth of reading one by one."""
+    try:
+        return _decode_numbers(b"[" + b",".join(texts) + b"]")
+    except msgspec.DecodeError:
+        return list(map(float, texts))
+
+
 def _joined(columns: Sequence[list[Any]], fold: Fold) -> list[Candle]:
     """Return five columns as candles, in their order; one that lacks a price is left out."""
     opens, highs, lows, closes, volumes = columns
-    starts = [row[0] for row in opens]
-    if all([row[0] for row in column] == starts for column in (highs, lows, closes)):
-        volume_of = (
-            [row[1] for row in volumes]
-            if [row[0] for row in volumes] == starts
-            else _at(dict(volumes), starts)
-        )
+    split = [tuple(zip(*column, strict=True)) or ((), ()) for column in columns]
+    starts, _ = split[0]
+    if all(begins == starts for begins, _ in split[1:4]):
         # Only a folded bucket may begin before what was asked for.
         from_s = [start // 1000 for start in starts]
         if fold.bucket_ms > MINUTE_MS:
             from_s = [max(start, fold.from_ms // 1000) for start in from_s]
-        prices = [[float(row[1]) for row in column] for column in columns[:4]]
-        traded = [None if volume is None else int(float(volume)) for volume in volume_of]
+        prices = [_numbers(values) for _, values in split[:4]]
+        traded: Iterable[int | None]
+        if split[4][0] == starts:
+            traded = map(int, _numbers(split[4][1]))
+        else:
+            volume_of = dict(volumes)
+            traded = [
+                None if (volume := volume_of.get(start)) is None else int(float(volume)) for start in starts
+            ]
         return list(zip(from_s, *prices, traded, strict=True))
     by_field = [dict(column) for column in (opens, highs, lows, closes)]
     volume_by_start = dict(volumes)
@@ -147,7 +161,3 @@ def _joined(columns: Sequence[list[Any]], fold: Fold) -> list[Candle]:
         whole = None if volume is None else int(float(volume))
         candles.append((max(start, fold.from_ms) // 1000, opened, high, low, close, whole))
     return candles
-
-
-def _at(values: dict[int, Any], starts: list[int]) -> list[Any]:
-    return [values.get(start) for start in starts]

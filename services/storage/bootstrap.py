@@ -6,8 +6,9 @@ under two seconds and no single answer grows large.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -16,9 +17,11 @@ from redis.exceptions import RedisError, ResponseError
 from services.errors import StorageError, StorageMisconfigured
 from services.market_data.records import DataIngestionFormat
 from services.pipeline.sequencer import START, Position, parse_position
+from services.storage.ask_many import ask_many
 from services.storage.client import storage_error
 from services.storage.entry_reader import record_of, tick_of
 from services.storage.keys import EPOCH, last_tick, tick_stream
+from services.storage.resp import command
 
 _CHUNK = 1_000
 _STREAM_DEPTH = 5_000
@@ -27,19 +30,21 @@ LastTick: TypeAlias = DataIngestionFormat
 """The newest stored tick of an instrument. `provider_symbol` and the position are not stored, so not set."""
 
 
-async def last_positions(client: Redis, exchanges: Iterable[str]) -> dict[str, Position]:
+async def last_positions(
+    client: Redis, exchanges: Iterable[str], key: Callable[[str], str] = tick_stream
+) -> dict[str, Position]:
     """Return the greatest position each exchange's stream ever had, `(0, 0)` where there is no stream.
 
-    Counts entries that were trimmed or deleted since. Raises `StorageError` when Redis does not answer
-    or keeps something else under the stream's key.
+    `key` names the stream of an exchange. Counts entries that were trimmed or deleted since. Raises
+    `StorageError` when Redis does not answer or keeps something else under the stream's key.
     """
     names = list(exchanges)
-    replies = await _in_chunks(client, [("XINFO", "STREAM", tick_stream(name)) for name in names])
+    replies = await _in_chunks(client, [("XINFO", "STREAM", key(name)) for name in names])
     positions: dict[str, Position] = {}
     for name, reply in zip(names, replies, strict=True):
         if isinstance(reply, ResponseError):
             if "no such key" not in str(reply):
-                raise _complaint(tick_stream(name), reply)
+                raise _complaint(key(name), reply)
             positions[name] = START
         else:
             positions[name] = parse_position(str(_pairs(reply)["last-generated-id"]))
@@ -104,16 +109,15 @@ async def _in_chunks(client: Redis, commands: Sequence[tuple[str, ...]]) -> list
     replies: list[Any] = []
     try:
         for start in range(0, len(commands), _CHUNK):
-            pipeline = client.pipeline(transaction=False)
-            for command in commands[start : start + _CHUNK]:
-                pipeline.execute_command(*command)
-            replies += await pipeline.execute(raise_on_error=False)
+            replies += await ask_many(client, [command(*each) for each in commands[start : start + _CHUNK]])
+            # Some milliseconds of shaping follow; others may have theirs in between.
+            await asyncio.sleep(0)
     except RedisError as error:
         raise storage_error(error) from error
+    except OSError as error:
+        raise StorageError(f"Redis cannot be reached: {error}") from error
     for reply in replies:
-        if isinstance(reply, RedisError) and (
-            not isinstance(reply, ResponseError) or not _concerns_one_key(reply)
-        ):
+        if isinstance(reply, ResponseError) and not _concerns_one_key(reply):
             raise storage_error(reply) from reply
     return replies
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
@@ -60,6 +61,27 @@ class _ClosedIsLost:
             await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
         except RuntimeError as error:
             raise RedisConnectionError(f"the connection was lost: {error}") from error
+
+    async def read_response(
+        self, disable_decoding: bool = False, timeout: float | None = None, **options: Any
+    ) -> Any:
+        """Return the next reply as redis-py does, and at once where it has arrived already.
+
+        Of a thousand pipelined replies all but a few have: redis-py sets up a time limit for each of them.
+        """
+        parser: Any = self._parser  # type: ignore[attr-defined]
+        if timeout is None and isinstance(parser, _AsyncHiredisParser) and parser._connected:
+            reader: Any = parser._reader
+            reply = reader.gets(False) if disable_decoding else reader.gets()
+            if reply is not NOT_ENOUGH_DATA:
+                lost = reply[0] if isinstance(reply, list) and reply else reply
+                if isinstance(lost, RedisConnectionError):
+                    await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+                    raise lost
+                if isinstance(reply, ResponseError):
+                    raise reply from None
+                return reply
+        return await super().read_response(disable_decoding, timeout, **options)  # type: ignore[misc]
 
 
 class _Tcp(_ClosedIsLost, Connection):

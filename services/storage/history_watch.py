@@ -20,6 +20,7 @@ from services.errors import StorageError
 from services.storage.bootstrap import ensure_epoch
 from services.storage.client import make_client
 from services.storage.keys import EPOCH
+from services.storage.single_commands import SingleCommands
 
 _log = structlog.get_logger(__name__)
 
@@ -54,23 +55,27 @@ class HistoryWatch:
 
     async def run(self) -> None:
         """Look once a second until cancelled; while Redis does not answer there is nothing to see."""
-        client = make_client(self._redis_url)
+        commands = SingleCommands(self._redis_url, "marketd:history")
         task = asyncio.current_task()
         try:
             while True:
                 await asyncio.sleep(self._look_every_s)
                 with contextlib.suppress(StorageError, RedisError, OSError):
-                    await self._look(client)
+                    await self._look(commands)
                 if task is not None and task.cancelling():
                     # A client that loses its connection at that moment keeps the cancellation to itself.
                     raise asyncio.CancelledError
         finally:
-            await client.aclose()
+            commands.close()
 
-    async def _look(self, client: Redis) -> None:
-        if not self._may_write() or await client.get(EPOCH) == self.epoch:
+    async def _look(self, commands: SingleCommands) -> None:
+        if not self._may_write() or await commands.ask("GET", EPOCH) == self.epoch:
             return
-        epoch, _ = await ensure_epoch(client)
+        client = make_client(self._redis_url)
+        try:
+            epoch, _ = await ensure_epoch(client)
+        finally:
+            await client.aclose()
         former, self.epoch = self.epoch, epoch
         if former in ("", epoch):
             return

@@ -19,11 +19,13 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.errors import StorageError
 from services.market_data.clock import Clock
 from services.pipeline.bounded import finishes_within
-from services.storage.client import make_client, storage_error
+from services.storage.client import storage_error
 from services.storage.keys import STATUS
 from services.storage.shard import EVERYTHING, Shard
+from services.storage.single_commands import SingleCommands
 
 _log = structlog.get_logger(__name__)
 
@@ -69,31 +71,30 @@ class ReportWriter:
 
     async def run(self) -> None:
         """Report once a second until cancelled; while Redis is away there is nobody to tell."""
-        client = make_client(self._redis_url, name="marketd:reports")
-        task = asyncio.current_task()
+        commands = SingleCommands(self._redis_url, "marketd:reports")
         try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
-                await self._write(client, self._make())
+            while True:
+                if self._may_write():
+                    await self._write(commands, self._make())
                 await asyncio.sleep(REPORT_EVERY_S)
         finally:
-            await client.aclose()
+            commands.close()
 
     async def say_stopped(self) -> None:
         """Tell that this daemon ends, so that nobody has to find out; takes a second at most."""
-        client = make_client(self._redis_url, name="marketd:reports")
-        try:
-            last = msgspec.structs.replace(self._make(), phase="stopped", ready=False)
-            await finishes_within(self._write(client, last), _FAREWELL_S)
-        finally:
-            await client.aclose()
-
-    async def _write(self, client: Redis, report: IngestReport) -> None:
         if not self._may_write():
             return
+        commands = SingleCommands(self._redis_url, "marketd:reports")
         try:
-            await client.hset(STATUS, report.shard, msgspec.json.encode(report).decode())
-        except (RedisError, OSError) as error:
+            last = msgspec.structs.replace(self._make(), phase="stopped", ready=False)
+            await finishes_within(self._write(commands, last), _FAREWELL_S)
+        finally:
+            commands.close()
+
+    async def _write(self, commands: SingleCommands, report: IngestReport) -> None:
+        try:
+            await commands.ask("HSET", STATUS, report.shard, msgspec.json.encode(report).decode())
+        except StorageError as error:
             _log.debug("report_not_written", error=str(error))
 
 

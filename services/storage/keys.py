@@ -33,6 +33,12 @@ STATUS = "md:status"
 NEWS = "md:news"
 """Stream of articles, in the order they were heard of; an article that is told of again replaces itself."""
 
+OPTIONS_INTEREST = "md:options_interest"
+"""Sorted set: member = underlying and expiry (`NSE:NIFTY 2026-12-29`), or the underlying alone for its next
+expiry; score = lease expiry in ms."""
+DEPTH_INTEREST = "md:depth_interest"
+"""Sorted set: member = instrument key and levels (`NSE:RELIANCE 20`), score = expiry in UTC epoch ms."""
+
 TickField = Literal["price", "volume", "bid", "ask", "oi"]
 TICK_FIELDS: tuple[TickField, ...] = ("price", "volume", "bid", "ask", "oi")
 """The fields of a tick that are kept as series, in the order they are written."""
@@ -58,6 +64,16 @@ def last_tick(instrument: str) -> str:
 def tick_stream(exchange: str) -> str:
     """Return the key of an exchange's stream, `md:ticks:NSE`."""
     return f"md:ticks:{exchange}"
+
+
+def option_stream(underlying: str) -> str:
+    """Return the key of an underlying's stream of option chains, `md:options:{NSE:NIFTY}`."""
+    return f"md:options:{{{underlying}}}"
+
+
+def depth_stream(exchange: str) -> str:
+    """Return the key of an exchange's stream of order books, `md:depth:NSE`."""
+    return f"md:depth:{exchange}"
 
 
 def tick_labels(instrument: str, exchange: str, field: TickField, kind: str = "tick") -> dict[str, str]:

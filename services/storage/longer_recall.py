@@ -18,8 +18,10 @@ from services.market_data.bar_builder import BarBuilder
 from services.market_data.bar_grid import LONGER, BarGrid
 from services.market_data.bars import Bar, parse_bar
 from services.market_data.records import ControlRecord
+from services.storage.ask_many import ask_many
 from services.storage.bar_series import bars_of, combine, read_bars
 from services.storage.keys import BAR_FIELDS, bar_series
+from services.storage.resp import command
 from services.storage.spool import Spool
 
 _CHUNK = 500
@@ -34,13 +36,9 @@ async def newest_minutes(client: Redis, instruments: Sequence[str]) -> dict[str,
     found: dict[str, int] = {}
     for first in range(0, len(instruments), _CHUNK):
         chunk = instruments[first : first + _CHUNK]
-        pipeline: Any = client.pipeline(transaction=False)
-        for key in chunk:
-            pipeline.execute_command("TS.GET", bar_series(key, "1m", "close"))
-        for key, reply in zip(chunk, await pipeline.execute(raise_on_error=False), strict=True):
-            if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
-                raise reply
-            if not isinstance(reply, Exception) and reply:
+        asked = [command("TS.GET", bar_series(key, "1m", "close")) for key in chunk]
+        for key, reply in zip(chunk, await ask_many(client, asked), strict=True):
+            if not isinstance(reply, ResponseError) and reply:
                 found[key] = int(reply[0])
     return found
 

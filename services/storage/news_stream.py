@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redis.asyncio import Redis
@@ -36,6 +37,8 @@ class NewsBoard:
         """The newest one that was read or written: a stream that ends before it is another one."""
         self._articles: OrderedDict[str, NewsUpdate] = OrderedDict()
         self._by_instrument: dict[str, dict[str, None]] = {}
+        self._listeners: tuple[Callable[[NewsUpdate], None], ...] = ()
+        self._read_once = False
 
     def __len__(self) -> int:
         return len(self._articles)
@@ -43,6 +46,33 @@ class NewsBoard:
     def get(self, article_id: str) -> NewsUpdate | None:
         """Return an article as far as it was read."""
         return self._articles.get(article_id)
+
+    def listen(self, callback: Callable[[NewsUpdate], None]) -> Callable[[], None]:
+        """Call `callback` with every article that is new or about more than before; return what ends that.
+
+        What the stream held already when it was first read is not told. It must neither raise nor wait.
+        """
+
+        def call(article: NewsUpdate) -> None:
+            callback(article)
+
+        self._listeners = (*self._listeners, call)
+
+        def stop() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not call)
+
+        return stop
+
+    def known(self, instruments: Iterable[str], limit: int) -> list[NewsUpdate]:
+        """Return the newest of what was read, about any of `instruments` or (`*`) about anything."""
+        wanted = list(instruments)
+        if "*" in wanted:
+            found = list(self._articles.values())
+        else:
+            names = dict.fromkeys(name for key in wanted for name in self._by_instrument.get(key, ()))
+            found = [self._articles[name] for name in names]
+        found.sort(key=lambda article: article.timestamp, reverse=True)
+        return found[:limit]
 
     async def latest(self, instrument: str | None, limit: int) -> list[NewsUpdate]:
         """Return the newest articles, of one instrument or of all, the last published first.
@@ -63,6 +93,7 @@ class NewsBoard:
             try:
                 while await self._read_page() == _PAGE:
                     pass
+                self._read_once = True
             except (RedisError, OSError) as error:
                 raise _told(error) from error
 
@@ -79,7 +110,7 @@ class NewsBoard:
         except (RedisError, OSError) as error:
             raise _told(error) from error
         self._reached = max(self._reached, _position(str(entry_id)))
-        self._take(article)
+        self._take(article, is_news=True)
 
     async def close(self) -> None:
         """Close the connection; harmless when there is none."""
@@ -98,6 +129,7 @@ class NewsBoard:
         client = self._client()
         if self._reached != (0, 0) and await self._began_anew(client):
             self._seen, self._reached = _NOTHING, (0, 0)
+            self._read_once = False
             self._articles.clear()
             self._by_instrument.clear()
         reply: Any = await client.xrange(NEWS, f"({self._seen}", "+", _PAGE)
@@ -106,7 +138,7 @@ class NewsBoard:
             self._reached = max(self._reached, _position(self._seen))
             article = news_of_entry(fields)
             if article is not None:
-                self._take(article)
+                self._take(article, is_news=self._read_once)
         return len(reply)
 
     async def _began_anew(self, client: Redis) -> bool:
@@ -119,8 +151,8 @@ class NewsBoard:
             raise
         return _position(str(facts["last-generated-id"])) < self._reached
 
-    def _take(self, article: NewsUpdate) -> None:
-        self._articles.pop(article.id, None)
+    def _take(self, article: NewsUpdate, *, is_news: bool) -> None:
+        before = self._articles.pop(article.id, None)
         self._articles[article.id] = article
         for instrument in article.instruments:
             self._by_instrument.setdefault(instrument, {})[article.id] = None
@@ -131,6 +163,9 @@ class NewsBoard:
                 kept.pop(name, None)
                 if not kept:
                     self._by_instrument.pop(instrument, None)
+        if is_news and article != before:
+            for listener in self._listeners:
+                listener(article)
 
 
 def _position(entry_id: str) -> tuple[int, int]:

@@ -53,15 +53,20 @@ class InstrumentSeries:
         self.instrument = instrument
         self.keys = keys
         self.exchange = exchange
-        self.price, self.volume, self.bid, self.ask, self.oi = (
-            bulk(keys.tick_series(instrument, field)) for field in TICK_FIELDS
-        )
         self.made = 0
         self.last_price, self.price_text = nan, ""
         self.newest: DataIngestionFormat | None = None
         self.late: DataIngestionFormat | None = None
         self.slot = -1
         self.late_slot = -1
+
+    def __getattr__(self, name: str) -> str:
+        # The words of a key are made when the first sample of its field comes: most instruments lack some.
+        if name not in TICK_FIELDS:
+            raise AttributeError(name)
+        words = bulk(self.keys.tick_series(self.instrument, name))
+        setattr(self, name, words)
+        return words
 
     def behind_newest(
         self, record: DataIngestionFormat, first_slot: int, next_slot: int

@@ -293,6 +293,8 @@ class SpooledSink(RedisSink):
             most = 0 if down else self._most_pending()
             left = self._pending_count if self._pending_count > most else 0
             while (left or (self._final and (self._down or self._backlog))) and spool.usable:
+                # Redis is not to be idle until all of it lies on disk.
+                await self._read_ahead(spool)
                 take = max(0, min(left, _CHUNK - len(self._final), self._pending_count))
                 if take:
                     self._final += self._finish(take)

@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 STREAM_MAX_AGE_MS = 48 * 3_600_000
 WATCH_EVERY_S = 5.0
+_ALL_EVERY = 6
+"""A stream that nobody reads through a group is looked at every so many times only."""
 TRIM_EVERY_S = 60.0
 _TRIM_AT_ONCE = 10_000
 _MOST_TRIMS = 100
@@ -58,17 +60,19 @@ class StreamKeeper:
     async def run(self) -> None:
         """Watch and trim until cancelled; while Redis is away the last picture stands."""
         client = make_client(self._redis_url, name="marketd:streams")
-        trim_due_s = 0.0
+        trim_due_s, looks = 0.0, 0
         task = asyncio.current_task()
         try:
             # redis-py can swallow a cancellation that meets a connection just being lost.
             while task is None or not task.cancelling():
                 try:
-                    await self.watch(client)
+                    await self.watch(client, only_groups=looks % _ALL_EVERY != 0)
+                    looks += 1
                     if self._clock.monotonic_s() >= trim_due_s:
                         await self.trim(client)
                         trim_due_s = self._clock.monotonic_s() + TRIM_EVERY_S
                 except (RedisError, OSError) as error:
+                    looks = 0
                     _log.debug("streams_not_watched", error=str(error))
                 await asyncio.sleep(self._watch_every_s)
         finally:
@@ -79,7 +83,10 @@ class StreamKeeper:
         total = 0
         for exchange, stream in self._streams.items():
             # A clock that is wrong for a moment must not empty a stream.
-            oldest = str(max(0, min(self._clock.now_ms(), stream.newest_ms) - self._max_age_ms))
+            oldest_ms = max(0, min(self._clock.now_ms(), stream.newest_ms) - self._max_age_ms)
+            if stream.oldest_ms is not None and stream.oldest_ms >= oldest_ms:
+                continue
+            oldest = str(oldest_ms)
             for _ in range(_MOST_TRIMS):
                 removed = int(await client.xtrim(tick_stream(exchange), minid=oldest, limit=_TRIM_AT_ONCE))
                 total += removed
@@ -88,11 +95,19 @@ class StreamKeeper:
         self.trimmed_by_age += total
         return total
 
-    async def watch(self, client: Redis) -> None:
-        """Look at streams and groups; say once when a group was trimmed. Raises redis-py's errors."""
+    async def watch(self, client: Redis, *, only_groups: bool = False) -> None:
+        """Look at streams and groups; say once when a group was trimmed. Raises redis-py's errors.
+
+        With `only_groups` streams that had no group the last time are not looked at.
+        """
         streams: dict[str, StreamStatus] = {}
         groups: dict[tuple[str, str], GroupStatus] = {}
+        read_by_groups = {exchange for exchange, _ in self._groups}
         for exchange in sorted(self._exchanges()):
+            if only_groups and exchange not in read_by_groups:
+                if exchange in self._streams:
+                    streams[exchange] = self._streams[exchange]
+                continue
             found = await read_stream(client, exchange, self._judge)
             if found is not None:
                 streams[exchange] = found[0]

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from struct import Struct
 from struct import error as struct_error
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -63,8 +63,8 @@ _ROW = Struct("<dII")
 _REASON = Struct("<H")
 
 
-class DepthRow(msgspec.Struct, gc=False):
-    """One price level of one side; an empty level is all zeros."""
+class DepthRow(NamedTuple):
+    """One price level of one side; an empty level is all zeros. Decoded rows are plain tuples like it."""
 
     price: float
     qty: int
@@ -81,7 +81,7 @@ class DepthSide(msgspec.Struct, gc=False):
     segment: int
     security_id: int
     side: Literal["bid", "ask"]
-    levels: tuple[DepthRow, ...]
+    levels: tuple[tuple[float, int, int], ...]
     sequence: int | None = None
 
 
@@ -144,7 +144,7 @@ def decode_depth_frame(
                     segment,
                     security_id,
                     "bid" if code == _BID else "ask",
-                    tuple([DepthRow(*row) for row in _ROW.iter_unpack(body)]),
+                    tuple(_ROW.iter_unpack(body)),
                     None if rows_in_header else last_field,
                 )
             )
@@ -177,7 +177,7 @@ def encode_depth_side(side: DepthSide) -> bytes:
     last_field = len(side.levels) if side.sequence is None else side.sequence
     try:
         header = _HEADER.pack(length, code, side.segment, side.security_id, last_field)
-        return header + b"".join([_ROW.pack(row.price, row.qty, row.orders) for row in side.levels])
+        return header + b"".join([_ROW.pack(*row) for row in side.levels])
     except struct_error as error:
         raise WireFormatError("not_encodable", f"{side.segment}/{side.security_id}: {error}") from error
 

@@ -24,6 +24,8 @@ INSTRUMENTS = 100
 SLOPE_LIMIT_MIB = 1.0
 _PAGE = 2_000
 _MIB = 1 << 20
+_WARM_S = 240.0
+"""Memories of bounded size (texts of prices, what is usual at an instrument) are full by then."""
 Say = Callable[[str], None]
 
 
@@ -159,16 +161,18 @@ async def _outage(
     def note(text: str) -> None:
         say(f"{time.monotonic() - began_s:7.1f} s  {text}")
 
-    note("warming up for 30 s")
-    await asyncio.sleep(30)
+    note(f"warming up for {_WARM_S:.0f} s")
+    for _ in range(int(_WARM_S / 30)):
+        await asyncio.sleep(30.0)
+        note(f"RSS {probes.samples[-1].rss_bytes / _MIB:.1f} MiB")
     note(f"{tally.ticks_sent} ticks sent, {follower.read} read from the streams; Redis goes away")
     await (_freeze(stack) if freeze else stack.redis.kill())
     before, down_s = tally.ticks_sent, time.monotonic()
-    # The first moments fill buffers that stay filled.
     while (gone_s := time.monotonic() - down_s) < seconds:
         await asyncio.sleep(min(30.0, seconds - gone_s))
         note(f"{_state(await keeper.pipeline())}; RSS {probes.samples[-1].rss_bytes / _MIB:.1f} MiB")
-    outage = [sample for sample in probes.samples if sample.at_s >= down_s + min(30.0, seconds / 3)]
+    # The first moments fill buffers that stay filled: ways to the disk, what Redis may forget.
+    outage = [sample for sample in probes.samples if sample.at_s >= down_s + min(120.0, seconds / 3)]
     faults = _judge_memory(outage, note)
     sent = tally.ticks_sent - before
     note(f"{sent} ticks in the outage, {sent / (time.monotonic() - down_s):.0f} a second; Redis comes back")

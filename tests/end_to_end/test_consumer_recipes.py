@@ -61,7 +61,7 @@ async def run(*command: str | Path, environment: dict[str, str], within_s: float
 async def test_every_recipe_runs_as_printed(demo: Daemon, tmp_path: Path) -> None:
     environment = clean_environment(STATE_DIR=demo.state_dir) | {"PYTHONPATH": str(ROOT / "clients/python")}
     recipes = blocks(PAGE, "python")
-    assert len(recipes) == 6
+    assert len(recipes) == 7
     running = []
     for number, recipe in enumerate(recipes):
         script = tmp_path / f"recipe{number}.py"
@@ -69,7 +69,7 @@ async def test_every_recipe_runs_as_printed(demo: Daemon, tmp_path: Path) -> Non
         running.append(run(sys.executable, script, environment=environment))
     outputs = await asyncio.gather(*running)
     for output, proof in zip(
-        outputs, ("NSE:", "NSE:", "one ", "ticks today", "price", "to go on"), strict=True
+        outputs, ("NSE:", "NSE:RELIANCE 20", "NSE:", "one ", "ticks today", "price", "to go on"), strict=True
     ):
         assert proof in output, (proof, output)
     streams, callbacks, frame = (tmp_path / f"{name}.py" for name in ("streams", "callbacks", "frame"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio
+import redis.exceptions
 
 from services.storage.client import make_client
 from services.storage.spool_inspection import inspect_spool
@@ -150,6 +151,7 @@ async def test_r1_a_redis_that_forgets_what_it_confirmed_and_a_stop_before_it_is
     await stack.quiet()
     await server.start()
     async with make_client(server.url) as client:
+        await eventually(lambda: _is_loaded(client), within_s=20)
         forgotten = known - await client.xlen("md:ticks:NSE")
     assert forgotten > 50, "it has forgotten nothing"
     async with stack.daemon(tmp_path / "state") as daemon:
@@ -163,6 +165,13 @@ async def test_r1_a_redis_that_forgets_what_it_confirmed_and_a_stop_before_it_is
         lost=f"0 of {stored} accepted, {forgotten} of them confirmed and forgotten; {unread} never read",
         allowed="Redis side 0 acked, though marketd is stopped before it is back",
     )
+
+
+async def _is_loaded(client: redis.asyncio.Redis) -> bool:
+    try:
+        return bool(await client.ping())
+    except redis.exceptions.BusyLoadingError:
+        return False
 
 
 async def _is_zero(count: Awaitable[int]) -> bool:

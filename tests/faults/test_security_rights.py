@@ -163,6 +163,7 @@ async def test_shards_and_gateways_run_with_the_rights_of_their_users_alone(
         ("HSET", "md:status", "*", "x"),
         ("SET", "md:epoch", "x"),
         ("ZREM", "md:interest", "NSE:TCS"),
+        ("XADD", "md:depth:NSE", "*", "a", "b"),
         ("EVAL", "return 1", "0"),
     ):
         assert await denied(guarded["gateway"], *command), command
@@ -250,6 +251,7 @@ async def test_a_consumer_can_have_a_group_and_ask_for_instruments_and_nothing_e
     assert await consumer.xack("md:ticks:NSE", "desk", entry) == 1
     await consumer.xautoclaim("md:ticks:NSE", "desk", "two", 0)
     await consumer.zadd("md:interest", {"NSE:TCS": 1})
+    await consumer.zadd("md:depth_interest", {"NSE:TCS 20": 1})
     await consumer.aclose()
     for command in (
         ("XADD", "md:ticks:NSE", "*", "a", "b"),

@@ -218,6 +218,7 @@ async def test_the_metrics_page_shows_what_the_status_shows() -> None:
             'marketd_provider_latency_seconds{provider="DHAN",quantile="0.99"} 0.012',
             'marketd_provider_remarks_total{provider="DHAN",reason="truncated",step="wire_errors"} 1.0',
             'marketd_sink_lost_total{outcome="dropped",reason="queue_full",sink="stream"} 1.0',
+            'marketd_sink_records_total{outcome="resent",sink="stream"} 2.0',
             'marketd_task_restarts_total{task="sink:stream"} 1.0',
             'marketd_hop_seconds_bucket{hop="accepted_to_stream",le="0.001"} 3.0',
             'marketd_hop_seconds_bucket{hop="accepted_to_stream",le="+Inf"} 4.0',

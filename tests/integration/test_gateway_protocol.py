@@ -254,7 +254,7 @@ async def test_the_chart_channel_is_accepted_and_brings_no_ticks() -> None:
         ({"action": "subscribe", "id": 4}, "invalid_message"),
         ({"action": "fly", "id": 4}, "unknown_action"),
         (
-            {"action": "subscribe", "id": 4, "instruments": ["NSE:TCS"], "channels": ["news"]},
+            {"action": "subscribe", "id": 4, "instruments": ["NSE:TCS"], "channels": ["orders"]},
             "unknown_channel",
         ),
     ],

@@ -54,6 +54,23 @@ async def test_both_vendors_tell_the_same_minutes_of_a_session(past: Past) -> No
     assert dhan == yahoo
 
 
+@pytest.mark.parametrize("ticks_before", [0, 1])
+async def test_the_vendors_past_ends_where_their_live_price_begins(
+    past: Past, rig: PastRig, ticks_before: int
+) -> None:
+    listing = rig.dhan.listing("NSE_EQ:2885")
+    assert listing is not None
+    begins = listing.instrument.price
+    for _ in range(ticks_before):
+        rig.dhan.emit("NSE_EQ:2885")
+    for source, of in (("DHAN", BOTH[0]), ("YF", BOTH[1])):
+        rows = await past.sources[source].fetch(of, "1m", NOON_MS - 3_600_000, NOON_MS)
+        assert rows[-1][0] * 1000 == NOON_MS - 60_000
+        assert rows[-1][4] == begins
+        days = await past.sources[source].fetch(of, "1d", NOON_MS - 60 * DAY_MS, NOON_MS - DAY_MS)
+        assert days[-1][4] == pytest.approx(begins, rel=0.02)
+
+
 async def test_a_bar_that_is_not_finished_is_not_given(past: Past, rig: PastRig) -> None:
     for source, of in (("DHAN", BOTH[0]), ("YF", BOTH[1])):
         rows = await past.sources[source].fetch(of, "1m", NOON_MS - 600_000, NOON_MS + 600_000)

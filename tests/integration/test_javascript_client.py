@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from services.gateway.channel_feeds import DepthFeed
+from tests.support.books import ToldBooks
 from tests.support.eventually import FACTOR, eventually
 from tests.support.gateway import GatewayRig, running_gateway
 from tests.support.javascript import CLIENT, Browser, browser_path, node_command
@@ -46,11 +48,11 @@ class Follower:
 
 
 @contextlib.asynccontextmanager
-async def following(url: str, *instruments: str, **options: Any) -> AsyncIterator[Follower]:
+async def following(url: str | list[str], *instruments: str, **options: Any) -> AsyncIterator[Follower]:
     process = await asyncio.create_subprocess_exec(
         *node_command(),
         CLIENT / "examples" / "follow.mjs",
-        url,
+        url if isinstance(url, str) else ",".join(url),
         json.dumps(instruments),
         json.dumps(options),
         stdin=asyncio.subprocess.PIPE,
@@ -136,6 +138,33 @@ async def test_the_secret_is_the_first_message_and_a_wrong_one_ends_the_client()
         async with following(rig.url, "NSE:TCS", token="a-bad-secret") as client:
             ended = await client.next_of("ended")
             assert (ended["name"], ended["code"]) == ("ConnectionRefused", 4500)
+
+
+async def test_node_hears_trades_and_books_and_goes_on_at_another_gateway(redis_url: str) -> None:
+    books = ToldBooks()
+    async with running_gateway(redis_url=redis_url) as one, running_gateway() as other:
+        DepthFeed(one.gateway.channels, books)
+        async with following(one.url, "NSE:TCS", "NSE:RELIANCE", channels=["depth"]) as client:
+            begun = await client.next_of("subscribed")
+            assert begun["refused"] == {"depth": {"NSE:RELIANCE": "no_depth"}}
+            books.tell("NSE:TCS", 100.0)
+            book = await client.next_of("depth")
+            assert (book["bids"][0], book["flags"], book["levels"]) == ([100.0, 10, 1], [], 5)
+        options = {"channels": ["trade"], "delivery": "all"}
+        async with following([one.url, other.url], "NSE:TCS", **options) as client:
+            await client.next_of("subscribed")
+            first = one.market.tick("NSE:TCS", 1.0, volume=5)
+            trade = await client.next_of("trade")
+            assert (trade["price"], trade["quantity"], trade["tsMs"]) == (1.0, 5, first.timestamp)
+            # The other gateway stands where this one does, as both follow one stream.
+            other.market.offer(first)
+            cut_all(one)
+            await client.next_of("disconnected")
+            assert (await client.next_of("subscribed"))["recovered"] is True
+            assert other.figures()["connected"] == 1
+            other.market.sequence = first.position_seq
+            other.market.tick("NSE:TCS", 2.0, volume=6)
+            assert (await client.next_of("trade"))["quantity"] == 6
 
 
 PAGE = b"""<!doctype html><title>client</title><script type="module">

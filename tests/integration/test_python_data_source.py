@@ -12,25 +12,33 @@ import pytest
 from marketd_client import (
     Backoff,
     BarUpdate,
+    Client,
     ConnectionRefused,
     Control,
     DataSource,
+    Level2Update,
     NewsRefused,
     NewsUpdate,
+    OptionChainUpdate,
     QuoteUpdate,
     Subscribed,
     TradeUpdate,
 )
+from services.gateway.channel_feeds import DepthFeed, OptionFeed
 from services.gateway.news_api import NewsSource
 from services.market_data import events
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bar_grid import BarGrid
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import ManualClock
+from services.market_data.updates import DEPTH_CROSSED
+from services.market_data.updates import Level2Update as Level2Record
+from services.options.snapshot import snapshot_of
 from services.pipeline.bar_sink import BarSink
 from services.storage.news_stream import NewsBoard
 from tests.support.eventually import eventually
 from tests.support.gateway import running_gateway
+from tests.support.options import NIFTY, option_desk
 
 
 def soon() -> Backoff:
@@ -206,8 +214,11 @@ async def test_a_daemon_that_is_away_is_asked_again_and_a_wrong_token_ends_it(bo
             await asyncio.sleep(0.2)
 
 
-async def test_what_a_callback_raises_ends_the_run_and_mistakes_are_told_at_once() -> None:
-    def broken(_: TradeUpdate) -> None:
+async def test_what_a_callback_raises_is_counted_and_mistakes_are_told_at_once() -> None:
+    heard: list[float] = []
+
+    def broken(trade: TradeUpdate) -> None:
+        heard.append(trade.price)
         raise ZeroDivisionError("mine")
 
     async with running_gateway() as rig:
@@ -219,12 +230,106 @@ async def test_what_a_callback_raises_ends_the_run_and_mistakes_are_told_at_once
         with pytest.raises(ValueError, match="single instruments"):
             source.subscribe_trades(["NSE:*"], broken)
         source.subscribe_trades(["NSE:TCS"], broken)
-        task = asyncio.create_task(source.run())
-        await eventually(lambda: rig.figures()["watched"] == 1)
-        with pytest.raises(RuntimeError, match="before run"):
-            source.subscribe_trades(["NSE:TCS"], broken)
-        rig.market.tick("NSE:TCS", 1.0)
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(task, 10)
+        async with running(source):
+            await eventually(lambda: rig.figures()["watched"] == 1)
+            rig.market.tick("NSE:TCS", 1.0)
+            rig.market.tick("NSE:TCS", 2.0)
+            await eventually(lambda: heard == [1.0, 2.0])
+            assert source.errors == 2
     with pytest.raises(ValueError, match="url must be"):
         DataSource("ws://127.0.0.1:1")
+
+
+async def test_what_is_subscribed_may_change_while_it_runs() -> None:
+    one: list[float] = []
+    other: list[str] = []
+    async with running_gateway() as rig:
+        source = DataSource(rig.url, backoff=soon)
+        stop = source.subscribe_trades(["NSE:TCS"], lambda trade: one.append(trade.price))
+        async with running(source):
+            await eventually(lambda: rig.broadcast.watched() == {"NSE:TCS"})
+            source.subscribe_trades(["NSE:RELIANCE", "NSE:TCS"], lambda it: other.append(it.instrument))
+            await eventually(lambda: rig.broadcast.watched() == {"NSE:TCS", "NSE:RELIANCE"})
+            rig.market.tick("NSE:TCS", 1.0)
+            await eventually(lambda: (one, other) == ([1.0], ["NSE:TCS"]))
+            stop()
+            stop()
+            rig.market.tick("NSE:TCS", 2.0)
+            rig.market.tick("NSE:RELIANCE", 3.0)
+            await eventually(lambda: other == ["NSE:TCS", "NSE:TCS", "NSE:RELIANCE"])
+            assert one == [1.0]
+
+
+class _Books:
+    """One book, and who listens to it."""
+
+    def __init__(self) -> None:
+        self.wanted: list[tuple[str, int]] = []
+        self.tell: Any = None
+        self.book: Level2Record | None = None
+
+    def latest(self, instrument: str) -> Level2Record | None:
+        return self.book if self.book is not None and self.book.symbol == instrument else None
+
+    def listen(self, callback: Any) -> Any:
+        self.tell = callback
+        return lambda: None
+
+    def want(self, instrument: str, levels: int = 5) -> None:
+        self.wanted.append((instrument, levels))
+
+    def unwant(self, instrument: str, levels: int = 5) -> None:
+        self.wanted.remove((instrument, levels))
+
+
+async def test_order_books_come_whole_with_their_flags_and_chains_leg_by_leg(redis_url: str) -> None:
+    books: list[Level2Update] = []
+    chains: list[OptionChainUpdate] = []
+    desk = _Books()
+    desk.book = Level2Record(
+        *("NSE:TCS", "NSE", "DHAN", 1_700_000_000_000_001, 1_700_000_000_000),
+        *(((10.0, 5, 1),), ((10.5, 6, 2), (11.0, 1, 1)), 20, DEPTH_CROSSED),
+    )
+    async with (
+        running_gateway(("NSE:TCS", "NSE:NIFTY")) as rig,
+        option_desk(redis_url) as told,
+    ):
+        DepthFeed(rig.gateway.channels, desk)
+        feed = OptionFeed(rig.gateway.channels, lambda _key: True)
+        told.heard = lambda chain: feed.put(snapshot_of(chain, NIFTY, is_next=True))
+        source = DataSource(rig.url, backoff=soon)
+        stop = source.subscribe_level2(["NSE:TCS"], books.append, levels=20)
+        source.subscribe_options(["NSE:NIFTY"], chains.append)
+        async with running(source):
+            await eventually(lambda: len(books) == 1)
+            assert desk.wanted == [("NSE:TCS", 20)]
+            assert (books[0].instrument, books[0].event_us) == ("NSE:TCS", 1_700_000_000_000_000)
+            assert (books[0].bids, books[0].asks[1]) == (((10.0, 5, 1),), (11.0, 1, 1))
+            assert (books[0].flags, books[0].levels, books[0].src) == (("crossed",), 20, "DHAN")
+            await told.manager.chain("NIFTY")
+            await eventually(lambda: len(chains) == 1)
+            assert [(leg.strike, leg.side, leg.oi) for leg in chains[0].legs] == [
+                ("25000", "call", 100),
+                ("25000", "put", 50),
+                ("25050", "call", 40),
+                ("25050", "put", 20),
+            ]
+            assert (chains[0].instrument, chains[0].is_next, chains[0].src) == ("NSE:NIFTY", True, "DHAN")
+            stop()
+            await eventually(lambda: desk.wanted == [])
+
+
+async def test_the_iterator_yields_the_other_channels_too_and_says_what_is_refused() -> None:
+    async with running_gateway() as rig:
+        rig.market.tick("NSE:TCS", 9.0, volume=2, bid=8.0, ask=10.0)
+        client = Client(rig.url, ["NSE:TCS"], channels=["quote", "trade"], delivery="all", backoff=soon())
+        async with client:
+            begun = await anext(client)
+            assert isinstance(begun, Subscribed)
+            assert (begun.quotes["NSE:TCS"].bid, begun.trades["NSE:TCS"].quantity) == (8.0, 2)
+            tick = rig.market.tick("NSE:TCS", 9.5, volume=3, bid=8.5, ask=10.0, bid_size=7)
+            trade, quote = await anext(client), await anext(client)
+            assert trade == TradeUpdate("NSE:TCS", tick.timestamp * 1000, 9.5, 3, "DHAN")
+            assert quote == QuoteUpdate("NSE:TCS", tick.timestamp * 1000, 8.5, 10.0, "DHAN", (), 7, None)
+            assert client.resume_point is not None
+            assert client.resume_point.position == {"NSE": tick.position}

@@ -161,6 +161,42 @@ async def test_the_task_goes_on_after_redis_was_away(redis_url: str, client: red
             await running
 
 
+async def test_only_streams_that_a_group_reads_are_looked_at_each_time(
+    client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    await fill(client, 10)
+    await client.xadd("md:ticks:BSE", {"type": "tick"}, id="5-0")
+    await client.xgroup_create("md:ticks:BSE", "archive", "0")
+    keeper = keeper_of(redis_url, ManualClock(START_MS))
+    await keeper.watch(client)
+    await fill(client, 10, first=10)
+    await client.xadd("md:ticks:BSE", {"type": "tick"}, id="6-0")
+    asked = await calls(client)
+    await keeper.watch(client, only_groups=True)
+    assert await calls(client) == asked + 2, "one stream, and its groups"
+    assert {row["exchange"]: row["entries"] for row in keeper.status()["streams"]} == {"BSE": 2, "NSE": 10}
+    assert keeper.status()["groups"][0]["lag"] == 2
+    await keeper.watch(client)
+    assert {row["exchange"]: row["entries"] for row in keeper.status()["streams"]} == {"BSE": 2, "NSE": 20}
+
+
+async def calls(client: redis.asyncio.Redis) -> int:
+    """Return how often a stream or its groups were asked for."""
+    figures = await client.info("commandstats")
+    return sum(figures.get(f"cmdstat_xinfo|{name}", {}).get("calls", 0) for name in ("stream", "groups"))
+
+
+async def test_nothing_is_trimmed_where_nothing_is_too_old(
+    client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    keeper = keeper_of(redis_url, ManualClock(START_MS + HOUR_MS), max_age_ms=2 * HOUR_MS)
+    await fill(client, 100)
+    await keeper.watch(client)
+    await client.config_resetstat()
+    assert await keeper.trim(client) == 0
+    assert "cmdstat_xtrim" not in await client.info("commandstats")
+
+
 async def test_operators_see_the_groups_in_status_and_metrics(
     client: redis.asyncio.Redis, redis_url: str
 ) -> None:

@@ -87,6 +87,7 @@ class StubBackend:
                     "written": 6,
                     "collapsed": 0,
                     "already_written": 0,
+                    "resent": 2,
                     "batches": 2,
                     "errors": 0,
                     "dropped": {"queue_full": 1},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import date, datetime, timedelta
 
 from services.gateway.options_api import OptionDesk, interest_of
@@ -62,6 +62,7 @@ class ToldOptions:
     def __init__(self, redis_url: str, fresh_s: float) -> None:
         self.dhan, self.nse = ToldSource(), ToldSource()
         self.store = OptionInterestStore(redis_url, retention_ms=86_400_000)
+        self.heard: Callable[[Chain], None] = lambda _chain: None
         known = {name: item for item in (NIFTY, TCS, GOLD) for name in (item.key, item.symbol)}
 
         def indian(underlying: Underlying) -> str | None:
@@ -85,6 +86,7 @@ class ToldOptions:
 
     def _store(self, chain: Chain) -> None:
         self.store.offer(interest_of(chain, NIFTY))
+        self.heard(chain)
 
 
 @contextlib.asynccontextmanager

@@ -8,11 +8,15 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks import report
 from benchmarks.__main__ import discover
+from benchmarks.compare import compared, show
+from benchmarks.drift import drift
 from benchmarks.path import path
 from benchmarks.plot import Plot
+from benchmarks.soak import Window, judged
 from benchmarks.ticks import STAMPS_PER_S, Mode, TickSource
 from services.wire.dhan import Full, Quote, decode_frame
 
@@ -20,6 +24,7 @@ from services.wire.dhan import Full, Quote, decode_frame
 def test_every_benchmark_is_found_and_says_what_it_measures() -> None:
     found = discover()
     assert {"ingest", "latency", "memory", "growth", "start", "idle"} <= found.keys()
+    assert {"flood", "delivery", "together", "history", "chain"} <= found.keys()
     assert all(title.endswith(".") or title for _, title in found.values())
 
 
@@ -72,3 +77,72 @@ def test_a_result_is_written_as_json_table_and_plot(tmp_path: Path) -> None:
     assert ET.fromstring((tmp_path / "sample-p.svg").read_text(encoding="utf-8")).tag.endswith("svg")
     assert "| speed |" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "**no**" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_leaves_out_what_has_a_page_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"benchmark": "other", "machine": {"cpu": "x"}}', encoding="utf-8")
+    report.write_table(tmp_path)
+    assert "other" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_drift_is_the_slope_after_the_warm_up_whatever_a_single_moment_shows() -> None:
+    flat = [(float(at), 100.0) for at in range(100)]
+    assert drift(flat).grown == 0.0
+    # Caches that fill at the beginning, and two moments at which the machine was busy, are no drift.
+    filling = [(at, value - max(0.0, 50.0 - 5 * at)) for at, value in flat]
+    filling[40] = (40.0, 900.0)
+    filling[70] = (70.0, 1_500.0)
+    assert drift(filling).grown == 0.0
+    leaking = [(at, value + 0.5 * at) for at, value in filling]
+    assert drift(leaking).grown == pytest.approx(0.5 * 79, rel=0.05)
+    assert drift(leaking).share == pytest.approx(40 / 130, rel=0.1)
+    with pytest.raises(ValueError, match="four points"):
+        drift(flat[:3])
+
+
+def windows(**grown: float) -> list[Window]:
+    usual = {
+        "rate": 20_000.0, "stream_p50": 0.3, "stream_p99": 2.0, "client_p50": 130.0, "client_p99": 255.0,
+        "daemon_rss": 180.0, "redis_rss": 300.0, "files": 70, "daemon_us": 20.0, "redis_us": 5.0, "queued": 0,
+        "lag_ms": 1.0,
+    }  # fmt: skip
+    return [
+        Window(
+            at_s=10.0 * at,
+            **{name: type(value)(value + grown.get(name, 0.0) * at) for name, value in usual.items()},
+        )
+        for at in range(1, 181)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grown", "lost", "missed"),
+    [
+        ({}, 0, set()),
+        ({"redis_rss": 5.0}, 0, set()),
+        ({"daemon_rss": 0.2}, 0, {"daemon RSS grows by"}),
+        ({"files": 0.05}, 0, {"open descriptors grow by"}),
+        ({"stream_p99": 0.02}, 0, {"socket to XREAD, p99 grows by"}),
+        ({"daemon_us": 0.05}, 0, {"daemon CPU a tick grows by"}),
+        ({"rate": -50.0}, 0, {"rate"}),
+        ({}, 3, {"records lost"}),
+    ],
+)
+def test_a_long_run_says_what_drifted(grown: dict[str, float], lost: int, missed: set[str]) -> None:
+    counts = {"sent": 36_000_000, "lost": lost, "unaccounted": 0, "cut": 0}
+    rows = judged(windows(**grown), 20_000, counts)["rows"]
+    assert {row["what"] for row in rows if row["met"] is False} == missed
+
+
+def test_two_runs_are_compared_by_their_ratios_alone(tmp_path: Path) -> None:
+    for folder, value, ratio in (("one", 100.0, 2.0), ("other", 250.0, 2.5)):
+        rows = [
+            report.row("ingest", value, "ticks/s", ratios={"the ceiling": value / 200}),
+            report.row("… × the peer", ratio, "×"),
+            report.row("steady", value, "ms", ratios={"nothing": 1.0}),
+        ]
+        report.write("sample", report.result(rows), {}, tmp_path / folder)
+    found = {each.what: round(each.apart, 3) for each in compared(tmp_path / "one", tmp_path / "other")}
+    assert found == {"ingest: × the ceiling": 1.5, "… × the peer": 0.25, "steady: × nothing": 0.0}
+    assert not show(Console(quiet=True), compared(tmp_path / "one", tmp_path / "other"))
+    assert show(Console(quiet=True), compared(tmp_path / "one", tmp_path / "one"))

@@ -23,7 +23,7 @@ async def test_a_daemon_that_routes_nothing_takes_no_choice_of_route(tmp_path: P
         daemon.routes.switch_route("NSE:TCS", "YF", for_s=60.0, by="ops", why="")
 
 
-async def test_the_backfill_announces_nothing_into_streams_that_are_drained(
+async def test_nobody_announces_anything_into_streams_that_are_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = IngestionConfig(
@@ -37,7 +37,7 @@ async def test_the_backfill_announces_nothing_into_streams_that_are_drained(
         return {}
 
     monkeypatch.setattr(live_data_ingestion, "drain_all", drained)
-    for name in ("past", "sink:stream"):
+    for name in ("past", "losses", "history", "health_probe", "sink:stream"):
         daemon.supervisor.keep(name, asyncio.Event().wait, core=False)  # type: ignore[arg-type]
     await daemon.storage.spool.open()
     await daemon.stop()

@@ -3,6 +3,7 @@
 import "./style.css";
 import { ask, forgetToken, token, Unauthorized, useToken } from "./api";
 import { ChartPanel } from "./chart";
+import { DepthPanel } from "./depth";
 import { el, pill } from "./dom";
 import { hearEvents, note, takeEvent } from "./events";
 import { OptionsPanel } from "./options";
@@ -19,7 +20,8 @@ const OPTION_KINDS = new Set(["equity", "etf", "index"]);
 
 const socket = new Socket();
 const chart = new ChartPanel(socket);
-const options = new OptionsPanel();
+const options = new OptionsPanel(socket);
+const depth = new DepthPanel(socket);
 let statusTimer = 0;
 let watchTimer = 0;
 let providerStates = new Map<string, string>();
@@ -36,6 +38,7 @@ function askForToken(wasWrong: boolean): void {
   for (const section of sections()) section.hidden = true;
   chart.close();
   options.close();
+  depth.close();
   pill(el("link"), "bad", "Not signed in");
   el("ready").hidden = true;
   el("token").focus();
@@ -119,6 +122,7 @@ function watchSoon(): void {
 function choose(item: Listed): void {
   chart.show(item);
   el("options-open").hidden = !OPTION_KINDS.has(item.asset_class);
+  if (depth.open) depth.show(item);
   const address = `#${item.key}`;
   if (location.hash !== address) history.replaceState(null, "", address);
   el("chart-panel").scrollIntoView({ block: "nearest" });
@@ -134,6 +138,10 @@ function chooseByAddress(): void {
 }
 
 el("options-open").addEventListener("click", () => void options.show(chart.key));
+el("depth-open").addEventListener("click", () => {
+  const item = state.instruments.find((one) => one.key === chart.key);
+  if (item) depth.show(item);
+});
 chart.onClosed = () => history.replaceState(null, "", location.pathname);
 hearEvents((event) => chart.heard(event));
 addEventListener("hashchange", chooseByAddress);
@@ -194,6 +202,7 @@ document.addEventListener("keydown", (event) => {
     el("search").focus();
   } else if (event.key === "Escape") {
     if (!el("options-panel").hidden) options.close();
+    else if (depth.open) depth.close();
     else if (chart.key) chart.close();
   }
 });

@@ -6,6 +6,14 @@ import type { Message } from "./types";
 export type LinkState = "connecting" | "live" | "reconnecting" | "refused" | "closed";
 type Listener = (message: Message) => void;
 
+/** What is watched of a channel beside ticks and charts; the answer's `id` is the channel's name. */
+export interface Beside {
+  key: string;
+  every_ms: number;
+  levels?: number;
+  expiry?: string;
+}
+
 const FRAME_KEYS = 200; // a message may have 16 KiB: so many keys fit with room to spare
 
 export class Socket {
@@ -15,6 +23,7 @@ export class Socket {
   private listeners = new Set<Listener>();
   private ticks = new Map<string, number>();
   private chart: { key: string; interval: string } | null = null;
+  private beside = new Map<"depth" | "options", Beside>();
   private attempts = 0;
   private timer = 0;
   private stopped = true;
@@ -45,7 +54,7 @@ export class Socket {
     const gone = [...this.ticks.keys()].filter((key) => !wanted.has(key) && key !== this.chart?.key);
     const fresh = [...wanted.keys()].filter((key) => !this.ticks.has(key) && key !== this.chart?.key);
     this.ticks = wanted;
-    for (const some of pieces(gone)) this.send({ action: "unsubscribe", instruments: some });
+    for (const some of pieces(gone)) this.endFlow(some);
     for (const some of pieces(fresh)) this.subscribeTicks(some, everyMs);
   }
 
@@ -55,10 +64,32 @@ export class Socket {
     this.chart = chart;
     if (before && before.key !== chart?.key) {
       const everyMs = this.ticks.get(before.key);
-      if (everyMs === undefined) this.send({ action: "unsubscribe", instruments: [before.key] });
+      if (everyMs === undefined) this.endFlow([before.key]);
       else this.subscribeTicks([before.key], everyMs);
     }
     if (chart) this.subscribeChart();
+  }
+
+  /** Watch the depth or the option chain of one instrument, or of none. */
+  watchBeside(channel: "depth" | "options", wish: Beside | null): void {
+    const before = this.beside.get(channel);
+    if (before && before.key !== wish?.key) {
+      this.send({ action: "unsubscribe", instruments: [before.key], channels: [channel] });
+    }
+    if (wish) this.beside.set(channel, wish);
+    else this.beside.delete(channel);
+    this.subscribeBeside(channel);
+  }
+
+  private subscribeBeside(channel: "depth" | "options"): void {
+    const wish = this.beside.get(channel);
+    if (!wish) return;
+    const { key, ...how } = wish;
+    this.send({ action: "subscribe", id: channel, instruments: [key], channels: [channel], ...how });
+  }
+
+  private endFlow(instruments: string[]): void {
+    this.send({ action: "unsubscribe", instruments, channels: ["tick", "chart"] });
   }
 
   private subscribeTicks(instruments: string[], every_ms: number): void {
@@ -83,6 +114,7 @@ export class Socket {
       const everyMs = this.ticks.values().next().value;
       for (const some of pieces([...this.ticks.keys()])) this.subscribeTicks(some, everyMs ?? 250);
       this.subscribeChart();
+      for (const channel of this.beside.keys()) this.subscribeBeside(channel);
       if (cameBack) this.onReturn();
     };
     connection.onmessage = (event) => {

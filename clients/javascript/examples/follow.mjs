@@ -1,11 +1,11 @@
 // Follows a daemon and prints each record as a line of JSON; the line `point` in between tells where it is.
-// Usage: node follow.mjs URL '["NSE:TCS"]' '{"delivery":"all"}' [COUNT]
+// Usage: node follow.mjs URL[,URL…] '["NSE:TCS"]' '{"delivery":"all"}' [COUNT]
 import { createInterface } from "node:readline";
 
 import { Backoff, Client } from "../src/index.js";
 
 const [url, instruments, options, count = "Infinity"] = process.argv.slice(2);
-const client = new Client(url, JSON.parse(instruments), {
+const client = new Client(url.split(","), JSON.parse(instruments), {
   ...JSON.parse(options),
   WebSocket: globalThis.WebSocket,
   backoff: new Backoff({ firstMs: 20, longestMs: 100 }),

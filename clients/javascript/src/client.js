@@ -31,11 +31,15 @@ const ABNORMAL = 1006;
 const OWN_CLOSE = 3000;
 
 /**
- * Records of `instruments` (keys, or `EXCHANGE:*`), over as many connections as it takes. Iterating throws
- * ConnectionRefused or SubscriptionRefused when coming back is of no use; leaving the loop closes.
+ * Records of `instruments` (keys, or `EXCHANGE:*`), over as many connections as it takes. `url` is the daemon's
+ * address, or those of several gateways on one Redis: after every connection that ends, or cannot be made, the
+ * next one is tried, and goes on where the last one stopped. Iterating throws ConnectionRefused or
+ * SubscriptionRefused when coming back is of no use; leaving the loop closes.
  * @implements {AsyncIterable<MarketRecord>}
  */
 export class Client {
+  /** @type {string[]} */ #urls;
+  #turn = 0;
   /** @type {Session} */ #session;
   /** @type {ClientOptions["token"]} */ #token;
   /** @type {new (url: string) => any} */ #WebSocket;
@@ -59,7 +63,7 @@ export class Client {
   #askedMs = 0;
 
   /**
-   * @param {string | URL} url
+   * @param {string | URL | Iterable<string | URL>} url
    * @param {Iterable<string>} instruments
    * @param {ClientOptions} [options]
    */
@@ -68,8 +72,9 @@ export class Client {
     if (WebSocket === undefined) {
       throw new TypeError("there is no WebSocket here: pass one in the options, for instance from the package ws");
     }
-    /** @type {string} */
-    this.url = websocketUrl(url);
+    const urls = typeof url === "string" || url instanceof URL ? [url] : [...url];
+    if (urls.length === 0) throw new TypeError("no address of a daemon was given");
+    this.#urls = urls.map(websocketUrl);
     this.#session = new Session(instruments, options);
     this.#token = token;
     this.#WebSocket = WebSocket;
@@ -77,6 +82,14 @@ export class Client {
     this.#bufferFrames = Math.max(2, bufferFrames);
     this.#silenceMs = silenceMs;
     this.#point = options.resume;
+  }
+
+  /**
+   * The address that is connected to, or tried next.
+   * @returns {string}
+   */
+  get url() {
+    return /** @type {string} */ (this.#urls[this.#turn % this.#urls.length]);
   }
 
   /**
@@ -236,6 +249,8 @@ export class Client {
       this.#fail(new ConnectionRefused(code, reason));
       return;
     }
+    // One that closed because the reader is behind is as good as it was.
+    if (!this.#waitsForRoom) this.#turn += 1;
     const retryInMs = this.#waitsForRoom ? 0 : this.#backoff.nextMs();
     this.#handOver([{ type: "disconnected", code, reason, retryInMs }]);
     if (!this.#waitsForRoom) this.#timer = setTimeout(() => this.#open(), retryInMs);

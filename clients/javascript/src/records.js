@@ -49,16 +49,113 @@
  */
 
 /**
- * This client was too slow: the daemon dropped `n` of its messages, by instrument.
+ * What was traded since the tick before: `quantity` in all, `price` the last one.
+ * @typedef {object} Trade
+ * @property {"trade"} type
+ * @property {string} instrument
+ * @property {number} price
+ * @property {number} quantity
+ * @property {number} tsMs
+ * @property {string} [src]
+ * @property {readonly string[]} flags
+ */
+
+/**
+ * Best bid and ask; comes when a price or a size of them is another than before.
+ * @typedef {object} Quote
+ * @property {"quote"} type
+ * @property {string} instrument
+ * @property {number} [bid]
+ * @property {number} [ask]
+ * @property {number} [bidSize]
+ * @property {number} [askSize]
+ * @property {number} tsMs
+ * @property {string} [src]
+ * @property {readonly string[]} flags
+ */
+
+/**
+ * A whole order book, best levels first: `[price, quantity, orders]`. `flags` are among crossed, stale, gap,
+ * one_sided, partial, received.
+ * @typedef {object} Depth
+ * @property {"depth"} type
+ * @property {string} instrument
+ * @property {readonly (readonly [number, number, number])[]} bids
+ * @property {readonly (readonly [number, number, number])[]} asks
+ * @property {number} levels
+ * @property {number} tsMs
+ * @property {string} [src]
+ * @property {readonly string[]} flags
+ * @property {string} [entry]
+ */
+
+/**
+ * One leg of a chain; `iv` in percent.
+ * @typedef {object} OptionLeg
+ * @property {string} symbol
+ * @property {string} strike
+ * @property {"call" | "put"} side
+ * @property {number} [lastPrice]
+ * @property {number} [volume]
+ * @property {number} [oi]
+ * @property {number} [oiChange]
+ * @property {number} [delta]
+ * @property {number} [gamma]
+ * @property {number} [theta]
+ * @property {number} [vega]
+ * @property {number} [iv]
+ * @property {number} [bid]
+ * @property {number} [ask]
+ * @property {"vendor" | "computed"} [greeksBy]
+ */
+
+/**
+ * All legs of an underlying and expiry at one moment; `expiryS` is in epoch seconds.
+ * @typedef {object} OptionChain
+ * @property {"options"} type
+ * @property {string} instrument
+ * @property {number} expiryS
+ * @property {string} expiryDate
+ * @property {boolean} isNext
+ * @property {number} tsMs
+ * @property {readonly OptionLeg[]} legs
+ * @property {number} [underlyingPrice]
+ * @property {number} [forward]
+ * @property {string} [atmStrike]
+ * @property {number} [pcr]
+ * @property {string} [maxPain]
+ * @property {string} [src]
+ * @property {string} [entry]
+ */
+
+/**
+ * One article; one that turns out to be about more instruments comes again with the same `id`.
+ * @typedef {object} News
+ * @property {"news"} type
+ * @property {string} id
+ * @property {number} tsMs
+ * @property {string} headline
+ * @property {string} [publisher]
+ * @property {string} [url]
+ * @property {readonly string[]} instruments
+ * @property {readonly string[]} symbols
+ * @property {string} [src]
+ */
+
+/**
+ * This client was too slow: the daemon dropped `n` of its messages, by instrument; `channels` where not all of
+ * them were ticks.
  * @typedef {object} Skipped
  * @property {"skipped"} type
  * @property {number} n
  * @property {Readonly<Record<string, number>>} instruments
+ * @property {Readonly<Record<string, number>>} [channels]
  */
 
 /**
  * The daemon has begun to send `accepted`. `recovered` is undefined at the first connection; after that true
  * means that everything missed follows, false that it does not: `snapshot` then has the newest values.
+ * `refused` says by channel and instrument what cannot be had; `newest` are the newest quotes, trades and news.
  * @typedef {object} Subscribed
  * @property {"subscribed"} type
  * @property {readonly string[]} accepted
@@ -67,6 +164,8 @@
  * @property {Readonly<Record<string, string>>} position
  * @property {Readonly<Record<string, Tick>>} snapshot
  * @property {boolean | undefined} recovered
+ * @property {Readonly<Record<string, Readonly<Record<string, string>>>>} [refused]
+ * @property {readonly (Quote | Trade | News)[]} [newest]
  */
 
 /**
@@ -94,6 +193,7 @@
  * @property {Readonly<Record<string, string>>} position
  */
 
-/** @typedef {Tick | Control | Bar | Skipped | Subscribed | Disconnected | Notice} MarketRecord */
+/** @typedef {Trade | Quote | Depth | OptionChain | News} Update */
+/** @typedef {Tick | Control | Bar | Update | Skipped | Subscribed | Disconnected | Notice} MarketRecord */
 
 export {};

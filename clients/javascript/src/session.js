@@ -5,6 +5,7 @@
 // position (newer values overtake older ones of other instruments): a reconnection begins with a snapshot.
 
 import { OutOfOrder, SubscriptionRefused, Unreadable } from "./errors.js";
+import { known, newestOf, updatesOf } from "./updates.js";
 
 /** @typedef {import("./records.js").MarketRecord} MarketRecord */
 /** @typedef {import("./records.js").Tick} Tick */
@@ -14,11 +15,15 @@ const INSTRUMENT_BYTES = 13_500; // the daemon takes 16 KiB; the rest of a messa
 const START = "0-0";
 
 /**
+ * `channels` are any of tick, chart, quote, trade, depth, options and news; `interval` is of chart, `levels` (5,
+ * 20, 200) of depth, `expiry` (a date, or epoch seconds; the next one without) of options.
  * @typedef {object} Wishes
  * @property {"all" | "latest"} [delivery]
  * @property {number} [everyMs]
  * @property {readonly string[]} [channels]
  * @property {string} [interval]
+ * @property {string | number} [expiry]
+ * @property {number} [levels]
  * @property {ResumePoint} [resume]
  */
 
@@ -29,6 +34,7 @@ export class Session {
   /** @type {string} */ #epoch;
   /** @type {Record<string, string>} */ #position;
   /** @type {boolean} */ #wasHere;
+  /** @type {boolean} */ #several;
   /** @type {number} */ #lastId = 0;
   /** @type {Map<number, {again: boolean, resumes: boolean}>} */ #asked = new Map();
 
@@ -36,7 +42,8 @@ export class Session {
    * @param {Iterable<string>} instruments
    * @param {Wishes} [wishes]
    */
-  constructor(instruments, { delivery = "latest", everyMs = 100, channels = ["tick"], interval = "1", resume } = {}) {
+  constructor(instruments, wishes = {}) {
+    const { delivery = "latest", everyMs = 100, channels = ["tick"], interval = "1", expiry, levels, resume } = wishes;
     this.#resumable = delivery === "all";
     if (resume && !this.#resumable) {
       throw new TypeError('only delivery "all" can be resumed: "latest" begins with a snapshot');
@@ -45,6 +52,10 @@ export class Session {
     this.#options = { delivery, channels };
     if (!this.#resumable) this.#options["every_ms"] = everyMs;
     if (channels.includes("chart")) this.#options["interval"] = interval;
+    if (expiry !== undefined) this.#options["expiry"] = expiry;
+    if (levels !== undefined) this.#options["levels"] = levels;
+    // With several of these channels one record is told of in several messages.
+    this.#several = channels.filter((name) => ["tick", "quote", "trade"].includes(name)).length > 1;
     this.#epoch = resume?.epoch ?? "";
     this.#position = { ...resume?.position };
     Object.values(this.#position).forEach(order);
@@ -137,13 +148,20 @@ export class Session {
    * @returns {MarketRecord[]}
    */
   #hearOther(message) {
+    const updates = updatesOf(message);
+    if (updates !== undefined) {
+      this.#advance(message.position ?? {});
+      return updates;
+    }
     switch (message.type) {
       case "subscribed":
         return [this.#subscribed(message)];
       case "chart_update":
         return message.ohlcv.map((/** @type {number[]} */ candle) => barOf(message, candle));
       case "skipped":
-        return [{ type: "skipped", n: message.n, instruments: message.instruments ?? {} }];
+        return [
+          known({ type: "skipped", n: message.n, instruments: message.instruments ?? {}, channels: message.channels }),
+        ];
       case "error":
         if (this.#asked.has(message.id)) throw new SubscriptionRefused(message.code, message.message);
         return [{ type: "notice", code: message.code, message: message.message ?? "" }];
@@ -170,7 +188,7 @@ export class Session {
    * @param {any} message
    * @returns {import("./records.js").Subscribed}
    */
-  #subscribed({ id, accepted, rejected, epoch, position, snapshot, recovered }) {
+  #subscribed({ id, accepted, rejected, epoch, position, snapshot, recovered, refused, snapshots }) {
     const wish = this.#asked.get(id);
     if (wish === undefined) throw new Unreadable();
     this.#asked.delete(id);
@@ -179,6 +197,7 @@ export class Session {
       // What was missed follows a recovery, so a position that we have stays. An exchange without one has
       // no record yet: all that it will ever have is still to come.
       const exchange = key.split(":", 1)[0];
+      if (exchange === "*") continue;
       this.#position[exchange] ??= position[exchange] ?? START;
     }
     this.#epoch = epoch;
@@ -192,6 +211,7 @@ export class Session {
       position,
       snapshot: Object.fromEntries(ticks),
       recovered: wish.again ? recovered === true : undefined,
+      ...known({ refused, newest: snapshots && newestOf(snapshots) }),
     };
   }
 
@@ -200,7 +220,8 @@ export class Session {
     if (!this.#resumable) return;
     for (const [exchange, text] of Object.entries(position)) {
       const last = this.#position[exchange];
-      if (last !== undefined && !isAfter(text, last)) {
+      const stays = this.#several && text === last;
+      if (last !== undefined && !stays && !isAfter(text, last)) {
         throw new OutOfOrder(`${exchange}: ${text} came after ${last}`);
       }
       this.#position[exchange] = text;
@@ -252,16 +273,6 @@ function tickOf(instrument, data) {
  */
 function barOf({ instrumentKey: instrument, interval }, [startS, open, high, low, close, volume]) {
   return { type: "bar", instrument, interval, startS, open, high, low, close, volume };
-}
-
-/**
- * Without the fields that are not known.
- * @param {any} record
- * @returns {any}
- */
-function known(record) {
-  for (const name in record) if (record[name] === undefined || record[name] === null) delete record[name];
-  return record;
 }
 
 /**

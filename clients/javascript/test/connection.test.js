@@ -175,3 +175,33 @@ test("without a WebSocket it says what to do", () => {
     globalThis.WebSocket = saved;
   }
 });
+
+test("several addresses are tried in turn, and the next one resumes where the last one stopped", async () => {
+  const { FakeSocket, made } = theatre();
+  const client = new Client(["http://a:1", new URL("http://b:2/x")], ["NSE:A"], {
+    WebSocket: FakeSocket, backoff: atOnce(), delivery: "all",
+  });
+  const records = client[Symbol.asyncIterator]();
+  let next = made();
+  const first = records.next();
+  let socket = await next;
+  assert.equal(socket.url, "ws://a:1/ws");
+  next = made();
+  socket.begin();
+  await first;
+  socket.tick(7);
+  await records.next();
+  socket.end(1006);
+  await records.next();
+  socket = await next;
+  assert.equal(socket.url, "ws://b:2/x/ws");
+  assert.equal(client.url, socket.url);
+  socket.open();
+  assert.deepEqual(socket.sent.at(-1).resume, { epoch: "e", position: { NSE: "1-7" } });
+  next = made();
+  socket.end(1006, "refused");
+  await records.next();
+  assert.equal((await next).url, "ws://a:1/ws", "after the last one comes the first");
+  await records.return();
+  assert.throws(() => new Client([], ["NSE:A"], { WebSocket: FakeSocket }), TypeError);
+});

@@ -167,3 +167,47 @@ test("the address of the daemon is enough; secrets in it are refused", () => {
     assert.throws(() => websocketUrl(url), TypeError);
   }
 });
+
+test("the other channels are records of their own, and two of one tick may share its position", () => {
+  const session = begun({ delivery: "all", channels: ["quote", "trade", "depth", "options", "news"], levels: 20, expiry: "2026-12-29" });
+  const [opening] = session.opening();
+  assert.equal(JSON.parse(opening).levels, 20);
+  assert.equal(JSON.parse(opening).expiry, "2026-12-29");
+  const say = (message) => session.hear(JSON.stringify(message));
+  assert.deepEqual(
+    say({ type: "trade", position: { NSE: "101-0" }, data: { "NSE:A": { price: 7.5, quantity: 3, ts_ms: 9, src: "DHAN" } } }),
+    [{ type: "trade", instrument: "NSE:A", price: 7.5, quantity: 3, tsMs: 9, src: "DHAN", flags: [] }],
+  );
+  assert.deepEqual(
+    say({ type: "quote", position: { NSE: "101-0" }, data: { "NSE:A": { bid: 7, ask_size: 2, ts_ms: 9 } } }),
+    [{ type: "quote", instrument: "NSE:A", bid: 7, askSize: 2, tsMs: 9, flags: [] }],
+  );
+  assert.deepEqual(session.resumePoint().position, { NSE: "101-0" });
+  assert.throws(() => say({ type: "trade", position: { NSE: "100-9" }, data: {} }), OutOfOrder);
+  assert.deepEqual(
+    say({ type: "depth", data: { "NSE:A": { bids: [[7, 1, 1]], asks: [], levels: 5, ts_ms: 9, flags: ["stale"] } } }),
+    [{ type: "depth", instrument: "NSE:A", bids: [[7, 1, 1]], asks: [], levels: 5, tsMs: 9, flags: ["stale"] }],
+  );
+  const [chain] = say({
+    type: "options", instrumentKey: "NSE:A", expiry: 5, expiry_date: "2026-12-29", is_next: true, timestamp: 9, max_pain: null,
+    symbols: [{ f: ["NFO:A-CE", "100", "call", 99, 1.5, 2, 3, null, 5, 0.5, null, null, null, 20], bid: 1, ask: 2, greeks_by: "vendor" }],
+  });
+  assert.deepEqual([chain.instrument, chain.expiryDate, chain.isNext, chain.tsMs], ["NSE:A", "2026-12-29", true, 9]);
+  assert.deepEqual(chain.legs, [{
+    symbol: "NFO:A-CE", strike: "100", side: "call", lastPrice: 1.5, volume: 2, oi: 3, delta: 0.5, iv: 20, bid: 1, ask: 2, greeksBy: "vendor",
+  }]);
+  const article = { id: "YF:1", ts_ms: 9, headline: "h", publisher: "", url: null, instruments: [], symbols: [], src: "YF" };
+  assert.deepEqual(say({ type: "news", article }), [
+    { type: "news", id: "YF:1", tsMs: 9, headline: "h", publisher: "", instruments: [], symbols: [], src: "YF" },
+  ]);
+  assert.deepEqual(say({ type: "skipped", n: 2, instruments: { "NSE:A": 2 }, channels: { trade: 2 } })[0].channels, { trade: 2 });
+});
+
+test("what is refused and what is newest stand in the answer", () => {
+  const session = new Session(["NSE:A", "*"], { channels: ["quote", "depth"] });
+  const [record] = session.hear(answer(session.opening()[0], {
+    refused: { depth: { "NSE:A": "no_depth" } }, snapshots: { quote: { "NSE:A": { bid: 7, ts_ms: 1 } } },
+  }));
+  assert.deepEqual(record.refused, { depth: { "NSE:A": "no_depth" } });
+  assert.deepEqual(record.newest, [{ type: "quote", instrument: "NSE:A", bid: 7, tsMs: 1, flags: [] }]);
+});

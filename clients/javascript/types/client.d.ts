@@ -6,19 +6,24 @@
  */
 export function websocketUrl(url: string | URL): string;
 /**
- * Records of `instruments` (keys, or `EXCHANGE:*`), over as many connections as it takes. Iterating throws
- * ConnectionRefused or SubscriptionRefused when coming back is of no use; leaving the loop closes.
+ * Records of `instruments` (keys, or `EXCHANGE:*`), over as many connections as it takes. `url` is the daemon's
+ * address, or those of several gateways on one Redis: after every connection that ends, or cannot be made, the
+ * next one is tried, and goes on where the last one stopped. Iterating throws ConnectionRefused or
+ * SubscriptionRefused when coming back is of no use; leaving the loop closes.
  * @implements {AsyncIterable<MarketRecord>}
  */
 export class Client implements AsyncIterable<MarketRecord> {
     /**
-     * @param {string | URL} url
+     * @param {string | URL | Iterable<string | URL>} url
      * @param {Iterable<string>} instruments
      * @param {ClientOptions} [options]
      */
-    constructor(url: string | URL, instruments: Iterable<string>, options?: ClientOptions);
-    /** @type {string} */
-    url: string;
+    constructor(url: string | URL | Iterable<string | URL>, instruments: Iterable<string>, options?: ClientOptions);
+    /**
+     * The address that is connected to, or tried next.
+     * @returns {string}
+     */
+    get url(): string;
     /**
      * Where the records handed out so far end; moves when the last record of a frame was taken. Undefined
      * before the first answer, and always with `latest`.

@@ -47,16 +47,113 @@ export type Bar = {
     volume: number | null;
 };
 /**
- * This client was too slow: the daemon dropped `n` of its messages, by instrument.
+ * What was traded since the tick before: `quantity` in all, `price` the last one.
+ */
+export type Trade = {
+    type: "trade";
+    instrument: string;
+    price: number;
+    quantity: number;
+    tsMs: number;
+    src?: string;
+    flags: readonly string[];
+};
+/**
+ * Best bid and ask; comes when a price or a size of them is another than before.
+ */
+export type Quote = {
+    type: "quote";
+    instrument: string;
+    bid?: number;
+    ask?: number;
+    bidSize?: number;
+    askSize?: number;
+    tsMs: number;
+    src?: string;
+    flags: readonly string[];
+};
+/**
+ * A whole order book, best levels first: `[price, quantity, orders]`. `flags` are among crossed, stale, gap,
+ * one_sided, partial, received.
+ */
+export type Depth = {
+    type: "depth";
+    instrument: string;
+    bids: readonly (readonly [number, number, number])[];
+    asks: readonly (readonly [number, number, number])[];
+    levels: number;
+    tsMs: number;
+    src?: string;
+    flags: readonly string[];
+    entry?: string;
+};
+/**
+ * One leg of a chain; `iv` in percent.
+ */
+export type OptionLeg = {
+    symbol: string;
+    strike: string;
+    side: "call" | "put";
+    lastPrice?: number;
+    volume?: number;
+    oi?: number;
+    oiChange?: number;
+    delta?: number;
+    gamma?: number;
+    theta?: number;
+    vega?: number;
+    iv?: number;
+    bid?: number;
+    ask?: number;
+    greeksBy?: "vendor" | "computed";
+};
+/**
+ * All legs of an underlying and expiry at one moment; `expiryS` is in epoch seconds.
+ */
+export type OptionChain = {
+    type: "options";
+    instrument: string;
+    expiryS: number;
+    expiryDate: string;
+    isNext: boolean;
+    tsMs: number;
+    legs: readonly OptionLeg[];
+    underlyingPrice?: number;
+    forward?: number;
+    atmStrike?: string;
+    pcr?: number;
+    maxPain?: string;
+    src?: string;
+    entry?: string;
+};
+/**
+ * One article; one that turns out to be about more instruments comes again with the same `id`.
+ */
+export type News = {
+    type: "news";
+    id: string;
+    tsMs: number;
+    headline: string;
+    publisher?: string;
+    url?: string;
+    instruments: readonly string[];
+    symbols: readonly string[];
+    src?: string;
+};
+/**
+ * This client was too slow: the daemon dropped `n` of its messages, by instrument; `channels` where not all of
+ * them were ticks.
  */
 export type Skipped = {
     type: "skipped";
     n: number;
     instruments: Readonly<Record<string, number>>;
+    channels?: Readonly<Record<string, number>>;
 };
 /**
  * The daemon has begun to send `accepted`. `recovered` is undefined at the first connection; after that true
  * means that everything missed follows, false that it does not: `snapshot` then has the newest values.
+ * `refused` says by channel and instrument what cannot be had; `newest` are the newest quotes, trades and news.
  */
 export type Subscribed = {
     type: "subscribed";
@@ -66,6 +163,8 @@ export type Subscribed = {
     position: Readonly<Record<string, string>>;
     snapshot: Readonly<Record<string, Tick>>;
     recovered: boolean | undefined;
+    refused?: Readonly<Record<string, Readonly<Record<string, string>>>>;
+    newest?: readonly (Quote | Trade | News)[];
 };
 /**
  * The connection is gone (1006: without a word). The next attempt begins in `retryInMs`, for the reason
@@ -92,4 +191,5 @@ export type ResumePoint = {
     epoch: string;
     position: Readonly<Record<string, string>>;
 };
-export type MarketRecord = Tick | Control | Bar | Skipped | Subscribed | Disconnected | Notice;
+export type Update = Trade | Quote | Depth | OptionChain | News;
+export type MarketRecord = Tick | Control | Bar | Update | Skipped | Subscribed | Disconnected | Notice;

@@ -1,9 +1,13 @@
 /**
+ * `channels` are any of tick, chart, quote, trade, depth, options and news; `interval` is of chart, `levels` (5,
+ * 20, 200) of depth, `expiry` (a date, or epoch seconds; the next one without) of options.
  * @typedef {object} Wishes
  * @property {"all" | "latest"} [delivery]
  * @property {number} [everyMs]
  * @property {readonly string[]} [channels]
  * @property {string} [interval]
+ * @property {string | number} [expiry]
+ * @property {number} [levels]
  * @property {ResumePoint} [resume]
  */
 export class Session {
@@ -11,7 +15,7 @@ export class Session {
      * @param {Iterable<string>} instruments
      * @param {Wishes} [wishes]
      */
-    constructor(instruments: Iterable<string>, { delivery, everyMs, channels, interval, resume }?: Wishes);
+    constructor(instruments: Iterable<string>, wishes?: Wishes);
     /**
      * Where everything taken in so far ends; undefined before the first answer and with `latest`.
      * @returns {ResumePoint | undefined}
@@ -53,10 +57,16 @@ export class Session {
 export type MarketRecord = import("./records.js").MarketRecord;
 export type Tick = import("./records.js").Tick;
 export type ResumePoint = import("./records.js").ResumePoint;
+/**
+ * `channels` are any of tick, chart, quote, trade, depth, options and news; `interval` is of chart, `levels` (5,
+ * 20, 200) of depth, `expiry` (a date, or epoch seconds; the next one without) of options.
+ */
 export type Wishes = {
     delivery?: "all" | "latest";
     everyMs?: number;
     channels?: readonly string[];
     interval?: string;
+    expiry?: string | number;
+    levels?: number;
     resume?: ResumePoint;
 };

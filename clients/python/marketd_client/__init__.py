@@ -21,7 +21,15 @@ from marketd_client.records import (
     Tick,
     Trimmed,
 )
-from marketd_client.updates import BarUpdate, NewsUpdate, QuoteUpdate, TradeUpdate
+from marketd_client.updates import (
+    BarUpdate,
+    Level2Update,
+    NewsUpdate,
+    OptionChainUpdate,
+    OptionLeg,
+    QuoteUpdate,
+    TradeUpdate,
+)
 
 __all__ = [
     "Backoff",
@@ -33,8 +41,11 @@ __all__ = [
     "Control",
     "DataSource",
     "Disconnected",
+    "Level2Update",
     "NewsRefused",
     "NewsUpdate",
+    "OptionChainUpdate",
+    "OptionLeg",
     "QuoteUpdate",
     "Record",
     "ResumePoint",

@@ -42,8 +42,10 @@ class Client:
 
     `url`: the daemon's address, or those of several gateways on one Redis; after every connection that ends,
     or cannot be made, the next one is tried, and goes on where the last one stopped.
-    `delivery`: `all` for every tick, `latest` for the newest value every `every_ms`. `channels`: `tick`,
-    `chart`, or both, with `interval` in minutes as text. `token`: the secret, or a function that returns
+    `delivery`: `all` for every tick, `latest` for the newest value every `every_ms`. `channels`: any of
+    `tick`, `chart` (with `interval` in minutes as text), `quote`, `trade`, `depth` (with `levels` 5, 20 or
+    200), `options` (with `expiry`, a date or epoch seconds; None: the next) and `news` (instrument `*`: all).
+    `token`: the secret, or a function that returns
     one, asked at every attempt. `resume`: a `resume_point` of an earlier run. `buffer_frames`: how many
     messages may wait for the consumer.
 
@@ -59,6 +61,8 @@ class Client:
         every_ms: int = 100,
         channels: Iterable[str] = ("tick",),
         interval: str = "1",
+        expiry: str | int | None = None,
+        levels: int | None = None,
         token: Token | None = None,
         resume: ResumePoint | None = None,
         buffer_frames: int = 1_000,
@@ -75,6 +79,8 @@ class Client:
             every_ms=every_ms,
             channels=channels,
             interval=interval,
+            expiry=expiry,
+            levels=levels,
             resume=resume,
         )
         self._token = token
@@ -92,6 +98,11 @@ class Client:
     def url(self) -> str:
         """The address that is connected to, or tried next."""
         return self._urls[self._turn % len(self._urls)]
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """What is wanted at present."""
+        return self._session.instruments
 
     @property
     def resume_point(self) -> ResumePoint | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from marketd_client.updates import Level2Update, NewsUpdate, OptionChainUpdate, QuoteUpdate, TradeUpdate
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
@@ -66,10 +68,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """This client was too slow: the daemon dropped `n` of its messages, by instrument."""
+    """This client was too slow: the daemon dropped `n` of its messages, by instrument.
+
+    `channels` says of which kind they were where some were not ticks.
+    """
 
     n: int
     instruments: Mapping[str, int]
+    channels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,8 @@ class Subscribed:
 
     `recovered` is None at the first connection. After a reconnection, or where a `resume` was given, True
     means that everything missed follows, and False that it does not: `snapshot` then has the newest
-    values, and `reason` says why.
+    values, and `reason` says why. `refused` says by channel and instrument what cannot be had (depth of an
+    instrument that has none). `quotes`, `trades` and `news` are the newest of these channels.
     """
 
     accepted: tuple[str, ...]
@@ -102,6 +109,10 @@ class Subscribed:
     snapshot: Mapping[str, Tick]
     recovered: bool | None = None
     reason: str = ""
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    quotes: Mapping[str, QuoteUpdate] = field(default_factory=dict)
+    trades: Mapping[str, TradeUpdate] = field(default_factory=dict)
+    news: tuple[NewsUpdate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +140,5 @@ class ResumePoint:
     position: Mapping[str, str]
 
 
-Record = Tick | Control | Bar | Skipped | Subscribed | Disconnected | ServerNotice
+Update = TradeUpdate | QuoteUpdate | Level2Update | OptionChainUpdate | NewsUpdate
+Record = Tick | Control | Bar | Update | Skipped | Subscribed | Disconnected | ServerNotice

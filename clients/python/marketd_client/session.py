@@ -24,6 +24,7 @@ from marketd_client.records import (
     Subscribed,
     Tick,
 )
+from marketd_client.side_messages import article, quote, trade, updates_of
 
 MAX_MESSAGE_BYTES = 15 * 1024
 """The daemon takes 16 KiB; the rest of a message needs some of it."""
@@ -55,6 +56,8 @@ class Session:
         every_ms: int = 100,
         channels: Iterable[str] = ("tick",),
         interval: str = "1",
+        expiry: str | int | None = None,
+        levels: int | None = None,
         resume: ResumePoint | None = None,
     ) -> None:
         """Raises ValueError for a resume point that is none, or one that `latest` cannot use."""
@@ -66,7 +69,12 @@ class Session:
             self._options["every_ms"] = every_ms
         if "chart" in self._options["channels"]:
             self._options["interval"] = interval
+        if expiry is not None:
+            self._options["expiry"] = expiry
+        if levels is not None:
+            self._options["levels"] = levels
         self.resumable = delivery == "all"
+        self._several = len({*self._options["channels"]} & {"tick", "quote", "trade"}) > 1
         self._epoch = resume.epoch if resume else ""
         self._position: dict[str, str] = dict(resume.position) if resume else {}
         for text in self._position.values():
@@ -150,6 +158,10 @@ class Session:
         return records
 
     def _heard_other(self, kind: str, message: dict[str, Any]) -> list[Record]:
+        updates = updates_of(kind, message)
+        if updates is not None:
+            self._advance(message.get("position", {}))
+            return list(updates)
         match kind:
             case "subscribed":
                 return [self._subscribed(message)]
@@ -157,7 +169,7 @@ class Session:
                 key, interval = message["instrumentKey"], message["interval"]
                 return [Bar(key, interval, *candle[:6]) for candle in message["ohlcv"]]
             case "skipped":
-                return [Skipped(message["n"], message.get("instruments", {}))]
+                return [Skipped(message["n"], message.get("instruments", {}), message.get("channels", {}))]
             case "error":
                 code, text = message["code"], message.get("message", "")
                 if message.get("id") in self._asked:
@@ -192,18 +204,35 @@ class Session:
             # What was missed follows a recovery, so a position that we have stays. An exchange without
             # one has no record yet: all that it will ever have is still to come.
             exchange = key.partition(":")[0]
+            if exchange == "*":
+                continue
             self._position.setdefault(exchange, position.get(exchange, START))
         self._epoch, self._was_here = epoch, True
         snapshot = {key: tick(key, data) for key, data in message["snapshot"].items()}
         reason = message.get("reason", "")
-        return Subscribed(tuple(accepted), message["rejected"], epoch, position, snapshot, recovered, reason)
+        newest = message.get("snapshots", {})
+        return Subscribed(
+            tuple(accepted),
+            message["rejected"],
+            epoch,
+            position,
+            snapshot,
+            recovered,
+            reason,
+            message.get("refused", {}),
+            {key: quote(key, data) for key, data in newest.get("quote", {}).items()},
+            {key: trade(key, data) for key, data in newest.get("trade", {}).items()},
+            tuple(map(article, newest.get("news", ()))),
+        )
 
     def _advance(self, position: Mapping[str, str]) -> None:
         if not self.resumable:
             return
         for exchange, text in position.items():
             last = self._position.get(exchange)
-            if last is not None and not is_after(text, last):
+            # With several channels one record is told of in several messages.
+            stays = text == last and self._several
+            if last is not None and not stays and not is_after(text, last):
                 raise OutOfOrder(f"{exchange}: {text} came after {last}")
         self._position.update(position)
 

@@ -96,6 +96,11 @@ function show(record: MarketRecord): string {
     case "skipped": return String(record.n);
     case "bar": return String(record.close);
     case "notice": return record.code;
+    case "trade": return `${record.price} ${record.quantity}`;
+    case "quote": return `${record.bid ?? "?"} ${record.ask ?? "?"}`;
+    case "depth": return String(record.bids[0]?.[0]) + record.flags.join();
+    case "options": return record.expiryDate + record.legs.map((leg) => leg.iv ?? "?").join();
+    case "news": return record.headline;
   }
 }
 for await (const record of client) console.log(show(record), client.resumePoint?.epoch);

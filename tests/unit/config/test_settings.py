@@ -109,3 +109,21 @@ def test_a_retention_that_cannot_be_read_is_refused(value: str, monkeypatch: pyt
     monkeypatch.setenv("TICK_RETENTION_BY_EXCHANGE", value)
     with pytest.raises(ConfigurationError, match="TICK_RETENTION_BY_EXCHANGE"):
         load_settings()
+
+
+def test_instruments_of_depth_are_read_with_their_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().depth_wanted() == ()
+    monkeypatch.setenv("DEPTH_INSTRUMENTS", "NSE:RELIANCE@20, nse:m&m, NFO:*@5,NSE:BAJAJ-AUTO@200")
+    assert load_settings().depth_wanted() == (
+        ("NSE:RELIANCE", 20),
+        ("NSE:M&M", 5),
+        ("NFO:*", 5),
+        ("NSE:BAJAJ-AUTO", 200),
+    )
+
+
+@pytest.mark.parametrize("value", ["RELIANCE", "NSE:RELIANCE@7", "NSE:RELIANCE@", "NSE:RELIANCE@20@5"])
+def test_what_is_no_instrument_of_depth_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTH_INSTRUMENTS", value)
+    with pytest.raises(ConfigurationError, match="DEPTH_INSTRUMENTS"):
+        load_settings()

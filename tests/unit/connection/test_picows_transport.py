@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import ssl
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from services.connection.picows_transport import PicowsConnector
+from services.connection.picows_transport import _AT_A_STRETCH, PicowsConnector
 from services.connection.transport import Endpoint, TransportLimits
 from services.errors import ProviderUnavailable, SettingsUnusable
 from tests.support.eventually import eventually
@@ -147,3 +148,94 @@ async def test_an_unknown_name_is_told_apart() -> None:
         )
     assert caught.value.reason in ("name_resolution", "open_timeout")
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+class Burst(picows.WSListener):
+    """A vendor that answers a message with thousands, a pong behind them, and then a close where asked."""
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if frame.msg_type is picows.WSMsgType.CLOSE:
+            transport.disconnect()
+        elif frame.msg_type is picows.WSMsgType.TEXT:
+            for number in range(BURST):
+                transport.send(picows.WSMsgType.BINARY, str(number).encode())
+            transport.send_pong(b"")
+            if frame.get_payload_as_ascii_text() == "then close":
+                transport.send_close(picows.WSCloseCode.GOING_AWAY)
+
+
+class CountingEars(Ears):
+    """Remembers how many messages came between two turns of the loop, and how many before pong and close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_a_stretch = [0]
+        self.before_pong = self.before_close = -1
+        self._turned = True
+
+    def on_frame(self, raw: str | bytes) -> None:
+        if self._turned:
+            self._turned = False
+            self.at_a_stretch.append(0)
+            asyncio.get_running_loop().call_soon(self._turn)
+        super().on_frame(raw)
+        self.at_a_stretch[-1] += 1
+
+    def on_pong(self) -> None:
+        super().on_pong()
+        self.before_pong = len(self.frames)
+
+    def on_closed(self) -> None:
+        super().on_closed()
+        self.before_close = len(self.frames)
+
+    def _turn(self) -> None:
+        self._turned = True
+
+
+BURST = 5_000
+IN_ORDER = [str(number).encode() for number in range(BURST)]
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_a_burst_is_handled_in_order_and_the_loop_turns_meanwhile(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate_file, context = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
+    server = await picows.ws_create_server(
+        lambda request: Burst(), "127.0.0.1", 0, ssl=context if scheme == "wss" else None
+    )
+    port = server.sockets[0].getsockname()[1]
+    ears = CountingEars()
+    try:
+        endpoint = Endpoint(f"{scheme}://127.0.0.1:{port}/")
+        transport = await PicowsConnector().open(endpoint, ears, LIMITS, has_credentials=False)
+        for times in (1, 2):
+            transport.send("go")
+            # A second burst is read as the first: nothing of it lies in the library until more comes.
+            await eventually(lambda times=times: ears.pongs == times)
+            assert ears.frames == IN_ORDER * times
+            assert ears.before_pong == BURST * times
+        assert max(ears.at_a_stretch) <= 2 * _AT_A_STRETCH
+        await transport.close(1.0)
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_what_came_before_a_close_is_handled_before_it() -> None:
+    server = await picows.ws_create_server(lambda request: Burst(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    ears = CountingEars()
+    try:
+        endpoint = Endpoint(f"ws://127.0.0.1:{port}/")
+        transport = await PicowsConnector().open(endpoint, ears, LIMITS, has_credentials=False)
+        transport.send("then close")
+        await eventually(lambda: ears.closed)
+        assert ears.frames == IN_ORDER
+        assert (ears.before_pong, ears.before_close) == (BURST, BURST)
+        assert (await transport.wait_closed()).code == 1001
+    finally:
+        server.close()
+        await server.wait_closed()

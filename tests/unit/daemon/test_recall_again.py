@@ -32,7 +32,7 @@ class Rig:
         self.offered: list[object] = []
         FakeBarRecall.runs = []
 
-        async def positions_of(_client: object, _names: object) -> dict[str, tuple[int, int]]:
+        async def positions_of(_client: object, _names: object, *_key: object) -> dict[str, tuple[int, int]]:
             return dict(self.positions)
 
         async def nothing(*_: object) -> dict[str, Any]:

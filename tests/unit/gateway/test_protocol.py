@@ -46,6 +46,19 @@ def test_a_full_subscribe_is_read_field_by_field() -> None:
     )
 
 
+def test_the_other_channels_have_levels_and_an_expiry_and_end_by_name() -> None:
+    wish = parse_client_message(
+        json.dumps(subscribe(channels=["news", "depth", "options"], levels=20, expiry="2026-12-29"))
+    )
+    assert isinstance(wish, Subscribe)
+    assert (wish.channels, wish.levels, wish.expiry) == (("depth", "options", "news"), 20, "2026-12-29")
+    wish = parse_client_message(json.dumps(subscribe(expiry=1_798_538_400)))
+    assert isinstance(wish, Subscribe)
+    assert (wish.levels, wish.expiry) == (5, "1798538400")
+    ended = parse_client_message('{"action":"unsubscribe","instruments":["NSE:TCS"],"channels":["trade"]}')
+    assert ended == Unsubscribe(None, ("NSE:TCS",), ("trade",))
+
+
 def test_a_bare_subscribe_means_newest_ticks_every_100_ms() -> None:
     message = parse_client_message(json.dumps(subscribe()))
     assert message == Subscribe(None, ("NSE:TCS",), ("tick",), "1", "latest", 100, None)
@@ -114,6 +127,12 @@ REFUSED: list[tuple[str | bytes, str]] = [
     (json.dumps(subscribe(channels="tick")), "invalid_message"),
     (json.dumps(subscribe(channels=[1])), "invalid_message"),
     (json.dumps(subscribe(channels=["tick", "orders"])), "unknown_channel"),
+    (json.dumps(subscribe(levels=10)), "unknown_levels"),
+    (json.dumps(subscribe(levels="5")), "invalid_message"),
+    (json.dumps(subscribe(levels=True)), "invalid_message"),
+    (json.dumps(subscribe(expiry="next week")), "invalid_message"),
+    (json.dumps(subscribe(expiry="2026-02-30")), "invalid_message"),
+    (json.dumps(subscribe(expiry=12)), "invalid_message"),
     (json.dumps(subscribe(interval=1)), "invalid_message"),
     (json.dumps(subscribe(interval="2")), "unknown_interval"),
     (json.dumps(subscribe(delivery="newest")), "invalid_message"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from services.errors import ProviderRateLimited
 from services.history import backfill
 from services.history.planner import Window
+from services.operations.terminal_views import status_view
 from services.options.source import LEFT_FOR_HISTORY
 from services.rest.quota import QuotaLimits
 from tests.support.backfill_rig import DAY_MS, BackfillRig
@@ -36,6 +39,23 @@ async def test_the_backfill_leaves_half_of_the_day_and_says_so(rig: BackfillRig)
     assert (shares["left_for_backfill"], shares["left_for_orders"]) == (0, 10)
     assert shares["refused_here"]["quota_day"] > 0
     assert len(await rig.store.missing(INSTRUMENTS, 1_000)) >= 40, "they wait for the next day"
+
+
+async def test_the_status_says_for_whom_the_rest_of_the_day_is_kept(rig: BackfillRig) -> None:
+    assert "DHAN" not in shown(rig)
+    await rig.looks(20, every_s=60.0)
+    told = "DHAN was asked for the past and chains 20 times today, 20 requests are left"
+    assert f"{told}: the backfill keeps them for what is asked for" in shown(rig)
+    for _ in range(20):
+        await rig.source.quota.take(1.0)
+    assert "40 times today, 0 requests are left" in shown(rig)
+
+
+def shown(rig: BackfillRig) -> str:
+    printed = StringIO()
+    answer = {"providers": [], "pipeline": {"backfill": rig.backfill.status()}}
+    Console(width=200, file=printed).print(status_view(answer))
+    return printed.getvalue()
 
 
 async def test_an_order_stops_before_chains_and_they_before_whoever_waits_for_a_chart(

@@ -51,7 +51,10 @@ def test_every_field_of_a_documented_frame_is_read(vector: Vector) -> None:
             continue
         assert isinstance(record, DepthSide)
         assert f"depth_{record.side}" == expected["kind"]
-        levels = [{"price": it.price, "qty": it.qty, "orders": it.orders} for it in record.levels]
+        levels = [
+            {"price": it.price, "qty": it.qty, "orders": it.orders}
+            for it in map(DepthRow._make, record.levels)
+        ]
         assert levels == expected["levels"]
         assert record.sequence == expected.get("seq")
 

@@ -167,7 +167,10 @@ def test_the_depth_sdk_reads_the_same_levels(
             "exchange_segment": side.segment,
             "security_id": side.security_id,
             "type": side.side.title(),
-            "depth": [{"price": it.price, "quantity": it.qty, "orders": it.orders} for it in side.levels],
+            "depth": [
+                {"price": it.price, "quantity": it.qty, "orders": it.orders}
+                for it in map(dhan_depth.DepthRow._make, side.levels)
+            ],
         }
         for side in records
         if isinstance(side, dhan_depth.DepthSide)

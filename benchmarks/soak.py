@@ -1,0 +1,202 @@
+"""A long run at one rate: whether latency, memory, descriptors or the cost of a tick drift with time.
+
+    python -m benchmarks.soak [--minutes 30] [--rate 20000] [--clients 100] [--output DIR]
+
+Not part of `make bench`, because it takes as long as it takes. The run is looked at in windows of some
+seconds; what counts is the slope over all of them, without the warm-up at the beginning (`drift`). Latency
+is that of a reader of the stream, and of WebSocket clients with the newest values four times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+
+from benchmarks import machine, report
+from benchmarks.drift import Drift, drift
+from benchmarks.plot import Plot
+from benchmarks.report import result, row
+from benchmarks.rig import SERVERS, Helper, Rig
+
+INSTRUMENTS, WATCHED, EVERY_MS = 1_000, 50, 250
+WINDOW_S = 10.0
+MOST_LATENCY_GROWTH, MOST_RSS_GROWTH_MB, MOST_CPU_GROWTH = 0.2, 15.0, 0.1
+"""By so much a figure may grow over the run, as a part of its middle (latency, CPU) or in MB."""
+_LEAST_GROWTH_MS = 0.5
+"""What latency may grow by in any case: the stamps' and the scheduler's own noise."""
+_MB = 1e6
+
+
+class Window(msgspec.Struct, frozen=True):
+    """One window of the run; `at_s` is its end, latencies in ms, memory in MB."""
+
+    at_s: float
+    rate: float
+    stream_p50: float
+    stream_p99: float
+    client_p50: float
+    client_p99: float
+    daemon_rss: float
+    redis_rss: float
+    files: int
+    daemon_us: float
+    redis_us: float
+    queued: int
+    lag_ms: float
+
+
+async def soak(minutes: float, rate: int, clients: int, console: Console | None = None) -> dict[str, Any]:
+    """Run and return rows, plots and all windows."""
+    async with Rig(instruments=INSTRUMENTS, stamp="volume") as rig:
+        base_s, url = str(rig.load.base_s), f"{rig.daemon.api_url.replace('http', 'ws', 1)}/ws"
+        sizes = (str(clients), str(WATCHED), str(INSTRUMENTS))
+        async with (
+            Helper("reader", rig.redis_url, "md:ticks:NSE", base_s) as reader,
+            Helper("watchers", url, base_s, *sizes, "latest", str(EVERY_MS)) as watchers,
+        ):
+            await reader.hear()
+            await watchers.hear()
+            await rig.load.run(rate=min(rate, 2_000), seconds=1)
+            before = await rig.status()
+            windows, sent, cut = await _windows(rig, (reader, watchers), minutes * 60, rate, console)
+            after = await rig.settled(120)
+    lost = sum(
+        sum(sink[kind].values()) - sum(before["sinks"][name][kind].values())
+        for name, sink in after["sinks"].items()
+        for kind in ("dropped", "rejected")
+    )
+    unaccounted = sum(abs(sink["imbalance"]) for sink in after["sinks"].values())
+    return judged(windows, rate, {"sent": sent, "lost": lost, "unaccounted": unaccounted, "cut": cut})
+
+
+async def _windows(
+    rig: Rig, consumers: tuple[Helper, Helper], seconds: float, rate: int, console: Console | None
+) -> tuple[list[Window], int, int]:
+    windows: list[Window] = []
+    sent, cut, began_s = 0, 0, time.monotonic()
+    while time.monotonic() - began_s < seconds:
+        used = rig.used()
+        for consumer in consumers:
+            await consumer.ask(do="begin")
+        told = await rig.load.run(rate=rate, seconds=WINDOW_S)
+        status = await rig.status()
+        await asyncio.sleep(EVERY_MS / 1000)
+        stream, client = [await consumer.ask(do="end") for consumer in consumers]
+        now = rig.used()
+        cpu = {who: (now[who].cpu_s - used[who].cpu_s) / told["sent"] * 1e6 for who in ("daemon", "redis")}
+        windows.append(
+            Window(
+                at_s=time.monotonic() - began_s,
+                rate=told["sent"] / told["seconds"],
+                stream_p50=stream["p50"],
+                stream_p99=stream["p99"],
+                client_p50=client["p50"],
+                client_p99=client["p99"],
+                daemon_rss=now["daemon"].rss_bytes / _MB,
+                redis_rss=now["redis"].rss_bytes / _MB,
+                files=now["daemon"].files,
+                daemon_us=cpu["daemon"],
+                redis_us=cpu["redis"],
+                queued=max(sink["queued"] + sink["spooled"] for sink in status["sinks"].values()),
+                lag_ms=status["pipeline"]["loop_lag_ms"],
+            )
+        )
+        sent, cut = sent + told["sent"], client["cut"]
+        if console is not None:
+            last = windows[-1]
+            console.print(
+                f"{last.at_s:6.0f} s  {last.rate:8.0f}/s  XREAD p99 {last.stream_p99:7.1f} ms  "
+                f"client p99 {last.client_p99:7.1f} ms  RSS {last.daemon_rss:6.1f} MB  files {last.files}",
+                style="dim",
+            )
+    return windows, sent, cut
+
+
+def judged(windows: list[Window], rate: int, counts: dict[str, int]) -> dict[str, Any]:
+    """Return the rows: each figure's middle and how much it grew, with the bound for that."""
+    found = {
+        name: drift([(window.at_s, float(getattr(window, name))) for window in windows])
+        for name in Window.__struct_fields__
+        if name != "at_s"
+    }
+    minutes = windows[-1].at_s / 60
+    rows = [
+        row("rate", found["rate"].middle, "ticks/s", at_least=0.97 * rate,
+            note=f"{minutes:.1f} minutes, {counts['sent']} ticks in {len(windows)} windows"),
+        *(_grows(f"{what} {name}", found[f"{field}_{name}"])
+          for what, field in (("socket to XREAD,", "stream"), ("socket to WebSocket,", "client"))
+          for name in ("p50", "p99")),
+        row("daemon RSS grows by", found["daemon_rss"].grown, "MB", at_most=MOST_RSS_GROWTH_MB,
+            note=f"middle {found['daemon_rss'].middle:.0f} MB"),
+        row("open descriptors grow by", found["files"].grown, "", at_most=0.5,
+            note=f"{windows[0].files} at first, {windows[-1].files} at last"),
+        row("daemon CPU a tick grows by", found["daemon_us"].share * 100, "%", at_most=MOST_CPU_GROWTH * 100,
+            note=f"middle {found['daemon_us'].middle:.1f} µs"),
+        row("Redis RSS grows by", found["redis_rss"].grown, "MB",
+            note="it keeps what it is given until its retention; not judged"),
+        row("records lost", counts["lost"], "", at_most=0),
+        row("records nobody can account for", counts["unaccounted"], "", at_most=0),
+        row("clients cut", counts["cut"], "", at_most=0),
+    ]  # fmt: skip
+    plots = [
+        _plot("latency", "Age of a tick at the consumer", "ms", windows,
+              {"XREAD p50": "stream_p50", "XREAD p99": "stream_p99",
+               "client p50": "client_p50", "client p99": "client_p99"}, log_y=True),
+        _plot("memory", "Resident memory of the daemon", "MB", windows, {"RSS": "daemon_rss"}),
+        _plot("files", "Open descriptors of the daemon", "descriptors", windows, {"files": "files"}),
+        _plot("cpu", "Processor time by tick", "µs", windows, {"daemon": "daemon_us", "Redis": "redis_us"}),
+    ]  # fmt: skip
+    raw = [msgspec.to_builtins(window) for window in windows]
+    return result(rows, plots=plots, windows=raw, **counts)
+
+
+def _grows(what: str, found: Drift) -> dict[str, Any]:
+    allowed_ms = max(MOST_LATENCY_GROWTH * found.middle, _LEAST_GROWTH_MS)
+    return row(
+        f"{what} grows by", found.grown, "ms", at_most=allowed_ms, note=f"middle {found.middle:.2f} ms"
+    )
+
+
+def _plot(
+    name: str, title: str, unit: str, windows: list[Window], fields: dict[str, str], *, log_y: bool = False
+) -> Plot:
+    lines = {
+        label: [(window.at_s / 60, float(getattr(window, field))) for window in windows]
+        for label, field in fields.items()
+    }
+    return Plot(name=name, title=title, x="minutes", y=unit, lines=lines, log_y=log_y)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="How long.")] = 30.0,
+    rate: Annotated[int, typer.Option(help="Ticks a second.")] = 20_000,
+    clients: Annotated[int, typer.Option(help="WebSocket clients, of fifty instruments each.")] = 100,
+    output: Annotated[Path, typer.Option(help="Where results are written.")] = report.RESULTS,
+) -> None:
+    """Run it, show every window, and write table, JSON and plots; 1 when something drifted or was lost."""
+    console = Console(highlight=False, width=140 if not sys.stdout.isatty() else None)
+    raise typer.Exit(uvloop.run(_main(minutes, rate, clients, output, console)))
+
+
+async def _main(minutes: float, rate: int, clients: int, output: Path, console: Console) -> int:
+    described = await machine.describe(quick=minutes < 30)
+    try:
+        measured = await soak(minutes, rate, clients, console)
+    finally:
+        await SERVERS.stop()
+    described["took_s"] = round(minutes * 60, 1)
+    report.write("soak", measured, described, output)
+    report.show(console, "soak", measured)
+    report.write_table(output)
+    return 0 if all(each["met"] is not False for each in measured["rows"]) else 1
+
+
+if __name__ == "__main__":
+    typer.run(main)
