@@ -285,7 +285,7 @@ class DhanProvider(WebSocketProvider):
                 if len(raw) == QUOTE_BYTES:
                     self._lone_quote(known, raw)
                     return
-            elif start == FULL_START and len(raw) == FULL_BYTES and getattr(self, "depth_tap", None) is None:
+            elif start == FULL_START and len(raw) == FULL_BYTES and self.depth_tap is None:
                 self._lone_full(known, raw)
                 return
         records, error = dhan.decode_frame(raw)
