@@ -57,6 +57,10 @@ class Database:
             except asyncpg.PostgresError:
                 # The server said no and knows where it stands.
                 raise
+            except asyncpg.InternalClientError as error:
+                # The server ended the connection meanwhile, and the driver is still reading why.
+                connection.terminate()
+                raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
             except BaseException:
                 connection.terminate()
                 raise
@@ -77,12 +81,7 @@ class Database:
         """Hold the connection in one transaction, which may write only with `writes`."""
         async with self.session() as connection:
             transaction = connection.transaction(isolation=isolation, readonly=not writes)
-            try:
-                await transaction.start()
-            except asyncpg.InternalClientError as error:
-                # The server ended the connection meanwhile, and the driver is still reading why.
-                connection.terminate()
-                raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
+            await transaction.start()
             try:
                 if writes:
                     # Also where the role's transactions are read-only by default.
