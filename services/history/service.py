@@ -111,6 +111,37 @@ class HistoryService:
         self.figures["requests"] += 1
         if request.adjusted:
             return await self._adjusted(request)
+        today = await self._today(request)
+        answer = await self._filled(request)
+        if today is not None and answer.forming:
+            # The day that forms is whole only where its minutes are.
+            answer = msgspec.structs.replace(
+                answer,
+                complete=answer.complete and today.complete,
+                missing=(*answer.missing, *today.missing)[-_MOST_MISSING:],
+                sources=tuple(dict.fromkeys((*answer.sources, *today.sources))),
+            )
+        if not answer.complete:
+            self.figures["incomplete"] += 1
+        return answer
+
+    async def _today(self, request: HistoryRequest) -> HistoryAnswer | None:
+        """Return the minutes of which the day that forms is made; None where that is not asked for."""
+        now_ms = self._clock.now_ms()
+        ends_before = request.to_ms is not None and request.to_ms < now_ms
+        if request.resolution.minutes or not request.forming or ends_before:
+            return None
+        exchange = request.instrument.partition(":")[0]
+        begin_ms = self._trading.day_start_ms(exchange, self._trading.day_of(exchange, now_ms))
+        if begin_ms is None or begin_ms >= now_ms:
+            return None
+        minutes = HistoryRequest(
+            instrument=request.instrument, resolution=parse_resolution("1m"), from_ms=begin_ms, forming=True
+        )
+        return await self._filled(minutes)
+
+    async def _filled(self, request: HistoryRequest) -> HistoryAnswer:
+        """Answer from what is stored and can be fetched within a few seconds."""
         answer, holes = await self._stored(request)
         sources: tuple[str, ...] = ()
         for _ in range(_ROUNDS):
@@ -120,11 +151,7 @@ class HistoryService:
             self.figures["fetched"] += 1
             sources += tuple(code for code in fetched if code not in sources)
             answer, holes = await self._stored(request)
-        if sources:
-            answer = msgspec.structs.replace(answer, sources=sources)
-        if not answer.complete:
-            self.figures["incomplete"] += 1
-        return answer
+        return msgspec.structs.replace(answer, sources=sources) if sources else answer
 
     async def coverage(self, instrument: str) -> list[CoverageSpan]:
         """Return what is known of an instrument's past. Raises `TemporaryError` while PostgreSQL is away."""
@@ -368,6 +395,7 @@ class HistoryService:
                 self._redis, request.instrument, "1d", [Fold(begin_ms, today_ms, 0)], most=None
             )
             parts = earlier + parts
+            begin_ms = earlier[0][0] * 1000 if earlier else today_ms
         if live is not None:
             parts = [*(part for part in parts if part[0] < live[0]), live]
         if not parts:
@@ -375,7 +403,7 @@ class HistoryService:
         whole = parts[0]
         for part in parts[1:]:
             whole = joined(whole, part)
-        return (begin_ms // 1000 if request.resolution.minutes else whole[0], *whole[1:])
+        return (begin_ms // 1000, *whole[1:])
 
     def _begins(self, exchange: str, resolution: Resolution, now_ms: int) -> int | None:
         """Return where the candle of this moment begins; None while the exchange is closed."""

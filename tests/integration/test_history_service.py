@@ -142,6 +142,46 @@ async def test_a_candle_that_is_not_finished_is_shown_only_on_request(past: Past
     assert forming.candles[:-1] == finished.candles[1:]
 
 
+async def test_the_day_that_forms_is_made_of_all_its_minutes(past: Past, rig: PastRig) -> None:
+    rig.clock.advance_ms(-(rig.clock.now_ms() - NOON_MS))
+    opens_ms = NOON_MS - 165 * MINUTE_MS
+    answer = await past.read(request("1d", count=3, forming=True))
+    assert answer.forming
+    begins_s, *prices, _volume = answer.candles[-1]
+    minutes = [bar for bar in vendor(rig, 1, opens_ms, NOON_MS) if bar[0] <= NOON_MS // 1000 - 4 * 60]
+    assert begins_s * 1000 == opens_ms
+    assert prices[0] == minutes[0][1]
+    assert prices[1] >= max(bar[2] for bar in minutes)
+    assert prices[2] <= min(bar[3] for bar in minutes)
+    # Only what the vendor is not asked for yet is missing from the day.
+    assert all(gap.from_s * 1000 >= NOON_MS - 3 * MINUTE_MS for gap in answer.missing)
+
+
+async def test_a_day_that_forms_without_its_morning_says_so(past: Past, rig: PastRig) -> None:
+    rig.clock.advance_ms(-(rig.clock.now_ms() - NOON_MS))
+    opens_ms = NOON_MS - 165 * MINUTE_MS
+    await past.read(request("1d", count=3))
+    past.service.may_fill = lambda: False
+    await store(
+        rig,
+        Bar(
+            instrument=RELIANCE,
+            exchange="NSE",
+            interval="1m",
+            start_ms=NOON_MS - 2 * MINUTE_MS,
+            open=10.0,
+            high=12.0,
+            low=9.0,
+            close=11.0,
+            volume=5,
+        ),
+    )
+    answer = await past.read(request("1d", count=3, forming=True))
+    assert answer.candles[-1] == (opens_ms // 1000, 10.0, 12.0, 9.0, 11.0, 5)
+    assert not answer.complete
+    assert answer.missing[0].from_s * 1000 == opens_ms
+
+
 async def test_days_weeks_and_months_come_from_daily_bars(past: Past, rig: PastRig) -> None:
     days = await past.read(request("1d", count=60))
     assert days.complete
