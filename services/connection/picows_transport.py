@@ -203,15 +203,17 @@ class _Frames(picows.WSListener):
             self._handle_later(message)
 
     def _handle_later(self, message: str | bytes) -> None:
-        if not self._later:
-            if self._is_tls:
-                # Paused within a read, what the library has deciphered already would lie there until the peer
-                # sends more (aiofastnet 1.2.0); it ends a read by itself after some hundred KiB.
-                asyncio.get_running_loop().call_soon(self._pause_reading)
-            else:
-                self._pause_reading()
-            asyncio.get_running_loop().call_soon(self._handle_more)
         self._later.append(message)
+        if len(self._later) > 1:
+            return
+        loop = asyncio.get_running_loop()
+        if self._is_tls:
+            # Paused within a read, what the library has deciphered already would lie there until the peer
+            # sends more (aiofastnet 1.2.0); it ends a read by itself after some hundred KiB.
+            loop.call_soon(self._pause_reading)
+        else:
+            self._pause_reading()
+        loop.call_soon(self._handle_more)
 
     def _handle_more(self) -> None:
         self._handle_waiting(_AT_A_STRETCH)

@@ -7,12 +7,14 @@ import asyncio
 import pytest
 import uvloop
 
+from services.connection import picows_transport
 from services.connection.picows_transport import _AT_A_STRETCH, PicowsConnector
 from services.connection.transport import Endpoint, TransportLimits
 from tests.unit.connection.websocket_rig import serving
 
 MESSAGES = 20_000
 TEXT = b"%05d" + b"." * 95
+MOST_IN_ONE_READ = (256 << 10) // 102
 
 
 class _Listener:
@@ -63,8 +65,24 @@ async def _read_a_flood() -> _Listener:
     return listener
 
 
+class _Frames(picows_transport._Frames):
+    """Remembers how many messages waited at most."""
+
+    most_waiting = 0
+
+    def _handle_later(self, message: str | bytes) -> None:
+        super()._handle_later(message)
+        _Frames.most_waiting = max(_Frames.most_waiting, len(self._later))
+
+
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_others_get_their_turn_under_a_flood_and_nothing_is_lost(run: object) -> None:
+def test_others_get_their_turn_under_a_flood_and_nothing_is_lost(
+    run: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picows_transport, "_Frames", _Frames)
+    _Frames.most_waiting = 0
     listener: _Listener = run(_read_a_flood())  # type: ignore[operator]
     assert listener.received == [TEXT % number for number in range(MESSAGES)]
     assert listener.most_in_a_turn <= 3 * _AT_A_STRETCH
+    # What the daemon cannot take stays with the sender.
+    assert 0 < _Frames.most_waiting <= MOST_IN_ONE_READ
