@@ -177,7 +177,8 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     `backoff()` makes the series of waits of one connection, `poll_s` is how often a parked provider
     looks whether its settings changed, in seconds. `open_markets()` returns which exchanges of the
     provider's instruments are in session now: only then may silence be a fault. A symbol that was not
-    answered for `unresolved_after_s` seconds counts as unknown to the vendor.
+    answered for `unresolved_after_s` seconds counts as unknown to the vendor. `crowded()` tells that so much
+    of what was delivered waits to be stored that reading should rest for a moment.
     """
 
     clock: Clock
@@ -190,6 +191,8 @@ class ProviderContext(msgspec.Struct, kw_only=True):
     poll_s: float = 3.0
     open_markets: Callable[[], frozenset[str]] = frozenset
     unresolved_after_s: float = 15.0
+    crowded: Callable[[], bool] = bool
+    """By default never: `bool()` is False."""
 
 
 class ProviderStatus(msgspec.Struct, frozen=True, kw_only=True):

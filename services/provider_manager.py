@@ -92,6 +92,8 @@ class ProviderManager:
         self._runtimes: dict[str, ProviderRuntime] = {}
         self._snapshot: MappingSnapshot | None = None
         self._running = False
+        self.crowded: Callable[[], bool] = bool
+        """Whether so much waits to be stored that providers should read no further just now."""
         self._usable: dict[str, bool] = {}
         self._couriers: dict[str, asyncio.Task[None]] = {}
         self._orders: dict[str, dict[str, bool]] = {}
@@ -553,4 +555,5 @@ class ProviderManager:
             connection_lost=lambda symbols, since_ms, reason: self._lost(runtime, symbols, since_ms, reason),
             connection_restored=lambda symbols, at_ms: self._restored(runtime, symbols, at_ms),
             open_markets=lambda: self._open_markets(runtime),
+            crowded=lambda: self.crowded(),  # noqa: PLW0108 - it is set later
         )

@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
@@ -45,12 +46,19 @@ _AT_A_STRETCH = 128
 A read may bring thousands of them, and a full socket is read again and again before anything else runs (up to
 32 times by libuv's `uv__read`); timers, clients, and what the disk and Redis answer would wait for all.
 """
+_REST_S = 0.005
+_MOST_REST_S = 2.0
+"""So long reading rests at most; then a disk or Redis is in the way of the queues, and not a flood."""
 
 
 class PicowsConnector:
-    """Opens connections; keeps one TLS context, because reading the certificates takes milliseconds."""
+    """Opens connections; keeps one TLS context, because reading the certificates takes milliseconds.
 
-    def __init__(self) -> None:
+    While `crowded()` is true, what a flood brings is read and handled no further, for two seconds at most.
+    """
+
+    def __init__(self, crowded: Callable[[], bool] = bool) -> None:
+        self._crowded = crowded
         self._tls: ssl.SSLContext | None = None
         self._resolver = Resolver()
 
@@ -64,7 +72,7 @@ class PicowsConnector:
     ) -> Transport:
         """Open a connection within `open_timeout_s`. Raises a `ProviderError` that holds no secret."""
         dialler = _Dialler(self._resolver, limits.receive_buffer_bytes)
-        frames = _Frames(listener, limits.max_message_bytes)
+        frames = _Frames(listener, limits.max_message_bytes, self._crowded)
         error: ProviderError | None = None
         transport: picows.WSTransport | None = None
         try:
@@ -146,8 +154,12 @@ class _Dialler:
 class _Frames(picows.WSListener):
     """Turns picows frames into whole messages for the listener."""
 
-    def __init__(self, listener: TransportListener, max_message_bytes: int) -> None:
+    def __init__(
+        self, listener: TransportListener, max_message_bytes: int, crowded: Callable[[], bool]
+    ) -> None:
         super().__init__()
+        self._crowded = crowded
+        self._resting_since_s: float | None = None
         self.transport: picows.WSTransport | None = None
         self._listener = listener
         self._on_frame = listener.on_frame
@@ -215,7 +227,20 @@ class _Frames(picows.WSListener):
             self._pause_reading()
         loop.call_soon(self._handle_more)
 
+    def _rests(self) -> bool:
+        """Tell whether the queues need a rest, which is given once for each time they are full."""
+        if not self._crowded():
+            self._resting_since_s = None
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._resting_since_s is None:
+            self._resting_since_s = now_s
+        return now_s - self._resting_since_s < _MOST_REST_S
+
     def _handle_more(self) -> None:
+        if self._rests():
+            asyncio.get_running_loop().call_later(_REST_S, self._handle_more)
+            return
         self._handle_waiting(_AT_A_STRETCH)
         if self._later:
             asyncio.get_running_loop().call_soon(self._handle_more)

@@ -70,7 +70,7 @@ class WebSocketProvider(BaseMarketDataProvider):
         super().__init__(context)
         self.rules = rules or self.default_rules
         self.mute_rules = MuteRules()
-        self._connector = connector or PicowsConnector()
+        self._connector = connector or PicowsConnector(context.crowded)
         self._runners: list[ConnectionRunner] = []
         self._runner_tasks: list[asyncio.Task[None]] = []
         capacity = self.rules.symbols_per_connection

@@ -44,6 +44,8 @@ from services.storage.stream_keeper import StreamKeeper
 from services.subscriptions import FILE as SUBSCRIPTIONS_FILE
 from services.subscriptions import DynamicSubscriptions
 
+CROWDED = QUEUE_LIMIT // 2
+"""When so many records wait for one writer, providers read no further for a moment: a full queue drops."""
 RECORD_BYTES = 1_024
 """What a queued record takes at most, with its texts and numbers."""
 
@@ -114,6 +116,7 @@ def make_stages(
         factories=factories,
         save_credentials=save_credentials,
     )
+    routing.providers.crowded = lambda: any(writer.queued > CROWDED for writer in storage.writers)
     past = _make_past(config, clock, calendar, settings, flow, bars, known, loop_lag)
     past.ledger.flowing = lambda instrument: state.running and routing.providers.delivers(instrument)
     depth = Depth(

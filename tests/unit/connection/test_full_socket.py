@@ -86,3 +86,39 @@ def test_others_get_their_turn_under_a_flood_and_nothing_is_lost(
     assert listener.most_in_a_turn <= 3 * _AT_A_STRETCH
     # What the daemon cannot take stays with the sender.
     assert 0 < _Frames.most_waiting <= MOST_IN_ONE_READ
+
+
+class _Queues:
+    """Full for a while, or for good."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def full(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+
+@pytest.mark.parametrize(("looks", "rests_s"), [(20, 0.1), (1_000_000, 0.2)])
+async def test_reading_rests_while_the_queues_are_full_but_not_for_good(
+    looks: int, rests_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picows_transport, "_MOST_REST_S", 0.2)
+    queues, listener = _Queues(looks), _Listener()
+    loop = asyncio.get_running_loop()
+    async with serving() as server:
+        transport = await PicowsConnector(queues.full).open(
+            Endpoint(server.url), listener, TransportLimits(), has_credentials=False
+        )
+        (client,) = server.clients
+        began_s = loop.time()
+        for number in range(1_000):
+            client.send(TEXT % number)
+        async with asyncio.timeout(60):
+            while len(listener.received) < 1_000:
+                await asyncio.sleep(0.01)
+        assert loop.time() - began_s >= rests_s
+        assert listener.received == [TEXT % number for number in range(1_000)]
+        client.close(1000)
+        await transport.wait_closed()
+        await transport.close(1.0)
