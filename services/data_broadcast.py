@@ -123,37 +123,13 @@ class DataBroadcast(Sink):
 
     def offer(self, record: Record) -> None:
         """Remember the record and queue it with everybody who watches its instrument."""
-        counters = self.counters
-        counters.offered += 1
-        counters.written += 1
-        exchange = record.exchange
-        if exchange == PROBE_EXCHANGE:
-            self.probe_ms = record.position_ms
+        if not isinstance(record, ControlRecord):
+            self.offer_ticks((record,))
             return
-        self._tips[exchange] = record
-        if isinstance(record, ControlRecord):
-            self._offer_control(record)
-            return
-        symbol = record.symbol
-        newest = self._newest.get(symbol)
-        # `latest` never goes back in time: not for a late tick, nor for a source that lags the last one.
-        is_newest = not record.flags & FLAG_LATE and (newest is None or record.timestamp >= newest.timestamp)
-        if is_newest:
-            self._newest[symbol] = record
-        audience = self._audiences.get(symbol)
-        exchange_audience = self._exchange_audiences.get(exchange)
-        if audience is None and exchange_audience is None:
-            return
-        publication = Publication(record)
-        if audience is not None:
-            if is_newest:
-                for pending in audience.conflated.values():
-                    pending[symbol] = publication
-            for take in audience.queued.values():
-                take(publication)
-        if exchange_audience is not None:
-            for take in exchange_audience.values():
-                take(publication)
+        self.counters.offered += 1
+        self.counters.written += 1
+        self._tips[record.exchange] = record
+        self._offer_control(record)
 
     def offer_ticks(self, ticks: Sequence[DataIngestionFormat]) -> None:
         """Remember a run of ticks and queue each with everybody who watches its instrument."""
