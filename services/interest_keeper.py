@@ -16,7 +16,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from services.market_data.clock import Clock
-from services.storage.client import make_client, storage_error
+from services.storage.attending import attended
+from services.storage.client import storage_error
 from services.storage.keys import INTEREST
 from services.storage.leases import lease_instruments
 
@@ -58,12 +59,9 @@ class InterestKeeper:
 
     async def run(self) -> None:
         """Lease and renew until cancelled; while Redis is away it is asked again every second."""
-        client = make_client(self._redis_url, name="marketd:interest")
-        task = asyncio.current_task()
         renew_due_s = 0.0
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:interest") as (client, goes_on):
+            while goes_on():
                 now_s = self._clock.monotonic_s()
                 watched = frozenset(self._watched()) if self._needed() else frozenset()
                 due = now_s >= renew_due_s
@@ -87,8 +85,6 @@ class InterestKeeper:
                     async with asyncio.timeout(1.0):
                         await self._wake.wait()
                 self._wake.clear()
-        finally:
-            await client.aclose()
 
     def status(self) -> dict[str, Any]:
         """Return how much is leased, and why not if it cannot be."""

@@ -16,7 +16,7 @@ from services.data_source import DataSource
 from services.gateway.channel_feeds import DepthFeed, NewsFeed, OptionFeed
 from services.gateway.server import Gateway
 from services.options.poller import ChainPoller, Wanted, wanted_of_lease
-from services.storage.client import make_client
+from services.storage.attending import attended
 from services.storage.keys import OPTIONS_INTEREST
 from services.storage.leases import leased_instruments
 
@@ -63,11 +63,8 @@ class Channels:
 
     async def follow_leases(self) -> None:
         """Look once a second which chains consumers of Redis ask for, until cancelled."""
-        client = make_client(self._redis_url, name="marketd:option-leases")
-        task = asyncio.current_task()
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:option-leases") as (client, goes_on):
+            while goes_on():
                 try:
                     members = await leased_instruments(client, self._clock.now_ms(), OPTIONS_INTEREST)
                 except (RedisError, OSError) as error:
@@ -76,5 +73,3 @@ class Channels:
                 else:
                     self._leased = frozenset(filter(None, map(wanted_of_lease, members)))
                 await asyncio.sleep(_LEASES_EVERY_S)
-        finally:
-            await client.aclose()

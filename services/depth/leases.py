@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from services.depth.desk import DepthDesk
 from services.errors import RequestRefused
 from services.market_data.clock import Clock
-from services.storage.client import make_client
+from services.storage.attending import attended
 from services.storage.keys import DEPTH_INTEREST
 from services.storage.leases import leased_instruments
 
@@ -39,19 +39,16 @@ class DepthLeases:
 
     async def run(self) -> None:
         """Follow the leases until cancelled; while Redis is away they stand as they were last seen."""
-        client = make_client(self._redis_url, name="marketd:depth_interest")
-        task = asyncio.current_task()
         try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
-                try:
-                    await self.look(client)
-                except (RedisError, OSError) as error:
-                    _log.debug("depth_leases_not_read", error=str(error))
-                await asyncio.sleep(POLL_S)
+            async with attended(self._redis_url, name="marketd:depth_interest") as (client, goes_on):
+                while goes_on():
+                    try:
+                        await self.look(client)
+                    except (RedisError, OSError) as error:
+                        _log.debug("depth_leases_not_read", error=str(error))
+                    await asyncio.sleep(POLL_S)
         finally:
             self._let_go(list(self._held))
-            await client.aclose()
 
     async def look(self, client: Redis) -> None:
         """Read the leases once. Raises redis-py's errors."""

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from services.market_data.updates import Level2Update
 from services.pipeline.sequencer import parse_position
-from services.storage.client import REPLY_TIMEOUT_S, make_client
+from services.storage.attending import attended
 from services.storage.depth_entry import depth_of_entry
 from services.storage.keys import depth_stream
 
@@ -97,11 +97,8 @@ class DepthFollower:
 
     async def run(self) -> None:
         """Follow until cancelled; what Redis does not answer is asked again."""
-        client = make_client(self._redis_url, name="marketd:depth-follower", reply_timeout_s=REPLY_TIMEOUT_S)
-        task = asyncio.current_task()
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:depth-follower") as (client, goes_on):
+            while goes_on():
                 try:
                     await self._round(client)
                 except (RedisError, OSError) as error:
@@ -111,8 +108,6 @@ class DepthFollower:
                     await asyncio.sleep(_RETRY_S)
                 else:
                     self.reason = ""
-        finally:
-            await client.aclose()
 
     async def _round(self, client: Redis) -> None:
         exchanges = {instrument.partition(":")[0] for instrument in self._instruments}

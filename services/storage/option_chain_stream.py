@@ -26,7 +26,7 @@ from services.market_data.option_chains import (
     refusal_of_entry,
 )
 from services.pipeline.sequencer import START, Position, parse_position
-from services.storage.client import REPLY_TIMEOUT_S, make_client
+from services.storage.attending import attended
 from services.storage.keys import option_stream
 
 _log = structlog.get_logger(__name__)
@@ -108,14 +108,11 @@ class OptionChainWriter:
 
     async def run(self) -> None:
         """Write until cancelled; while Redis is away it is asked again every second."""
-        client = make_client(self._redis_url, name="marketd:option-chains")
         said = tried = False
-        task = asyncio.current_task()
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:option-chains") as (client, goes_on):
+            while goes_on():
                 self._filled.clear()
-                while self._queue and not (task is not None and task.cancelling()):
+                while self._queue and goes_on():
                     name, entry = next(iter(self._queue.items()))
                     try:
                         await self._write(client, entry, again=tried)
@@ -128,10 +125,8 @@ class OptionChainWriter:
                         said = tried = False
                         if self._queue.get(name) is entry:
                             del self._queue[name]
-                if task is None or not task.cancelling():
+                if goes_on():
                     await self._filled.wait()
-        finally:
-            await client.aclose()
 
     def status(self) -> dict[str, int]:
         """Return what was written, and what was not and why."""
@@ -191,13 +186,8 @@ class OptionChainFollower:
 
     async def run(self) -> None:
         """Follow until cancelled; what Redis does not answer is asked again."""
-        client = make_client(
-            self._redis_url, name="marketd:options-follower", reply_timeout_s=REPLY_TIMEOUT_S
-        )
-        task = asyncio.current_task()
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:options-follower") as (client, goes_on):
+            while goes_on():
                 try:
                     await self._round(client)
                 except (RedisError, OSError) as error:
@@ -207,8 +197,6 @@ class OptionChainFollower:
                     await asyncio.sleep(_RETRY_S)
                 else:
                     self.reason = ""
-        finally:
-            await client.aclose()
 
     def status(self) -> dict[str, Any]:
         """Return what is followed and what came, and why nothing does if so."""

@@ -20,7 +20,8 @@ from services.errors import StorageError
 from services.market_data.clock import Clock
 from services.market_data.records import PROBE_EXCHANGE, Record
 from services.pipeline.sequencer import START, Position, parse_position
-from services.storage.client import REPLY_TIMEOUT_S, make_client, storage_error
+from services.storage.attending import attended
+from services.storage.client import storage_error
 from services.storage.entry_reader import record_of
 from services.storage.keys import tick_stream
 from services.storage.stream_history import PositionGone, StreamHistory
@@ -105,19 +106,16 @@ class StreamFollower:
 
     async def run(self) -> None:
         """Follow until cancelled; what Redis does not answer is asked again."""
-        client = make_client(self._redis_url, name="marketd:follower", reply_timeout_s=REPLY_TIMEOUT_S)
-        task = asyncio.current_task()
         try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
-                self.turned_s = self._clock.monotonic_s()
-                try:
-                    await self._round(client)
-                except (RedisError, OSError, StorageError) as error:
-                    self._failed(error)
-                    await asyncio.sleep(_RETRY_S)
+            async with attended(self._redis_url, name="marketd:follower") as (client, goes_on):
+                while goes_on():
+                    self.turned_s = self._clock.monotonic_s()
+                    try:
+                        await self._round(client)
+                    except (RedisError, OSError, StorageError) as error:
+                        self._failed(error)
+                        await asyncio.sleep(_RETRY_S)
         finally:
-            await client.aclose()
             await self._history.close()
 
     async def _round(self, client: Redis) -> None:

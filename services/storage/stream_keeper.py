@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.market_data.clock import Clock
-from services.storage.client import make_client
+from services.storage.attending import attended
 from services.storage.consumer_groups import GroupJudge, GroupStatus, StreamStatus, read_stream
 from services.storage.keys import tick_stream
 
@@ -59,12 +59,9 @@ class StreamKeeper:
 
     async def run(self) -> None:
         """Watch and trim until cancelled; while Redis is away the last picture stands."""
-        client = make_client(self._redis_url, name="marketd:streams")
         trim_due_s, looks = 0.0, 0
-        task = asyncio.current_task()
-        try:
-            # redis-py can swallow a cancellation that meets a connection just being lost.
-            while task is None or not task.cancelling():
+        async with attended(self._redis_url, name="marketd:streams") as (client, goes_on):
+            while goes_on():
                 try:
                     await self.watch(client, only_groups=looks % _ALL_EVERY != 0)
                     looks += 1
@@ -75,8 +72,6 @@ class StreamKeeper:
                     looks = 0
                     _log.debug("streams_not_watched", error=str(error))
                 await asyncio.sleep(self._watch_every_s)
-        finally:
-            await client.aclose()
 
     async def trim(self, client: Redis) -> int:
         """Remove what is too old from the streams; return how many entries. Raises redis-py's errors."""
