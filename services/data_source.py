@@ -102,14 +102,15 @@ class DataSource:
 
     def subscribe_trades(self, instruments: Iterable[str], callback: Callback[TradeUpdate]) -> Unsubscribe:
         """Hear of what is traded: of every tick with a quantity. `instruments` are keys, or `EXCHANGE:*`."""
+        wanted = _keys(instruments)
         worker = self._worker("trades", callback)
-        return self._watch(instruments, _Ticks(worker.put, trade_of), worker)
+        return self._watch(wanted, _Ticks(worker.put, trade_of), worker)
 
     def subscribe_quotes(self, instruments: Iterable[str], callback: Callback[QuoteUpdate]) -> Unsubscribe:
         """Hear of the best bid and ask: as they are at first, then whenever a price or a size changes."""
+        wanted = _keys(instruments)
         worker = self._worker("quotes", callback)
         quotes = _Quotes()
-        wanted = _keys(instruments)
         for instrument in wanted:
             newest = self._broadcast.latest(instrument)
             if newest is not None and (quote := quotes.changed(newest)) is not None:
@@ -122,8 +123,9 @@ class DataSource:
         """Hear of finished candles and of corrections; `interval` is `1m 5m 15m 1h` or `1d`."""
         if interval not in INTERVALS:
             raise ValueError(f"{interval!r} is no interval; there are {', '.join(INTERVALS)}")
+        wanted = _keys(instruments)
         worker = self._worker("bars", callback)
-        return self._watch(instruments, _Bars(worker.put, interval), worker)
+        return self._watch(wanted, _Bars(worker.put, interval), worker)
 
     def subscribe_level2(
         self, instruments: Iterable[str], callback: Callback[Level2Update], *, levels: int = 5
@@ -191,8 +193,7 @@ class DataSource:
         worker.task = self._spawn(worker.run(), f"callbacks:{worker.name}")
         return worker
 
-    def _watch(self, instruments: Iterable[str], outlet: _Ticks | _Bars, worker: _Worker[Any]) -> Unsubscribe:
-        keys = _keys(instruments)
+    def _watch(self, keys: list[str], outlet: _Ticks | _Bars, worker: _Worker[Any]) -> Unsubscribe:
         exchanges = list(dict.fromkeys(key[:-2] for key in keys if key.endswith(":*")))
         singles = [key for key in dict.fromkeys(keys) if key.partition(":")[0] not in exchanges]
         broadcast = self._broadcast

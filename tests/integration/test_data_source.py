@@ -255,8 +255,11 @@ async def test_a_text_is_no_list_of_instruments() -> None:
         calls: list[Callable[[], object]] = [
             lambda: it.source.subscribe_trades(TCS, nothing),
             lambda: it.source.subscribe_quotes(TCS, nothing),
+            lambda: it.source.subscribe_bars(TCS, nothing),
             lambda: it.source.subscribe_level2(TCS, nothing),
+            lambda: it.source.subscribe_news(nothing, TCS),
         ]
         for call in calls:
             with pytest.raises(TypeError, match="list of keys"):
                 call()
+        assert it.source.status()["subscriptions"] == 0, "one that was refused leaves nothing behind"
