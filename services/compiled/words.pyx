@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True
+# cython: cdivision=True
 """Ticks in words for Redis: the loops of the three writers, straight into bytes.
 
 Does what `EntryEncoder.tick`, `StreamWriter._entries`, `LatestValueWriter._commands` and
@@ -13,9 +13,8 @@ Slots are read as borrowed pointers: the records are held by the caller's list a
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.list cimport PyList_GET_ITEM
-from cpython.long cimport PyLong_AsLong
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport isfinite
 from libc.string cimport memcpy
@@ -34,15 +33,50 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     char *PyUnicode_1BYTE_DATA(object text)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 greatest)
-    bint PyLong_CheckExact(PyObject *number)
     bint is_float "PyFloat_CheckExact" (PyObject *number)
     double float_value "PyFloat_AS_DOUBLE" (PyObject *number)
-    long long PyLong_AsLongLongAndOverflow(PyObject *number, int *overflow)
+    PyObject *new_bytes "PyBytes_FromStringAndSize" (const char *data, Py_ssize_t size)
+    int _PyBytes_Resize(PyObject **data, Py_ssize_t size) except -1
+    char *bytes_data "PyBytes_AS_STRING" (PyObject *data)
     char *PyBytes_AS_STRING(object data)
     Py_ssize_t PyBytes_GET_SIZE(object data)
 
 cdef extern from *:
-    int bits_in "__builtin_popcount" (unsigned int bits) nogil
+    """
+    /* Reads a whole number of at most 64 bits; 0 for anything else. */
+    static inline int marketd_whole(PyObject *number, long long *value) {
+        if (number == NULL || !PyLong_CheckExact(number)) return 0;
+        int overflow = 0;
+    #if PyLong_SHIFT == 30
+        /* Two digits hold 60 bits: every time in milliseconds. */
+    #if PY_VERSION_HEX >= 0x030C0000
+        const digit *digits = ((PyLongObject *)number)->long_value.ob_digit;
+        uintptr_t tag = ((PyLongObject *)number)->long_value.lv_tag;
+        uintptr_t size = tag >> 3;
+        int positive = (tag & 3) == 0;
+    #else
+        const digit *digits = ((PyLongObject *)number)->ob_digit;
+        Py_ssize_t size = Py_SIZE(number);
+        int positive = size > 0;
+    #endif
+        if (positive && size == 2) {
+            *value = (long long)digits[0] | (long long)digits[1] << 30;
+            return 1;
+        }
+        if (positive && size == 1) {
+            *value = (long long)digits[0];
+            return 1;
+        }
+        if (size == 0) {
+            *value = 0;
+            return 1;
+        }
+    #endif
+        *value = PyLong_AsLongLongAndOverflow(number, &overflow);
+        return overflow == 0;
+    }
+    """
+    bint whole "marketd_whole" (PyObject *number, long long *value) noexcept
 
 # ---- where the slots are ---------------------------------------------------------------------------
 
@@ -127,27 +161,48 @@ cdef enum:
     HEAD_MOST = 2048
     DAY_MOST = 512
 
+cdef unsigned char WIDTH[1 << 12]
+cdef int _mask
+for _mask in range(1 << 12):
+    WIDTH[_mask] = <unsigned char>_mask.bit_count()
+
 # ---- bytes that grow -------------------------------------------------------------------------------
 
 cdef struct Buffer:
+    # `whole` is a bytes object of `size` bytes, of which `used` are written; nobody else has it.
+    PyObject *whole
     char *data
     Py_ssize_t used
     Py_ssize_t size
 
 
-cdef int grow(Buffer *buffer, Py_ssize_t more) except -1:
-    cdef Py_ssize_t size = 2 * buffer.size + more
-    cdef char *data = <char *>PyMem_Realloc(buffer.data, size)
-    if data is NULL:
-        raise MemoryError()
-    buffer.data, buffer.size = data, size
+cdef int resize(Buffer *buffer, Py_ssize_t size) except -1:
+    if buffer.whole is NULL:
+        buffer.whole = new_bytes(NULL, size)
+        if buffer.whole is NULL:
+            raise MemoryError()
+    else:
+        # When this fails, the object is gone and `whole` is NULL.
+        _PyBytes_Resize(&buffer.whole, size)
+    buffer.data, buffer.size = bytes_data(buffer.whole), size
     return 0
+
+
+cdef int begin(Buffer *buffer, Py_ssize_t size) except -1:
+    buffer.whole, buffer.data, buffer.used, buffer.size = NULL, NULL, 0, 0
+    return resize(buffer, size)
+
+
+cdef bytes take(Buffer *buffer):
+    """Return what was written; the buffer is of no use after that."""
+    resize(buffer, buffer.used)
+    return <bytes>buffer.whole
 
 
 cdef inline char *room(Buffer *buffer, Py_ssize_t more) except NULL:
     """Return where the next `more` bytes go."""
     if buffer.size - buffer.used < more:
-        grow(buffer, more)
+        resize(buffer, 2 * buffer.size + more)
     return buffer.data + buffer.used
 
 
@@ -190,15 +245,6 @@ cdef inline char *digits_before(char *end, unsigned long long number) noexcept n
         end -= 1
         end[0] = <char>(48 + number)
     return end
-
-
-cdef inline bint whole(PyObject *number, long long *value) noexcept:
-    """Read a whole number of at most 64 bits; False for anything else."""
-    cdef int overflow = 0
-    if number is NULL or not PyLong_CheckExact(number):
-        return False
-    value[0] = PyLong_AsLongLongAndOverflow(number, &overflow)
-    return overflow == 0
 
 
 cdef inline char *integer_text(char *end, long long value) noexcept nogil:
@@ -295,6 +341,44 @@ cdef inline char *float_bulk(char *at, PyObject *number) except? NULL:
     return at + size
 
 
+cdef struct Moment:
+    # A time as a bulk string: `digits` is where in `words` its digits begin, `size` 0 while there are none.
+    # Ticks that come together share their times.
+    long long ms
+    char words[64]
+    Py_ssize_t size
+    Py_ssize_t digits
+
+
+cdef inline void note(Moment *moment, long long ms) noexcept:
+    cdef char text[64]
+    cdef char *first
+    cdef Py_ssize_t size
+    if moment.size == 0 or moment.ms != ms:
+        first = integer_text(&text[32], ms)
+        size = &text[32] - first
+        moment.size = short_bulk(moment.words, first, size) - moment.words
+        moment.digits = moment.size - size - 2
+        moment.ms = ms
+
+
+cdef inline char *moment_bulk(char *at, Moment *moment, PyObject *ms) noexcept:
+    """Write a time, needs `NUMBER_ROOM`; NULL when it is no whole number of 64 bits."""
+    cdef long long value
+    if not whole(ms, &value):
+        return NULL
+    note(moment, value)
+    memcpy(at, moment.words, 32)
+    return at + moment.size
+
+
+cdef inline int bits_of(PyObject *mask) noexcept:
+    """Return a mask that is kept as one of Python's numbers."""
+    cdef long long value = 0
+    whole(mask, &value)
+    return <int>value
+
+
 # ---- one tick --------------------------------------------------------------------------------------
 
 cdef inline bint known(object record, Py_ssize_t at) noexcept:
@@ -310,7 +394,7 @@ cdef inline char *day_field(char *at, const char *name, Py_ssize_t size, PyObjec
     return float_bulk(at + size, number)
 
 
-cdef object words_of(dict ticks, object record):
+cdef object words_of(dict ticks, object record, Moment *event, Moment *received):
     """Return the tick in words, as `EntryEncoder.tick` does; None where that is to do it itself."""
     cdef char scratch[SCRATCH]
     cdef char *at = scratch
@@ -338,11 +422,11 @@ cdef object words_of(dict ticks, object record):
         return None
     size = PyUnicode_GET_LENGTH(head)
     memcpy(at, PyUnicode_1BYTE_DATA(head), size)
-    at = integer_bulk(at + size, peek(record, AT_TIMESTAMP))
+    at = moment_bulk(at + size, event, peek(record, AT_TIMESTAMP))
     if at is NULL:
         return None
     memcpy(at, b"$1\r\nr\r\n", 7)
-    at = integer_bulk(at + 7, peek(record, AT_RECEIVED))
+    at = moment_bulk(at + 7, received, peek(record, AT_RECEIVED))
     if at is NULL:
         return None
     memcpy(at, b"$1\r\np\r\n", 7)
@@ -407,7 +491,7 @@ cdef object words_of(dict ticks, object record):
         and same(record, last, AT_CLOSE)
     ):
         # The normaliser hands on the same objects until one of them changes.
-        day_mask = PyLong_AsLong(get(encoded, ENCODED_DAY_MASK))
+        day_mask = bits_of(peek(encoded, ENCODED_DAY_MASK))
         size = PyUnicode_GET_LENGTH(day_text)
         memcpy(at, PyUnicode_1BYTE_DATA(day_text), size)
         at += size
@@ -455,26 +539,30 @@ cdef object words_of(dict ticks, object record):
 
 # ---- the stream ------------------------------------------------------------------------------------
 
-cdef int add_position(Buffer *body, Buffer *ids, object milliseconds, object sequence) except -1:
+cdef int add_position(Buffer *body, Buffer *ids, Moment *moment, object ms, object sequence) except -1:
     """Add the id of an entry to both."""
     cdef char text[128]
-    cdef char *end = &text[64]
-    cdef char *begin
+    cdef char number[64]
+    cdef char *first
     cdef char *place
-    cdef long long ms, seq
+    cdef long long value, place_in_ms
     cdef Py_ssize_t size
-    if whole(<PyObject *>milliseconds, &ms) and whole(<PyObject *>sequence, &seq):
-        begin = integer_text(end, seq) - 1
-        begin[0] = b"-"
-        begin = integer_text(begin, ms)
-        if end - begin <= 32:
+    if whole(<PyObject *>ms, &value) and whole(<PyObject *>sequence, &place_in_ms):
+        note(moment, value)
+        first = integer_text(&number[32], place_in_ms)
+        size = moment.size - moment.digits - 2
+        if size + 1 + (&number[32] - first) <= 32:
+            memcpy(text, moment.words + moment.digits, 32)
+            text[size] = b"-"
+            memcpy(&text[size + 1], first, 32)
+            size += 1 + (&number[32] - first)
             place = room(body, NUMBER_ROOM)
-            size = short_bulk(place, begin, end - begin) - place
+            size = short_bulk(place, text, size) - place
             body.used += size
             memcpy(room(ids, NUMBER_ROOM), place, NUMBER_ROOM)
             ids.used += size
             return 0
-    position = f"{milliseconds}-{sequence}"
+    position = f"{ms}-{sequence}"
     position = f"{bulk_heads[len(position)]}{position}\r\n"
     add(body, position)
     add(ids, position)
@@ -504,25 +592,26 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
     That is: the records sent, the transaction and its expected answer as bytes, and the probe's position.
     """
     cdef Buffer body, ids
+    cdef Moment event, received, position
     cdef list records = taken
     cdef Py_ssize_t place, count = 0
     cdef long arguments, head_arguments = -1
     cdef str exchange = "", head = ""
     cdef object record, encoded, text, probe_ms = 0, heads = no_heads
-    body.data, body.used, body.size = NULL, 0, 0
-    ids.data, ids.used, ids.size = NULL, 0, 0
+    body.whole, ids.whole = NULL, NULL
+    event.size, received.size, position.size = 0, 0, 0
     try:
-        grow(&body, 64 + 512 * len(taken))
-        grow(&ids, 64 + 32 * len(taken))
+        begin(&body, 64 + 512 * len(taken))
+        begin(&ids, 64 + 32 * len(taken))
         memcpy(body.data, b"*1\r\n$5\r\nMULTI\r\n", 15)
         body.used = 15
         for place in range(len(taken)):
             record = <object>PyList_GET_ITEM(taken, place)
             is_tick = type(record) is Tick
-            encoded = words_of(ticks, record) if is_tick else None
+            encoded = words_of(ticks, record, &event, &received) if is_tick else None
             if encoded is not None:
                 text = get(encoded, ENCODED_TEXT)
-                arguments = 12 + 2 * bits_in(<unsigned int>PyLong_AsLong(get(encoded, ENCODED_MASK)))
+                arguments = 12 + 2 * WIDTH[bits_of(peek(encoded, ENCODED_MASK)) & 4095]
             else:
                 entry = writer._entry(record)
                 if entry is None:
@@ -544,24 +633,23 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
                 head, head_arguments = heads[arguments], arguments
             add(&body, head)
             if is_tick:
-                add_position(&body, &ids, get(record, AT_POSITION_MS), get(record, AT_POSITION_SEQ))
+                add_position(&body, &ids, &position, get(record, AT_POSITION_MS), get(record, AT_POSITION_SEQ))
             else:
-                add_position(&body, &ids, record.position_ms, record.position_seq)
+                add_position(&body, &ids, &position, record.position_ms, record.position_seq)
             add(&body, text)
             count += 1
             if records is not taken:
                 records.append(record)
         memcpy(room(&body, 14), b"*1\r\n$4\r\nEXEC\r\n", 14)
         body.used += 14
-        return (
-            records,
-            PyBytes_FromStringAndSize(body.data, body.used),
-            answer_of(&ids, count),
-            probe_ms,
-        )
+        return records, take(&body), answer_of(&ids, count), probe_ms
     finally:
-        PyMem_Free(body.data)
-        PyMem_Free(ids.data)
+        Py_XDECREF(body.whole)
+        Py_XDECREF(ids.whole)
+
+
+cdef inline bint is_probe(symbol) except -1:
+    return PyUnicode_IS_COMPACT_ASCII(symbol) and PyUnicode_1BYTE_DATA(symbol)[0] == b"_" and symbol == PROBE
 
 
 # ---- the newest values -----------------------------------------------------------------------------
@@ -572,16 +660,17 @@ def hashes(writer, dict pending, Py_ssize_t count, dict ticks, dict targets):
     That is: the records sent, the commands as bytes, those that go before them, and the probe's position.
     """
     cdef Buffer body
+    cdef Moment event, received
     cdef list symbols = [], taken = [], records, prelude = []
     cdef Py_ssize_t place, at = 0, size
     cdef PyObject *key
     cdef PyObject *value
     cdef PyObject *found
-    cdef long mask, before
+    cdef int mask, before
     cdef object record, symbol, encoded, target, probe_ms = 0
     cdef char *out
     cdef char head[32]
-    cdef char *begin
+    cdef char *first
     while len(taken) < count and PyDict_Next(pending, &at, &key, &value):
         symbols.append(<object>key)
         taken.append(<object>value)
@@ -591,13 +680,14 @@ def hashes(writer, dict pending, Py_ssize_t count, dict ticks, dict targets):
         for symbol in symbols:
             del pending[symbol]
     records = taken
-    body.data, body.used, body.size = NULL, 0, 0
+    body.whole = NULL
+    event.size, received.size = 0, 0
     try:
-        grow(&body, 64 + 512 * len(taken))
+        begin(&body, 64 + 512 * len(taken))
         for place in range(len(taken)):
             record = <object>PyList_GET_ITEM(taken, place)
             symbol = <object>PyList_GET_ITEM(symbols, place)
-            encoded = words_of(ticks, record)
+            encoded = words_of(ticks, record, &event, &received)
             if encoded is None:
                 encoded = writer._words(record)
                 if encoded is None:
@@ -606,52 +696,32 @@ def hashes(writer, dict pending, Py_ssize_t count, dict ticks, dict targets):
                     continue
             found = PyDict_GetItemWithError(targets, symbol)
             target = <object>found if found is not NULL else writer._hash_of(symbol)
-            mask = PyLong_AsLong(get(encoded, ENCODED_MASK))
-            before = PyLong_AsLong(get(target, HASH_MASK))
+            mask = bits_of(peek(encoded, ENCODED_MASK))
+            before = bits_of(peek(target, HASH_MASK))
             if before != mask:
                 if before & ~mask:
                     prelude.append(writer._deletion(target, before & ~mask))
                 put(target, HASH_MASK, get(encoded, ENCODED_MASK))
             put(target, HASH_NEWEST, record)
-            begin = digits_before(&head[16], 14 + 2 * bits_in(<unsigned int>mask))
-            size = &head[16] - begin
+            first = digits_before(&head[16], 14 + 2 * WIDTH[mask & 4095])
+            size = &head[16] - first
             out = room(&body, size + 3)
             out[0] = b"*"
-            memcpy(out + 1, begin, size)
+            memcpy(out + 1, first, size)
             memcpy(out + 1 + size, b"\r\n", 2)
             body.used += size + 3
             add(&body, get(target, HASH_HEAD))
             add(&body, get(encoded, ENCODED_TEXT))
             if records is not taken:
                 records.append(record)
-            if symbol == PROBE:
+            if is_probe(symbol):
                 probe_ms = get(record, AT_POSITION_MS)
-        return records, PyBytes_FromStringAndSize(body.data, body.used), prelude, probe_ms
+        return records, take(&body), prelude, probe_ms
     finally:
-        PyMem_Free(body.data)
+        Py_XDECREF(body.whole)
 
 
 # ---- the series ------------------------------------------------------------------------------------
-
-cdef struct Moment:
-    # A time as a bulk string: `digits` is where in `words` its digits begin, `size` 0 while there are none.
-    long long ms
-    char words[64]
-    Py_ssize_t size
-    Py_ssize_t digits
-
-
-cdef inline bint note(Moment *moment, PyObject *ms) noexcept:
-    """Put a time into words; False when it is no whole number of 64 bits."""
-    cdef long long value
-    if not whole(ms, &value):
-        return False
-    if moment.size == 0 or moment.ms != value:
-        moment.size = integer_bulk(moment.words, ms) - moment.words
-        moment.digits = 4 if moment.words[2] == b"\r" else 5
-        moment.ms = value
-    return True
-
 
 cdef inline unsigned int fields_known(object record) noexcept:
     """Return the fields that a tick has, as `series.mask_of` does."""
@@ -700,9 +770,9 @@ cdef inline bint later(PyObject *one, PyObject *other) except -1:
 
 
 cdef int add_sample(
-    Buffer *body, object series, Py_ssize_t slot, str name, Moment *moment, record, PyObject *number, bint price
+    Buffer *body, series, Py_ssize_t slot, str name, Moment *moment, str at_words, PyObject *number, bint price
 ) except -1:
-    """Add one sample: its key, its time and its number."""
+    """Add one sample: its key, its time (`at_words`, where that is none of 64 bits) and its number."""
     cdef PyObject *ready = peek(series, slot)
     cdef Py_ssize_t size
     cdef char *at
@@ -716,17 +786,59 @@ cdef int add_sample(
     at = room(body, size + 2 * NUMBER_ROOM)
     memcpy(at, PyUnicode_1BYTE_DATA(key), size)
     body.used += size
-    if note(moment, peek(record, AT_TIMESTAMP)):
-        memcpy(at + size, moment.words, 32)
+    if at_words is None:
+        at += size
+        memcpy(at, moment.words, 32)
+        at += moment.size
         body.used += moment.size
     else:
-        add(body, integer_bulks[record.timestamp])
-    at = room(body, NUMBER_ROOM)
+        add(body, at_words)
+        at = room(body, NUMBER_ROOM)
     end = float_bulk(at, number) if price else integer_bulk(at, number)
     if end is not NULL:
         body.used += end - at
     else:
         add(body, float_bulks[<object>number] if price else integer_bulks[<object>number])
+    return 0
+
+
+cdef int add_samples(Buffer *body, series, record, Moment *moment) except -1:
+    """Add the samples of one tick."""
+    cdef str at_words = None
+    cdef long long ms
+    if whole(peek(record, AT_TIMESTAMP), &ms):
+        note(moment, ms)
+    else:
+        at_words = integer_bulks[record.timestamp]
+    add_sample(body, series, SERIES_PRICE, "price", moment, at_words, peek(record, AT_PRICE), True)
+    if known(record, AT_VOLUME):
+        add_sample(body, series, SERIES_VOLUME, "volume", moment, at_words, peek(record, AT_VOLUME), False)
+    if known(record, AT_BID):
+        add_sample(body, series, SERIES_BID, "bid", moment, at_words, peek(record, AT_BID), True)
+    if known(record, AT_ASK):
+        add_sample(body, series, SERIES_ASK, "ask", moment, at_words, peek(record, AT_ASK), True)
+    if known(record, AT_OI):
+        add_sample(body, series, SERIES_OI, "oi", moment, at_words, peek(record, AT_OI), False)
+    return 0
+
+
+cdef int add_stamps(Buffer *stamps, Moment *moment, record, int width) except -1:
+    """Add the time of a record as so many integer replies."""
+    cdef char *at
+    cdef Py_ssize_t size
+    cdef long long ms
+    cdef int number
+    if not whole(peek(record, AT_TIMESTAMP), &ms):
+        add(stamps, f":{record.timestamp}\r\n" * width)
+        return 0
+    note(moment, ms)
+    size = moment.size - moment.digits + 1
+    at = room(stamps, width * size + NUMBER_ROOM)
+    for number in range(width):
+        at[0] = b":"
+        memcpy(at + 1, moment.words + moment.digits, 32)
+        at += size
+    stamps.used += width * size
     return 0
 
 
@@ -745,12 +857,10 @@ def samples(writer, pending, dict series_of, final, bint diverting, long long fi
     cdef Py_ssize_t place
     cdef PyObject *found
     cdef object record, series, newest, probe_ms = 0, popleft = pending.popleft
-    body.data, body.used, body.size = NULL, 0, 0
-    stamps.data, stamps.used, stamps.size = NULL, 0, 0
+    body.whole, stamps.whole = NULL, NULL
     moment.size = 0
     try:
-        grow(&body, 512)
-        grow(&stamps, 512)
+        begin(&stamps, 512)
         while count < full_from and len(pending):
             record = popleft()
             found = PyDict_GetItemWithError(series_of, get(record, AT_SYMBOL))
@@ -777,58 +887,23 @@ def samples(writer, pending, dict series_of, final, bint diverting, long long fi
                 if replaces:
                     mask = fields_known(record)
                     merged.append(len(records))
-            made = <unsigned int>PyLong_AsLong(get(series, SERIES_MADE))
+            made = <unsigned int>bits_of(peek(series, SERIES_MADE))
             if mask & ~made:
                 making += [(series, field) for field in fields_of(mask & ~made)]
-                put(series, SERIES_MADE, <object>PyTuple_GET_ITEM(MASKS, made | mask))
+                put(series, SERIES_MADE, <object>PyTuple_GET_ITEM(MASKS, (made | mask) & 4095))
             records.append(record)
             places.append(series)
-            width = bits_in(mask)
+            width = WIDTH[mask]
             add_stamps(&stamps, &moment, record, width)
             count += width
             next_slot += 1
-            if get(record, AT_SYMBOL) == PROBE:
+            if is_probe(get(record, AT_SYMBOL)):
                 probe_ms = get(record, AT_POSITION_MS)
+        begin(&body, 64 + 96 * count)
         for place in range(len(records)):
             record = <object>PyList_GET_ITEM(records, place)
-            series = <object>PyList_GET_ITEM(places, place)
-            add_sample(&body, series, SERIES_PRICE, "price", &moment, record, peek(record, AT_PRICE), True)
-            if known(record, AT_VOLUME):
-                add_sample(&body, series, SERIES_VOLUME, "volume", &moment, record, peek(record, AT_VOLUME), False)
-            if known(record, AT_BID):
-                add_sample(&body, series, SERIES_BID, "bid", &moment, record, peek(record, AT_BID), True)
-            if known(record, AT_ASK):
-                add_sample(&body, series, SERIES_ASK, "ask", &moment, record, peek(record, AT_ASK), True)
-            if known(record, AT_OI):
-                add_sample(&body, series, SERIES_OI, "oi", &moment, record, peek(record, AT_OI), False)
-        return (
-            records,
-            PyBytes_FromStringAndSize(body.data, body.used),
-            PyBytes_FromStringAndSize(stamps.data, stamps.used),
-            count,
-            making,
-            merged,
-            probe_ms,
-            next_slot,
-        )
+            add_samples(&body, <object>PyList_GET_ITEM(places, place), record, &moment)
+        return records, take(&body), take(&stamps), count, making, merged, probe_ms, next_slot
     finally:
-        PyMem_Free(body.data)
-        PyMem_Free(stamps.data)
-
-
-cdef int add_stamps(Buffer *stamps, Moment *moment, record, int width) except -1:
-    """Add the time of a record as so many integer replies."""
-    cdef char *at
-    cdef Py_ssize_t size
-    cdef int number
-    if not note(moment, peek(record, AT_TIMESTAMP)):
-        add(stamps, f":{record.timestamp}\r\n" * width)
-        return 0
-    size = moment.size - moment.digits
-    at = room(stamps, width * (size + 1) + NUMBER_ROOM)
-    for number in range(width):
-        at[0] = b":"
-        memcpy(at + 1, moment.words + moment.digits, 32)
-        at += size + 1
-    stamps.used += width * (size + 1)
-    return 0
+        Py_XDECREF(body.whole)
+        Py_XDECREF(stamps.whole)
