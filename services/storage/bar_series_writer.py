@@ -88,7 +88,7 @@ class BarSeriesWriter(SeriesSink):
     def _take(self, source: Iterable[Record]) -> Batch | None:
         """Put the first records of `source` into words as one batch, as many as fit."""
         records: list[Record] = []
-        pieces = [""]
+        pieces: list[str] = []
         stamps: list[str] = []
         samples = 0
         making: list[Target] = []
@@ -117,7 +117,7 @@ class BarSeriesWriter(SeriesSink):
             samples += width
             if samples > BATCH_SAMPLES - len(BAR_FIELDS):
                 break
-        return self._batch(records, pieces, stamps, samples, making, frozenset(), 0)
+        return self._batch(records, pieces, stamps, samples, making)
 
     def _samples_of(self, record: Record) -> tuple[Series, Iterable[str], int]:
         bar = _bar_of(record)

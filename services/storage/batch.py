@@ -39,7 +39,7 @@ class Batch:
     def __init__(
         self,
         records: Sequence[Record],
-        pieces: Sequence[str],
+        pieces: Sequence[str] | bytes,
         *,
         body_replies: int,
         prelude: list[str] | None = None,
@@ -48,7 +48,7 @@ class Batch:
         answer: bytes = b"",
     ) -> None:
         self.records = records
-        self.body = to_bytes(pieces)
+        self.body = pieces if isinstance(pieces, bytes) else to_bytes(pieces)
         self.body_replies = body_replies
         self.prelude = prelude or []
         self.merged = merged

@@ -49,13 +49,14 @@ class EntryEncoder:
     """Puts records into words; remembers per instrument what seldom changes."""
 
     def __init__(self) -> None:
-        self._ticks: dict[str, EncodedTick] = {}
+        self.remembered: dict[str, EncodedTick] = {}
+        """The newest tick of each instrument in words; for the writers' compiled loops."""
 
     def tick(self, record: DataIngestionFormat) -> EncodedTick:
         """Return the tick in words; valid until the next tick of the instrument. ValueError for a NaN."""
-        encoded = self._ticks.get(record.symbol)
+        encoded = self.remembered.get(record.symbol)
         if encoded is None:
-            encoded = self._ticks[record.symbol] = EncodedTick()
+            encoded = self.remembered[record.symbol] = EncodedTick()
         if encoded.record is record:
             return encoded
         if encoded.provider != record.provider_code:

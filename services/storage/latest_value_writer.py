@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from services.compiled import load
 from services.errors import StorageError
 from services.market_data.records import (
     FLAG_LATE,
@@ -30,32 +31,22 @@ from services.storage.entry import (
     ALL_FIELDS,
     ARGUMENTS,
     OPTIONAL_FIELDS,
+    EncodedTick,
     EntryEncoder,
     without_bad_numbers,
 )
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
 from services.storage.redis_sink import RedisSink
-from services.storage.resp import bulk, command
+from services.storage.latest_hash import LatestHash
+from services.storage.resp import command
 
+_words = load("words")
 _BATCH_RECORDS = 500
 _BUSY_BATCH_RECORDS = 2_000
 PACE_S = 0.02
 _PACED_FROM = 50
 """A batch of so many records that leaves nobody waiting is followed by a pause."""
-
-
-class _Hash:
-    """One instrument's hash: the prepared start of its command, which fields it may hold, its newest tick."""
-
-    __slots__ = ("head", "key", "mask", "newest")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.head = bulk("HSET") + bulk(key)
-        # An earlier run may have left any field.
-        self.mask = ALL_FIELDS
-        self.newest: DataIngestionFormat | None = None
 
 
 class LatestValueWriter(RedisSink):
@@ -75,7 +66,7 @@ class LatestValueWriter(RedisSink):
         self._encoder = encoder or EntryEncoder()
         self._keys = keys
         self._pending: dict[str, DataIngestionFormat] = {}
-        self._hashes: dict[str, _Hash] = {}
+        self._hashes: dict[str, LatestHash] = {}
         self._pausing = False
         self._forgotten: dict[str, None] = {}
         """Instruments whose hash was written just before a loss, in the order of their writing."""
@@ -119,9 +110,7 @@ class LatestValueWriter(RedisSink):
     def remember(self, ticks: Iterable[DataIngestionFormat]) -> None:
         """Take note of what the hashes hold already, as a starting daemon has read it."""
         for tick in ticks:
-            target = self._hashes.get(tick.symbol)
-            if target is None:
-                target = self._hashes[tick.symbol] = _Hash(self._keys.last_tick(tick.symbol))
+            target = self._hash_of(tick.symbol)
             target.newest = target.newest or tick
 
     def write_again(self) -> int:
@@ -195,46 +184,74 @@ class LatestValueWriter(RedisSink):
         self._fill()
 
     def _encode(self) -> Batch | None:
+        waiting = len(self._pending)
+        count = _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS
+        body: Sequence[str] | bytes
+        if _words is None:
+            records, body, prelude, probe_ms = self._commands(count)
+        else:
+            records, body, prelude, probe_ms = _words.hashes(
+                self, self._pending, count, self._encoder.remembered, self._hashes
+            )
+        if not records:
+            return None
+        if len(records) >= _PACED_FROM and not self._pending:
+            self._pausing = True
+            asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
+        count = len(records)
+        # A hash that has all fields already gains none.
+        answer = b":0\r\n" * count
+        return Batch(records, body, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)
+
+    def _commands(self, count: int) -> tuple[list[DataIngestionFormat], list[str], list[str], int]:
+        """Take up to `count` ticks; return those that can be sent, their commands, those that go before
+        them, and the probe's position."""
         pending = self._pending
         encode_tick = self._encoder.tick
         records: list[DataIngestionFormat] = []
         pieces: list[str] = []
         prelude: list[str] = []
         probe_ms = 0
-        waiting = len(pending)
-        count = _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS
         for symbol in list(islice(pending, count)):
             record = pending.pop(symbol)
             try:
-                encoded = encode_tick(record)
+                encoded: EncodedTick | None = encode_tick(record)
             except ValueError:
-                finite = without_bad_numbers(record)
-                if finite is None:
-                    self._reject(Reason.NOT_FINITE, symbol)
-                    continue
-                encoded = encode_tick(finite)
-            target = self._hashes.get(symbol)
-            if target is None:
-                target = self._hashes[symbol] = _Hash(self._keys.last_tick(symbol))
+                encoded = self._words(record)
+            if encoded is None:
+                continue
+            target = self._hashes.get(symbol) or self._hash_of(symbol)
             mask = encoded.mask
             if gone := target.mask & ~mask:
-                names = [name for bit, name in enumerate(OPTIONAL_FIELDS) if gone >> bit & 1]
-                prelude.append(command("HDEL", target.key, *names))
+                prelude.append(self._deletion(target, gone))
             target.mask = mask
             target.newest = record
             pieces.append(f"*{2 + ARGUMENTS[mask]}\r\n{target.head}{encoded.text}")
             records.append(record)
             if symbol == PROBE_INSTRUMENT:
                 probe_ms = record.position_ms
-        if not records:
-            return None
-        if len(records) >= _PACED_FROM and not pending:
-            self._pausing = True
-            asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
-        count = len(records)
-        # A hash that has all fields already gains none.
-        answer = b":0\r\n" * count
-        return Batch(records, pieces, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)
+        return records, pieces, prelude, probe_ms
+
+    def _words(self, record: DataIngestionFormat) -> EncodedTick | None:
+        """Return a tick in words, without what is no number; None, counted, where that is its price."""
+        try:
+            return self._encoder.tick(record)
+        except ValueError:
+            finite = without_bad_numbers(record)
+            if finite is None:
+                self._reject(Reason.NOT_FINITE, record.symbol)
+                return None
+            return self._encoder.tick(finite)
+
+    def _hash_of(self, symbol: str) -> LatestHash:
+        target = self._hashes.get(symbol)
+        if target is None:
+            target = self._hashes[symbol] = LatestHash(self._keys.last_tick(symbol))
+        return target
+
+    def _deletion(self, target: LatestHash, gone: int) -> str:
+        names = [name for bit, name in enumerate(OPTIONAL_FIELDS) if gone >> bit & 1]
+        return command("HDEL", target.key, *names)
 
     def _settle(self, batch: Batch, replies: list[Reply]) -> bool:
         if set(map(type, replies)) == {int}:

@@ -46,7 +46,8 @@ class _FloatBulks(dict[float, str]):
         if not isfinite(number):
             raise ValueError(f"{number} is not a finite number")
         # msgspec writes the shortest decimal that reads back as the same double.
-        text = _encode_json(number).decode()
+        # Zero has no sign here: -0.0 is the same key.
+        text = _encode_json(number + 0.0).decode()
         if len(self) >= _FLOATS_REMEMBERED:
             self.clear()
         piece = self[number] = f"{BULK_HEAD[len(text)]}{text}\r\n"

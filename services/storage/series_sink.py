@@ -16,7 +16,7 @@ from services.market_data.records import Record
 from services.storage.answers import Reply, ReplyError
 from services.storage.batch import Batch
 from services.storage.failures import Reason, item_reason, server_refusal
-from services.storage.resp import bulk
+from services.storage.resp import bulk, to_bytes
 from services.storage.retention import Retention
 from services.storage.series_repair import MENDABLE, SeriesRepair
 from services.storage.spooled_sink import SpooledSink
@@ -25,7 +25,7 @@ BATCH_SAMPLES = 500
 """More samples in one command gain nothing."""
 BUSY_IN_FLIGHT = 16
 _REPAIRS_A_BATCH = 2
-_MADD = bulk("TS.MADD")
+_MADD = to_bytes([bulk("TS.MADD")])
 
 
 class Series(Protocol):
@@ -88,28 +88,27 @@ class SeriesSink(SpooledSink):
     def _batch(
         self,
         records: list[Any],
-        pieces: list[str],
-        stamps: Sequence[str],
+        body: Sequence[str] | bytes,
+        stamps: Sequence[str] | bytes,
         samples: int,
         making: list[Target],
-        merged: frozenset[int],
-        probe_ms: int,
+        merged: Iterable[int] = (),
+        probe_ms: int = 0,
     ) -> Batch | None:
         """Return records put into words as one command, behind those that make their series.
 
-        `stamps` are the times of its samples as integer replies, which is what Redis answers when all of
-        them are stored.
+        `body` are their samples; `stamps` the times of these as integer replies, which is what Redis answers
+        when all of them are stored. Both are text in pieces or bytes.
         """
         if not records:
             return None
-        pieces[0] = f"*{1 + 3 * samples}\r\n{_MADD}"
         batch = SeriesBatch(
             records,
-            pieces,
+            b"*%d\r\n%b%b" % (1 + 3 * samples, _MADD, _bytes_of(body)),
             body_replies=1,
-            merged=merged,
+            merged=frozenset(merged),
             probe_ms=probe_ms,
-            answer=f"*{samples}\r\n{''.join(stamps)}".encode(),
+            answer=b"*%d\r\n%b" % (samples, _bytes_of(stamps)),
         )
         corrections, self._to_correct = list(self._to_correct), {}
         batch.making = corrections + making
@@ -210,3 +209,7 @@ def _judge(reply: Reply) -> Reason:
     if refusal is not None:
         raise refusal
     return item_reason(message)
+
+
+def _bytes_of(words: Sequence[str] | bytes) -> bytes:
+    return words if isinstance(words, bytes) else to_bytes(words)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
+from services.compiled import load
 from services.errors import StorageError
 from services.market_data.records import (
     PROBE_EXCHANGE,
@@ -36,6 +37,7 @@ _BUSY_FROM, _BUSY_BATCH_RECORDS = 2_000, 6_000
 """More than one reading of a full socket brings: only one transaction is on its way at a time, so a smaller
 one would fall behind for ever under a flood, however much time there is."""
 _PROBE_ENTRIES = 10
+_words = load("words")
 _MULTI, _EXEC = command("MULTI"), command("EXEC")
 _QUEUED = "+QUEUED\r\n"
 
@@ -114,7 +116,12 @@ class StreamWriter(SpooledSink):
         pending = self._pending
         waiting = len(pending)
         count = min(waiting, _BATCH_RECORDS if waiting < _BUSY_FROM else _BUSY_BATCH_RECORDS)
-        return self._transaction([pending.popleft() for _ in range(count)])
+        if count == waiting:
+            taken = list(pending)
+            pending.clear()
+        else:
+            taken = [pending.popleft() for _ in range(count)]
+        return self._transaction(taken)
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:
         taken = [self._pending.popleft() for _ in range(count)]
@@ -130,8 +137,21 @@ class StreamWriter(SpooledSink):
             batch.maybe_stored = any(flags & TRIED for _, flags in taken)
         return batch
 
-    def _transaction(self, taken: Sequence[Record]) -> Batch | None:
+    def _transaction(self, taken: list[Record]) -> Batch | None:
         """Return the entries of `taken` as one transaction, None when there are none to send."""
+        body: Sequence[str] | bytes
+        if _words is None:
+            records, body, answer, probe_ms = self._entries(taken)
+        else:
+            records, body, answer, probe_ms = _words.entries(
+                self, taken, self._encoder.remembered, self._heads, _NO_HEADS
+            )
+        if not records:
+            return None
+        return Batch(records, body, body_replies=len(records) + 2, probe_ms=probe_ms, answer=answer)
+
+    def _entries(self, taken: Sequence[Record]) -> tuple[list[Record], list[str], bytes, int]:
+        """Return the records that can be sent, their transaction, its answer, and the probe's position."""
         encode_tick = self._encoder.tick
         records: list[Record] = []
         pieces = [_MULTI]
@@ -143,13 +163,12 @@ class StreamWriter(SpooledSink):
             if type(record) is DataIngestionFormat:
                 try:
                     encoded = encode_tick(record)
+                    arguments, text = ARGUMENTS[encoded.mask], encoded.text
                 except ValueError:
-                    finite = without_bad_numbers(record)
-                    if finite is None:
-                        self._reject(Reason.NOT_FINITE, record.symbol)
+                    entry = self._entry(record)
+                    if entry is None:
                         continue
-                    encoded = encode_tick(finite)
-                arguments, text = ARGUMENTS[encoded.mask], encoded.text
+                    arguments, text = entry
             else:
                 arguments, text = control_fields(cast(ControlRecord, record))
             if record.exchange != exchange:
@@ -166,13 +185,25 @@ class StreamWriter(SpooledSink):
             ids.append(position)
             pieces += (heads[arguments], position, text)
             records.append(record)
-        if not records:
-            return None
         pieces.append(_EXEC)
         count = len(records)
         # An entry that was stored is answered by its id, which was ours to choose.
         answer = f"+OK\r\n{_QUEUED * count}*{count}\r\n{''.join(ids)}".encode()
-        return Batch(records, pieces, body_replies=count + 2, probe_ms=probe_ms, answer=answer)
+        return records, pieces, answer, probe_ms
+
+    def _entry(self, record: Record) -> tuple[int, str] | None:
+        """Return one record in words: how many arguments, their text; None, counted, where it has no price."""
+        if type(record) is not DataIngestionFormat:
+            return control_fields(cast(ControlRecord, record))
+        try:
+            encoded = self._encoder.tick(record)
+        except ValueError:
+            finite = without_bad_numbers(record)
+            if finite is None:
+                self._reject(Reason.NOT_FINITE, record.symbol)
+                return None
+            encoded = self._encoder.tick(finite)
+        return ARGUMENTS[encoded.mask], encoded.text
 
     def _heads_of(self, exchange: str) -> _Heads:
         heads = self._heads.get(exchange)

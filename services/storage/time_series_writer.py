@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from services.compiled import load
 from services.market_data.clock import Clock
 from services.market_data.records import (
     PROBE_EXCHANGE,
@@ -31,8 +32,10 @@ from services.storage.series import ASK, BID, OI, PRICE, VOLUME, InstrumentSerie
 from services.storage.series_sink import BATCH_SAMPLES, Series, SeriesSink, Target
 from services.storage.spool_format import MERGED
 
+_words = load("words")
 TICK_RETENTION_MS = 48 * 3_600_000
 _MOST_SAMPLES_A_TICK = 5
+_FULL_FROM = BATCH_SAMPLES - _MOST_SAMPLES_A_TICK + 1
 _TRADED = PRICE | VOLUME
 _WIDTH = tuple(mask.bit_count() for mask in range(1 << _MOST_SAMPLES_A_TICK))
 
@@ -93,21 +96,40 @@ class TimeSeriesWriter(SeriesSink):
     # ---- encoding -------------------------------------------------------------------------------
 
     def _encode(self) -> Batch | None:
+        # What may share a millisecond with a record on its way over the disk has to follow it.
+        diverting = bool(self._final) or self._backlog
+        words: Sequence[str] | bytes
+        stamps: Sequence[str] | bytes
+        if _words is None:
+            records, words, stamps, samples, making, merged, probe_ms, slots = self._samples_waiting(diverting)
+        else:
+            records, words, stamps, samples, making, merged, probe_ms, slots = _words.samples(
+                self, self._pending, self._series, self._final, diverting, self._slots_used, _FULL_FROM
+            )
+        self._slots_used = slots
+        return self._batch(records, words, stamps, samples, making, merged, probe_ms)
+
+    def _samples_waiting(
+        self, diverting: bool
+    ) -> tuple[list[DataIngestionFormat], list[str], list[str], int, list[Target], list[int], int, int]:
+        """Take pending ticks, as many as one command may have.
+
+        Returns those to send, their samples in words, the samples' times as replies and their number, the
+        series to be made, the places of merged ticks, the probe's position, and the next slot. While
+        `diverting`, what follows a record of another batch is put with those on their way over the disk.
+        """
         pending = self._pending
         known = self._series
         first_slot = next_slot = self._slots_used
         records: list[DataIngestionFormat] = []
-        pieces = [""]
+        pieces: list[str] = []
         stamps: list[str] = []
         samples = 0
         making: list[Target] = []
         merged: list[int] = []
         probe_ms = 0
         at_ms, at, stamp = -1, "", ""
-        # What may share a millisecond with a record on its way over the disk has to follow it.
-        final = self._final
-        diverting = bool(final) or self._backlog
-        while pending and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while pending and samples < _FULL_FROM:
             record = pending.popleft()
             series = known.get(record.symbol) or self._series_of(record)
             if record.timestamp != at_ms:
@@ -127,9 +149,8 @@ class TimeSeriesWriter(SeriesSink):
                 else:
                     mask, text = _samples(series, record, at, price)
             except ValueError:
-                finite = without_bad_numbers(record)
+                finite = self._finite(record)
                 if finite is None:
-                    self._reject(Reason.NOT_FINITE, record.symbol)
                     continue
                 record = finite
                 mask, text = _samples(series, record, at, price)
@@ -141,13 +162,13 @@ class TimeSeriesWriter(SeriesSink):
                 record, slot, replaces = series.behind_newest(record, first_slot, next_slot)
                 if diverting and slot == next_slot:
                     series.left_the_batch(record)
-                    final.append((record, MERGED if replaces else 0))
+                    self._final.append((record, MERGED if replaces else 0))
                     continue
                 if replaces:
                     mask, text = _samples(series, record, at, price)
                 if slot < next_slot:
                     records[slot - first_slot] = record
-                    pieces[slot - first_slot + 1] = text
+                    pieces[slot - first_slot] = text
                     self.counters.collapsed += 1
                     continue
                 if replaces:
@@ -163,8 +184,14 @@ class TimeSeriesWriter(SeriesSink):
             next_slot += 1
             if record.symbol == PROBE_INSTRUMENT:
                 probe_ms = record.position_ms
-        self._slots_used = next_slot
-        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), probe_ms)
+        return records, pieces, stamps, samples, making, merged, probe_ms, next_slot
+
+    def _finite(self, record: DataIngestionFormat) -> DataIngestionFormat | None:
+        """Return a tick without what is no number; None, counted, where that is its price."""
+        finite = without_bad_numbers(record)
+        if finite is None:
+            self._reject(Reason.NOT_FINITE, record.symbol)
+        return finite
 
     def _finish(self, count: int) -> list[tuple[Record, int]]:
         final: list[tuple[Record, int]] = []
@@ -176,9 +203,8 @@ class TimeSeriesWriter(SeriesSink):
                 self.counters.collapsed += 1
                 continue
             if not isfinite(record.price + (record.bid or 0.0) + (record.ask or 0.0)):
-                finite = without_bad_numbers(record)
+                finite = self._finite(record)
                 if finite is None:
-                    self._reject(Reason.NOT_FINITE, record.symbol)
                     continue
                 record = finite
             series = self._series_of(record)
@@ -194,12 +220,12 @@ class TimeSeriesWriter(SeriesSink):
 
     def _encode_final(self, source: deque[tuple[Record, int]]) -> Batch | None:
         records: list[DataIngestionFormat] = []
-        pieces = [""]
+        pieces: list[str] = []
         stamps: list[str] = []
         samples = 0
         making: list[Target] = []
         merged: list[int] = []
-        while source and samples <= BATCH_SAMPLES - _MOST_SAMPLES_A_TICK:
+        while source and samples < _FULL_FROM:
             record, flags = source.popleft()
             assert isinstance(record, DataIngestionFormat)  # noqa: S101 - only ticks are queued
             series = self._series_of(record)
@@ -214,7 +240,7 @@ class TimeSeriesWriter(SeriesSink):
             width = _WIDTH[mask]
             stamps.append(f":{record.timestamp}\r\n" * width)
             samples += width
-        return self._batch(records, pieces, stamps, samples, making, frozenset(merged), 0)
+        return self._batch(records, pieces, stamps, samples, making, merged)
 
     def _series_of(self, record: DataIngestionFormat) -> InstrumentSeries:
         series = self._series.get(record.symbol)
