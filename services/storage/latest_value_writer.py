@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from services.compiled import load
 from services.errors import StorageError
 from services.market_data.records import (
     FLAG_LATE,
@@ -43,6 +44,8 @@ _BUSY_BATCH_RECORDS = 2_000
 PACE_S = 0.02
 _PACED_FROM = 50
 """A batch of so many records that leaves nobody waiting is followed by a pause."""
+
+_keep_newest: Any = getattr(load("runs"), "keep_newest", None)
 
 
 class _Hash:
@@ -105,11 +108,14 @@ class LatestValueWriter(RedisSink):
         counters.offered += len(ticks)
         pending = self._pending
         late, before = 0, len(pending)
-        for tick in ticks:
-            if tick.flags & FLAG_LATE:
-                late += 1
-            else:
-                pending[tick.symbol] = tick
+        if _keep_newest is not None:
+            late = _keep_newest(pending, ticks)
+        else:
+            for tick in ticks:
+                if tick.flags & FLAG_LATE:
+                    late += 1
+                else:
+                    pending[tick.symbol] = tick
         counters.collapsed += len(ticks) - (len(pending) - before)
         while len(pending) > self._queue_limit:
             self._overflow()
