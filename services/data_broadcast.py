@@ -24,10 +24,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from services.compiled import load
 from services.market_data.clock import Clock
 from services.market_data.records import (
     FLAG_LATE,
@@ -94,6 +95,12 @@ class _Audience:
         self.queued: dict[Outlet, Callable[[Publication], None]] = {}
 
 
+_fan_out: Any = None
+if (_compiled := load("runs")) is not None:
+    _compiled.shapes_of_the_broadcast(Publication, _Audience)
+    _fan_out = _compiled.fan_out
+
+
 class DataBroadcast(Sink):
     """Fans records out to the consumers in this process, and answers what is newest.
 
@@ -137,6 +144,9 @@ class DataBroadcast(Sink):
         counters.offered += len(ticks)
         counters.written += len(ticks)
         newest, audiences, tips = self._newest, self._audiences, self._tips
+        if _fan_out is not None:
+            _fan_out(self, newest, tips, audiences, self._exchange_audiences, ticks)
+            return
         exchange, wide = "", None
         for tick in ticks:
             if tick.exchange != exchange:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from services.compiled import in_place_of
 from services.errors import ProviderError, WireFormatError
 from services.market_data.clock import Clock
 from services.market_data.records import ProviderTick
@@ -104,7 +105,25 @@ class FrameIntake:
     that works off messages of an `async def` handler, in their order.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "current_ms")
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_code",
+        "_counters",
+        "_damaged",
+        "_emit",
+        "_handler",
+        "_logged",
+        "_now_ms",
+        "_pending",
+        "_pending_added",
+        "_secrets",
+        "_spawn",
+        "_unrecorded",
+        "_worker",
+        "current_ms",
+        "last_frame_ms",
+    )
 
     def __init__(
         self,
@@ -140,6 +159,7 @@ class FrameIntake:
         """When the message being handled arrived, UTC epoch ms; now, while none is."""
         return self.current_ms or _async_received_ms.get() or self._now_ms()
 
+    @in_place_of("intake", "handle")
     def handle(self, raw: str | bytes) -> int:
         """Give one raw message to the handler; returns its receive time in UTC epoch ms, 0 when damaged.
 

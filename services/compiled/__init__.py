@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar, cast
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 WANTED = os.environ.get("MARKETD_COMPILED", "1") != "0"
 
@@ -22,3 +26,19 @@ def load(name: str) -> ModuleType | None:
         return importlib.import_module(f"services.compiled.{name}")
     except ImportError:
         return None
+
+
+def in_place_of(module: str, name: str) -> Callable[[_Function], _Function]:
+    """Take the function `name` of a compiled module, where it is there, for the one that is decorated.
+
+    That one stays in reach as its attribute `interpreted`.
+    """
+
+    def choose(function: _Function) -> _Function:
+        compiled = getattr(load(module), name, None)
+        if compiled is None:
+            return function
+        compiled.interpreted = function
+        return cast(_Function, compiled)
+
+    return choose

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 
 from services.base_provider import ProviderCounters
+from services.compiled import in_place_of
 from services.connection.transport import Transport
 from services.errors import ProviderError, ProviderUnavailable
 from services.market_data.clock import Clock
@@ -30,6 +31,24 @@ class Link:
     `over` says that the connection has ended or is to be ended; `error` why, where we know it.
     `overslept` says that our own process stood still during the last wait.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_controls",
+        "_counters",
+        "_damage",
+        "_handle",
+        "_pongs",
+        "_wake",
+        "data_frames",
+        "error",
+        "frames",
+        "last_data_ms",
+        "over",
+        "overslept",
+        "transport",
+    )
 
     def __init__(
         self, handle: Callable[[str | bytes], int], counters: ProviderCounters, clock: Clock
@@ -54,6 +73,7 @@ class Link:
         """How many signs of life there have been."""
         return self.frames + self._controls
 
+    @in_place_of("intake", "on_frame")
     def on_frame(self, raw: str | bytes) -> None:
         """Take one message."""
         if self.over:

@@ -13,11 +13,13 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 import picows
 
+from services.compiled import load
 from services.connection.failures import handshake_error
 from services.connection.resolver import AddressInfo, Resolver
 from services.connection.transport import (
@@ -49,6 +51,7 @@ A read may bring thousands of them, and a full socket is read again and again be
 _REST_S = 0.005
 _MOST_REST_S = 2.0
 """So long reading rests at most; then a disk or Redis is in the way of the queues, and not a flood."""
+_Listener: Any = getattr(load("listener"), "Listener", None)
 
 
 class PicowsConnector:
@@ -78,7 +81,7 @@ class PicowsConnector:
         try:
             async with asyncio.timeout(limits.open_timeout_s):
                 transport, _ = await picows.ws_connect(
-                    lambda: frames,
+                    lambda: _listening(frames),
                     endpoint.url,
                     ssl_context=self._tls_context(endpoint.url),
                     websocket_handshake_timeout=None,
@@ -153,6 +156,20 @@ class _Dialler:
 
 class _Frames(picows.WSListener):
     """Turns picows frames into whole messages for the listener."""
+
+    __slots__ = (
+        "_crowded",
+        "_is_tls",
+        "_later",
+        "_listener",
+        "_max_message_bytes",
+        "_on_frame",
+        "_parts",
+        "_parts_are_text",
+        "_resting_since_s",
+        "_stretch",
+        "transport",
+    )
 
     def __init__(
         self, listener: TransportListener, max_message_bytes: int, crowded: Callable[[], bool]
@@ -279,6 +296,14 @@ class _Frames(picows.WSListener):
             whole = bytes(self._parts)
             self._parts.clear()
             self._take(_text(whole) if self._parts_are_text else whole, last=frame.last_in_buffer)
+
+
+def _listening(frames: _Frames) -> picows.WSListener:
+    """Return what picows is to call: `frames` itself, or the compiled one that stands before it."""
+    if _Listener is None:
+        return frames
+    listener: picows.WSListener = _Listener(_Frames, frames, frames._on_frame, _AT_A_STRETCH)
+    return listener
 
 
 class _PicowsTransport(Transport):

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from services.compiled import load
 from services.market_data.bar_grid import CLOSING_SECOND_MS, LONGER, BarGrid, Span
 from services.market_data.bars import INTERVALS, MINUTE_MS, Bar, BarStatus, Interval, parse_bar
 from services.market_data.calendar import Phase
@@ -51,6 +52,7 @@ NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
 """Ticks with one of these make no bar."""
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
 _RETIRE = len(INTERVALS)
+_take_run: Any = getattr(load("runs"), "take_run", None)
 
 
 class _Said(NamedTuple):
@@ -89,6 +91,9 @@ class BarBuilder:
         # The hottest path of the module: a tick in order, in the minute that is forming.
         books = self._books
         probe_ms = 0
+        if _take_run is not None:
+            probe_ms = _take_run(self, books, ticks)
+            return probe_ms
         for tick in ticks:
             book = books.get(tick.symbol)
             if book is None:

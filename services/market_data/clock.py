@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from services.compiled import in_place_of
+
 
 class Clock(Protocol):
     """What every module that needs the time is given."""
@@ -39,6 +41,7 @@ class SystemClock:
         """Return how far the wall clock was set since the start, in ms; 0 while within two seconds."""
         return _beyond_tolerance((_wall_over_boot_ns() - self._anchor_ns) // 1_000_000)
 
+    @in_place_of("clock", "now_ms")
     def now_ms(self) -> int:
         """Return the wall clock as UTC epoch milliseconds."""
         return time.time_ns() // 1_000_000

@@ -48,6 +48,8 @@ PACE_S = 0.02
 _PACED_FROM = 50
 """A batch of so many records that leaves nobody waiting is followed by a pause."""
 
+_keep_newest: Any = getattr(load("runs"), "keep_newest", None)
+
 
 class LatestValueWriter(RedisSink):
     """The sink behind `md:last:{instrument}`; control records are not offered to it."""
@@ -96,11 +98,14 @@ class LatestValueWriter(RedisSink):
         counters.offered += len(ticks)
         pending = self._pending
         late, before = 0, len(pending)
-        for tick in ticks:
-            if tick.flags & FLAG_LATE:
-                late += 1
-            else:
-                pending[tick.symbol] = tick
+        if _keep_newest is not None:
+            late = _keep_newest(pending, ticks)
+        else:
+            for tick in ticks:
+                if tick.flags & FLAG_LATE:
+                    late += 1
+                else:
+                    pending[tick.symbol] = tick
         counters.collapsed += len(ticks) - (len(pending) - before)
         while len(pending) > self._queue_limit:
             self._overflow()
