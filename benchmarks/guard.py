@@ -2,9 +2,10 @@
 
 Counted by `valgrind --tool=callgrind`, which gives the same number on a busy machine as on a quiet one.
 What is counted is `benchmarks.path`: decode, normalise, route, sequence, all sinks, the bytes for Redis and
-its replies. A path that takes over 10 % more instructions than recorded fails; one that takes over 10 %
-less asks to be recorded anew. Counts depend on the Python and the libraries: they are kept by Python version,
-and compared on the machine and in the environment that recorded them.
+its replies. It is counted in both its ways, compiled (where that is built) and interpreted, and each is
+compared with its own record. One that takes over 10 % more instructions than recorded fails; one that takes
+over 10 % less asks to be recorded anew. Counts depend on the Python and the libraries: they are kept by
+Python version, and compared on the machine and in the environment that recorded them.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ import typer
 from rich.console import Console
 
 from benchmarks.machine import ROOT
+from services import compiled
 
 RECORDED = Path(__file__).resolve().parent / "guard.json"
 TOLERANCE = 0.10
 INSTRUMENTS = 200
 TICKS = 3_200
 MODES = ("quote", "full")
+WAYS = {"compiled": "1", "interpreted": "0"}
+"""How the path may run, and what `MARKETD_COMPILED` is then."""
 EXIT_SLOWER, EXIT_CANNOT = 1, 78
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-async def count(mode: str, ticks: int = TICKS, keep: Path | None = None) -> float:
-    """Return the instructions per tick of one mode; `keep` is where callgrind's file is left."""
+async def count(way: str, mode: str, ticks: int = TICKS, keep: Path | None = None) -> float:
+    """Return the instructions per tick of one way and mode; `keep` is where callgrind's file is left."""
     with tempfile.TemporaryDirectory(prefix="marketd-guard-") as folder:
         file = keep or Path(folder) / "callgrind.out"
         process = await asyncio.create_subprocess_exec(
@@ -55,6 +59,7 @@ async def count(mode: str, ticks: int = TICKS, keep: Path | None = None) -> floa
                 "PYTHONMALLOC": "pymalloc",
                 "OPENBLAS_NUM_THREADS": "1",
                 "COUNTED": "from here",
+                "MARKETD_COMPILED": WAYS[way],
             },
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -79,8 +84,9 @@ def main(
     record: Annotated[
         bool, typer.Option("--record", help="Keep what is counted as the new measure.")
     ] = False,
+    way: Annotated[list[str] | None, typer.Option(help="compiled, interpreted; both without.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="quote, full; both without.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Leave callgrind's file here (one mode).")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Leave callgrind's file here (one way and mode).")] = None,
 ) -> None:
     """Count instructions per tick and compare."""
     if shutil.which("valgrind") is None:
@@ -88,28 +94,47 @@ def main(
         raise typer.Exit(EXIT_CANNOT)
     version = ".".join(platform.python_version_tuple()[:2])
     recorded = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
-    known: dict[str, int] = recorded.setdefault(version, {})
     slower = False
-    for each in mode or MODES:
-        counted = asyncio.run(count(each, keep=keep))
-        before = known.get(each)
-        if before is None:
-            verdict = f"nothing recorded for Python {version}: run with --record"
-        else:
-            change = counted / before - 1
-            verdict = f"recorded {before:,}, {change:+.1%}"
-            if change > TOLERANCE:
-                slower = True
-                verdict += f": slower by more than {TOLERANCE:.0%}"
-            elif change < -TOLERANCE:
-                verdict += ": record it (--record), so that it stays so"
-        console.print(f"{each:<6} {counted:,.0f} instructions a tick; {verdict}")
-        known[each] = round(counted)
+    for each in _ways(way):
+        known: dict[str, int] = recorded.setdefault(version, {}).setdefault(each, {})
+        for one in mode or MODES:
+            counted = asyncio.run(count(each, one, keep=keep))
+            verdict, worse = judge(counted, known.get(one), f"Python {version}, {each}")
+            slower = slower or worse
+            console.print(f"{each:<11} {one:<6} {counted:,.0f} instructions a tick; {verdict}")
+            known[one] = round(counted)
     if record:
         RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         console.print(f"recorded in {RECORDED.relative_to(ROOT)}")
     elif slower:
         raise typer.Exit(EXIT_SLOWER)
+
+
+def judge(counted: float, before: int | None, what: str) -> tuple[str, bool]:
+    """Return what to say of a count beside the recorded one, and whether it is worse than allowed."""
+    if before is None:
+        return f"nothing recorded for {what}: run with --record", False
+    change = counted / before - 1
+    verdict = f"recorded {before:,}, {change:+.1%}"
+    if change > TOLERANCE:
+        return f"{verdict}: slower by more than {TOLERANCE:.0%}", True
+    if change < -TOLERANCE:
+        return f"{verdict}: record it (--record), so that it stays so", False
+    return verdict, False
+
+
+def _ways(asked: list[str] | None) -> list[str]:
+    if unknown := set(asked or ()) - set(WAYS):
+        raise typer.BadParameter(f"--way {unknown.pop()}: there is {', '.join(WAYS)}")
+    there = compiled.look()
+    if there.used:
+        return asked or list(WAYS)
+    if "compiled" in (asked or ()):
+        console.print(f"the compiled path was not counted: {there.reason} ({compiled.REMEDY})")
+        raise typer.Exit(EXIT_CANNOT)
+    if not asked:
+        console.print(f"only the interpreted path is counted, the compiled one is not there: {there.reason}")
+    return ["interpreted"]
 
 
 if __name__ == "__main__":

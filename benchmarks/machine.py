@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from services.compiled import BUILD
 from services.errors import MarketdError
 from services.operations.redis_binary import find_redis
 
@@ -27,6 +28,7 @@ async def describe(*, quick: bool) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "path": str(BUILD),
         "redis": await _redis(),
         "load": load,
     }

@@ -104,8 +104,19 @@ class _Watcher:
 class TickPath:
     """The stages between two fakes. `feed` is what the daemon does; the rest is what the world does."""
 
-    def __init__(self, instruments: int, mode: Mode, state_dir: Path) -> None:
-        self.clock = ManualClock(START_MS)
+    def __init__(
+        self,
+        instruments: int,
+        mode: Mode,
+        state_dir: Path,
+        *,
+        start_ms: int = START_MS,
+        always_open: bool = True,
+        mappings: MappingSnapshot | None = None,
+    ) -> None:
+        self.clock = ManualClock(start_ms)
+        self._always_open = always_open
+        self._mappings = mappings or snapshot(instruments)
         self.loop = _Loop(self.clock)
         asyncio.set_event_loop(self.loop)
         self.source = TickSource(range(1, instruments + 1), mode=mode)
@@ -124,7 +135,7 @@ class TickPath:
                 database_url="postgresql://nobody@127.0.0.1:1/none",
                 redis_url="redis://127.0.0.1:1/0",
                 state_dir=state_dir,
-                always_open=True,
+                always_open=self._always_open,
             ),
             provider_settings=lambda: {
                 "DHAN_CLIENT_ID": "1",
@@ -135,7 +146,7 @@ class TickPath:
             clock=self.clock,
             factories={"DHAN": lambda context: DhanProvider(context, connector=cast(Any, self._connector))},
         )
-        daemon.providers.load(snapshot(instruments))
+        daemon.providers.load(self._mappings)
         keys = [instrument_key(number) for number in range(1, instruments + 1)]
         for number in range(CLIENTS):
             watched = [

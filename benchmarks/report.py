@@ -125,7 +125,8 @@ def write_table(folder: Path = RESULTS) -> None:
             "",
             f"{machine['when']}, commit {machine['commit']}{', quick' if machine['quick'] else ''}, "
             f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
-            f"Python {machine['python']}, Redis {machine['redis']}, load before {machine['load']}",
+            f"Python {machine['python']}, {machine.get('path', 'interpreted')}, Redis {machine['redis']}, "
+            f"load before {machine['load']}",
             "",
             "| what | measured | goal | met | ratios in the same run |",
             "|---|---|---|---|---|",

@@ -72,6 +72,7 @@ async def _doctor(settings: Settings, *, demo: bool) -> list[Check]:
     if not demo:
         results.append(checks.check_secret_file(dotenv_path()))
     results += checks.check_host(settings.state_dir)
+    results.append(checks.check_path())
     calendar = MarketCalendar(market_day_files(settings))
     results.append(checks.check_market_days(calendar, datetime.now(UTC).date()))
     if demo:

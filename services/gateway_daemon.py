@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from services.catalogue.loader import Catalogue
 from services.catalogue.refresher import MappingRefresher, RefreshState
 from services.catalogue.watch import MappingWatch
+from services.compiled import BUILD
 from services.data_broadcast import DataBroadcast
 from services.database_url import shown_url
 from services.diagnosis import Diagnosis, Sources
@@ -245,7 +246,7 @@ class GatewayDaemon:
         # What was built until here lives as long as the process: keep the collector from walking it.
         gc.collect()
         gc.freeze()
-        _log.info("gateway_started", url=self.api_url, instruments=len(self._instruments))
+        _log.info("gateway_started", url=self.api_url, instruments=len(self._instruments), path=str(BUILD))
 
     async def stop(self, deadline_s: float = 0.0) -> dict[str, int]:  # noqa: ARG002 - nothing to drain
         """Stop in order: clients, then everything that reads. Returns nothing unsettled."""
@@ -538,6 +539,7 @@ class GatewayDaemon:
             "started_ms": self._started_ms,
             "epoch": self.epoch,
             "process": self.vitals.figures(),
+            "compiled": BUILD.status(),
             "ingest": self._view.reports(),
             "follower": self._follower.status(),
             "mappings": {

@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from services.base_provider import BaseMarketDataProvider
+from services.compiled import BUILD
 from services.daemon.alarms import Alarms
 from services.daemon.channels import Channels
 from services.daemon.config import IngestionConfig
@@ -151,6 +152,7 @@ class LiveDataIngestion:
             providers=[entry.code for entry in snapshot.providers],
             demo=self.config.demo,
             role=leadership.role.value,
+            path=str(BUILD),
         )
 
     def check_lease(self) -> None:

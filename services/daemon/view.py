@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from services.catalogue.refresher import RefreshState
+from services.compiled import BUILD
 from services.daemon.stages import Stages
 from services.errors import TemporaryError
 from services.gateway.backend import InstrumentView, Readiness
@@ -117,6 +118,7 @@ class DaemonView:
             "loop_lag_ms": it.loop_lag.worst_ms,
             "lease": it.storage.leadership.status(),
             "process": it.vitals.figures(),
+            "compiled": BUILD.status(),
             "mappings": self._mappings_status(),
             "sinks": [_sink_status(sink) for sink in (*it.sinks, *it.depth.sinks)],
             "hops": {

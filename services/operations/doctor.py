@@ -18,6 +18,7 @@ import msgspec
 import redis.exceptions
 
 from services.catalogue.loader import Catalogue
+from services.compiled import BUILD, REMEDY, Build
 from services.credential_state import EXPIRING_MS, credential_expiry_ms
 from services.errors import MarketdError
 from services.market_data.calendar import HOURS, MarketCalendar
@@ -201,6 +202,12 @@ def check_host(state_dir: Path) -> list[Check]:
             Check("state directory", False, f"{existing} is not writable", "set STATE_DIR or its permissions")
         )
     return checks
+
+
+def check_path(build: Build = BUILD) -> Check:
+    """Tell whether the path of a tick runs compiled; a warning when what was compiled cannot be used."""
+    why = f" ({build.reason})" if build.reason else ""
+    return Check("path of a tick", True, f"{build}{why}", REMEDY, warning=build.problem)
 
 
 def check_secret_file(path: Path | None) -> Check:

@@ -131,6 +131,9 @@ def status_view(answer: Mapping[str, Any]) -> Table:
             "[red]mappings REFUSED" if mappings.get("refused") else f"[yellow]mappings {mappings['state']}"
         )
         grid.add_row(f"{state}[/]: {escape(mappings['reason'])}")
+    if (compiled := pipeline.get("compiled") or {}).get("remedy"):
+        told = f"{compiled['reason']}: {compiled['remedy']}"
+        grid.add_row(f"[yellow]the compiled path of a tick is not used[/]: {escape(told)}")
     for line in routing_lines(pipeline.get("routing") or {}, pipeline.get("silence") or {}):
         grid.add_row(line)
     sinks = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

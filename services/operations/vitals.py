@@ -1,6 +1,7 @@
 """What the process uses of the machine, looked at once a second, and what is done when it is too much.
 
-Beside the flow. Says at the start how much all queues and outboxes can hold together. When the resident
+Beside the flow. Says at the start how much all queues and outboxes can hold together, and when compiled parts
+are there that cannot be used. When the resident
 memory comes to 70 % of what is allowed, `relieve(True)` is called: the gateway then takes no new clients
 and gives those it has less; `relieve(False)` follows once there is room again. Ticks are never touched.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from services.compiled import BUILD, REMEDY
 from services.operations.memory import allowed_bytes, open_descriptors, rss_bytes
 
 _log = structlog.get_logger(__name__)
@@ -53,7 +55,12 @@ class Vitals:
         return sum(self._caps.values())
 
     def announce(self) -> None:
-        """Say what the queues may grow to, and when that is more than half of what is allowed."""
+        """Say what the queues may grow to, and when that is more than half of what is allowed.
+
+        And that compiled parts lie there unused, where they do not fit.
+        """
+        if BUILD.problem:
+            _log.warning("compiled_path_unused", reason=BUILD.reason, remedy=REMEDY)
         figures = {name: value // _MIB for name, value in self._caps.items()}
         _log.info(
             "memory_budget",
