@@ -14,6 +14,7 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -54,8 +55,8 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 
 def digest(folder: Path = FOLDER) -> str:
-    """Return a fingerprint of the sources, and of the Python that modules must be built for."""
-    found = hashlib.sha256(SUFFIX.encode())
+    """Return a fingerprint of the sources, and of the Python and the picows that modules must be built for."""
+    found = hashlib.sha256(f"{SUFFIX} {version('picows')}".encode())
     for source in sorted((*folder.glob("*.pyx"), *folder.glob("*.pxd"))):
         found.update(source.name.encode())
         found.update(hashlib.sha256(source.read_bytes()).digest())
