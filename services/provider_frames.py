@@ -104,6 +104,8 @@ class FrameIntake:
     that works off messages of an `async def` handler, in their order.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "current_ms")
+
     def __init__(
         self,
         *,
