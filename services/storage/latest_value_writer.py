@@ -37,8 +37,8 @@ from services.storage.entry import (
 )
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.keys import LIVE, KeySpace
-from services.storage.redis_sink import RedisSink
 from services.storage.latest_hash import LatestHash
+from services.storage.redis_sink import RedisSink
 from services.storage.resp import command
 
 _words = load("words")

@@ -192,7 +192,7 @@ class StreamWriter(SpooledSink):
         return records, pieces, answer, probe_ms
 
     def _entry(self, record: Record) -> tuple[int, str] | None:
-        """Return one record in words: how many arguments, their text; None, counted, where it has no price."""
+        """Return one record in words: how many arguments, their text; None, counted, without a price."""
         if type(record) is not DataIngestionFormat:
             return control_fields(cast(ControlRecord, record))
         try:

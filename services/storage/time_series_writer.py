@@ -101,7 +101,9 @@ class TimeSeriesWriter(SeriesSink):
         words: Sequence[str] | bytes
         stamps: Sequence[str] | bytes
         if _words is None:
-            records, words, stamps, samples, making, merged, probe_ms, slots = self._samples_waiting(diverting)
+            records, words, stamps, samples, making, merged, probe_ms, slots = self._samples_waiting(
+                diverting
+            )
         else:
             records, words, stamps, samples, making, merged, probe_ms, slots = _words.samples(
                 self, self._pending, self._series, self._final, diverting, self._slots_used, _FULL_FROM

@@ -132,7 +132,9 @@ class Burst(NamedTuple):
 
 
 bursts = st.lists(
-    st.builds(Burst, st.lists(records, min_size=1, max_size=6), st.booleans(), st.sampled_from([False] * 4 + [True])),
+    st.builds(
+        Burst, st.lists(records, min_size=1, max_size=6), st.booleans(), st.sampled_from([False] * 4 + [True])
+    ),
     min_size=1,
     max_size=5,
 )
@@ -254,7 +256,7 @@ def identities(writers: Writers, burst: Sequence[Record]) -> list[Any]:
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(bursts)
 def test_both_say_the_same_of_any_records(sequence: list[Burst]) -> None:
     async def play() -> None:
