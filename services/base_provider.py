@@ -246,6 +246,8 @@ class BaseMarketDataProvider(ABC):
     are wanted. Raise `WireFormatError` for a damaged message: it is counted, the session goes on.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_fresh")
+
     code: ClassVar[str]
     """Provider code, upper case, as in the `providers` table."""
     name: ClassVar[str] = ""

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import structlog
 
 from services.base_provider import Capabilities, Delivery, DepthTap, ProviderContext
+from services.compiled import load
 from services.connection.failures import close_error
 from services.connection.rules import ConnectionEnd, ConnectionRules, Request
 from services.connection.transport import Connector, Endpoint
@@ -46,6 +47,7 @@ from services.wire.dhan_lone import (
 )
 
 _log = structlog.get_logger(__name__)
+_lane = load("lane")
 
 DEFAULT_FEED_URL = "wss://api-feed.dhan.co"
 DEFAULT_REST_URL = "https://api.dhan.co/v2"
@@ -99,6 +101,9 @@ class DhanProvider(WebSocketProvider):
         self._newest_time: tuple[int, int | None] = (0, None)
         self._open_interest: dict[str, int] = {}
         self._unknown_codes: set[int] = set()
+        lane = _lane.dhan_lane(self) if _lane is not None else None
+        self._take: Callable[[str | bytes], bool] | None = lane.take if lane is not None else None
+        """The compiled short way of the usual packet; tells whether it went it."""
         self._readers: dict[type, Callable[[Any], None]] = {
             dhan.Full: self._full,
             dhan.Quote: self._quote,
@@ -276,6 +281,8 @@ class DhanProvider(WebSocketProvider):
         Raises `WireFormatError` when the message is damaged, after emitting what came before the
         damage; a `ProviderError` when Dhan says that the connection is over.
         """
+        if self._take is not None and self._take(raw):
+            return
         if isinstance(raw, str):
             raw = raw.encode()
         known = self._known.get(raw[3:8])

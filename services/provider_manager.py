@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import structlog
 
 from services.base_provider import BaseMarketDataProvider, ProviderContext
+from services.compiled import load
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
 from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
@@ -28,6 +29,7 @@ from services.routing.rules import RoutingRules
 from services.silence.judge import SilenceJudge
 
 _log = structlog.get_logger(__name__)
+_lane = load("lane")
 
 _CLOSES_WITHIN_S = 4.0
 """A provider takes leave of its peer, and then ends what listens: each in its time."""
@@ -437,6 +439,11 @@ class ProviderManager:
                 latencies_ms.append(received_ms - event_ms)
             publish(record)
 
+        if _lane is not None:
+            return cast(
+                "Callable[[ProviderTick, int], None]",
+                _lane.TickLane(deliver, runtime, passing, beside, publish),
+            )
         return deliver
 
     def _lost(self, runtime: ProviderRuntime, symbols: Iterable[str], since_ms: int, reason: str) -> None:

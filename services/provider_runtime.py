@@ -55,6 +55,8 @@ class ProviderRuntime:
     known of the data of each provider symbol, `armed` those that the judge of silence watches.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "passed")
+
     def __init__(self, entry: ProviderEntry, clock: Clock) -> None:
         self.entry = entry
         self.provider: BaseMarketDataProvider | None = None

@@ -46,7 +46,7 @@ cdef inline PyObject *peek(object o, Py_ssize_t at) noexcept:
 
 cdef extern from *:
     """
-    static inline void marketd_put(PyObject *o, Py_ssize_t at, PyObject *value) {
+    static inline CYTHON_UNUSED void marketd_put(PyObject *o, Py_ssize_t at, PyObject *value) {
         PyObject **slot = (PyObject **)((char *)o + at);
         PyObject *before = *slot;
         Py_INCREF(value);
@@ -55,3 +55,25 @@ cdef extern from *:
     }
     """
     void put "marketd_put" (object o, Py_ssize_t at, object value)
+
+
+cdef extern from *:
+    """
+    static inline CYTHON_UNUSED void marketd_fill(PyObject *o, Py_ssize_t at, PyObject *value) {
+        Py_INCREF(value);
+        *(PyObject **)((char *)o + at) = value;
+    }
+    /* Adds one to a whole number; -1 with an exception where it is none. */
+    static CYTHON_UNUSED int marketd_bump(PyObject *o, Py_ssize_t at) {
+        PyObject **slot = (PyObject **)((char *)o + at), *before = *slot, *after;
+        long long count = before == NULL ? -1 : PyLong_AsLongLong(before);
+        if (count == -1 && PyErr_Occurred()) return -1;
+        after = PyLong_FromLongLong(count + 1);
+        if (after == NULL) return -1;
+        *slot = after;
+        Py_XDECREF(before);
+        return 0;
+    }
+    """
+    void fill "marketd_fill" (object o, Py_ssize_t at, object value)
+    int bump "marketd_bump" (object o, Py_ssize_t at) except -1

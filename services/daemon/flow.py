@@ -25,6 +25,8 @@ LONGEST_RUN = 256
 class Flow:
     """Sequencer and bus. `connect` the sinks before anything is published."""
 
+    __slots__ = ("__dict__", "__weakref__", "_run")
+
     def __init__(self, clock: Clock) -> None:
         self.sequencer = Sequencer(clock)
         self.bus = Bus(())

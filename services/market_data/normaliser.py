@@ -55,6 +55,8 @@ class Normaliser:
     far our clock was set since the start: times are believed that are right by the clock before or after.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_states")
+
     def __init__(self, provider_code: str, wall_step_ms: Callable[[], int] = lambda: 0) -> None:
         self.provider_code = provider_code
         self.delayed = False

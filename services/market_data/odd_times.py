@@ -44,6 +44,8 @@ class OddTimes:
     believed that are right by the clock before or after.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "suspects")
+
     def __init__(
         self, provider_code: str, counters: NormaliserCounters, wall_step_ms: Callable[[], int]
     ) -> None:
