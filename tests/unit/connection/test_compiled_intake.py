@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,35 @@ def test_what_is_no_link_is_refused_before_it_is_read() -> None:
         FrameIntake.handle(object(), b"")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Link(lambda _: 0, object(), ManualClock()).on_frame(b"")  # type: ignore[arg-type]
+
+
+def test_messages_leave_nothing_behind() -> None:
+    way = _Way(compiled=True)
+    way.seen = _NoMemory()  # type: ignore[assignment]
+    listener = picows_transport._listening(picows_transport._Frames(way.link, 100, bool))
+    frame = _make_test_ws_frame(picows.WSMsgType.BINARY, b"payload", True, False)
+    raw = b"".join([b"ti", b"cks"])
+    before = sys.getrefcount(raw), sys.getrefcount(way.link), sys.getrefcount(way.intake)
+    blocks = []
+    for _ in range(6):
+        for _ in range(2_000):
+            way.on_frame(raw)
+            way.on_frame("damaged")
+            way.on_frame("ticks")
+            way.clock.advance(1.0)
+        for _ in range(100):
+            listener.on_ws_frame(None, frame)  # type: ignore[arg-type]
+        gc.collect()
+        blocks.append(sys.getallocatedblocks())
+    after = sys.getrefcount(raw), sys.getrefcount(way.link), sys.getrefcount(way.intake)
+    assert after == before
+    assert not way.link.over
+    assert blocks[-1] - blocks[1] < 2_000, blocks
+
+
+class _NoMemory:
+    def append(self, _: object) -> None:
+        return
 
 
 @pytest.mark.skipif(load("clock") is None, reason="services.compiled.clock is not built")
