@@ -152,7 +152,7 @@ def shapes_of_the_broadcast(publication, audience):
 
 def fan_out(broadcast, dict newest, dict tips, dict audiences, dict exchange_audiences, ticks):
     """Remember `ticks` as the newest and queue each with everybody who watches its instrument."""
-    cdef object tick, symbol, its, publication, pending, take, audience = None, exchange = ""
+    cdef object tick, symbol, its, publication, pending, take, audience = None, exchange = "", tip = None
     cdef dict conflated, queued, wide = None
     cdef PyObject *found
     cdef bint is_newest, watched
@@ -165,9 +165,11 @@ def fan_out(broadcast, dict newest, dict tips, dict audiences, dict exchange_aud
             if _same(its, _probe):
                 broadcast.probe_ms = get(tick, POSITION_MS)
                 continue
+            if tip is not None:
+                PyDict_SetItem(tips, exchange, tip)
             exchange = its
             wide = exchange_audiences.get(exchange)
-        PyDict_SetItem(tips, exchange, tick)
+        tip = tick
         symbol = get(tick, SYMBOL)
         is_newest = not _is_late(tick)
         if is_newest:
@@ -190,11 +192,17 @@ def fan_out(broadcast, dict newest, dict tips, dict audiences, dict exchange_aud
                 for pending in conflated.values():
                     pending[symbol] = publication
             queued = get(audience, _queued)
-            for take in queued.values():
-                take(publication)
+            if queued:
+                # Whoever takes it may ask for the position.
+                PyDict_SetItem(tips, exchange, tick)
+                for take in queued.values():
+                    take(publication)
         if wide is not None:
+            PyDict_SetItem(tips, exchange, tick)
             for take in wide.values():
                 take(publication)
+    if tip is not None:
+        PyDict_SetItem(tips, exchange, tip)
 
 
 cdef inline bint _is_tick(object record) noexcept:

@@ -18,8 +18,8 @@ gateway that only reads the streams has one as well. What it does with a tick:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from services.compiled import load
 from services.market_data.bar_grid import CLOSING_SECOND_MS, LONGER, BarGrid, Span
@@ -52,7 +52,9 @@ NO_TRADE = FLAG_SNAPSHOT | FLAG_SUSPECT
 """Ticks with one of these make no bar."""
 _RANK = {interval: rank for rank, interval in enumerate(INTERVALS)}
 _RETIRE = len(INTERVALS)
-_take_run: Any = getattr(load("runs"), "take_run", None)
+_take_run: Callable[[BarBuilder, Mapping[str, InstrumentBook], Sequence[DataIngestionFormat]], int] | None = (
+    getattr(load("runs"), "take_run", None)
+)
 
 
 class _Said(NamedTuple):
@@ -92,8 +94,7 @@ class BarBuilder:
         books = self._books
         probe_ms = 0
         if _take_run is not None:
-            probe_ms = _take_run(self, books, ticks)
-            return probe_ms
+            return _take_run(self, books, ticks)
         for tick in ticks:
             book = books.get(tick.symbol)
             if book is None:
