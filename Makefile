@@ -6,14 +6,18 @@ BIN := .venv/bin
 # Tests run on several workers, each with servers of its own: TEST_WORKERS=n says how many, ARGS="-n 0" runs
 # them one after another.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# What the compiled parts take the place of.
+PATH_TESTS := tests/contract $(addprefix tests/unit/,connection market_data pipeline providers storage wire) \
+	tests/unit/test_data_broadcast.py tests/unit/test_provider_manager.py tests/unit/test_benchmarks.py
 
-.PHONY: help setup demo run test test-faults test-chaos test-outage check bench bench-soak bench-guard
+.PHONY: help setup demo run test test-interpreted test-faults test-chaos test-outage check bench bench-soak bench-guard
 
 help:
 	@echo "make setup   install everything into .venv"
 	@echo "make demo    simulated providers, real servers, no keys"
 	@echo "make run     live providers, settings from .env"
 	@echo "make test    everything quick, real PostgreSQL and Redis"
+	@echo "make test-interpreted   the tests of the path of a tick without its compiled parts"
 	@echo "make test-faults   the whole fault matrix with its slow rows, and its table"
 	@echo "make test-chaos    faults at random on a running stack, SEED=n repeats a run, MINUTES=10"
 	@echo "make test-outage   Redis away for MINUTES=10 at RATE=5000 ticks a second"
@@ -35,6 +39,9 @@ run: setup
 
 test: setup
 	@REQUIRE_SERVERS=1 exec $(PYTEST) --faults=quick $(ARGS)
+
+test-interpreted: setup
+	@MARKETD_COMPILED=0 REQUIRE_SERVERS=1 exec $(PYTEST) $(PATH_TESTS) $(ARGS)
 
 test-faults: setup
 	@REQUIRE_SERVERS=1 exec $(PYTEST) tests/faults tests/chaos --fault-table $(ARGS)

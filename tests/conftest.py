@@ -16,6 +16,7 @@ import pytest
 import redis.asyncio
 
 from services import redaction
+from services.compiled import BUILD
 from services.operations.embedded import EmbeddedPostgres, EmbeddedRedis
 from simulators.dhan import DhanSimulator
 from simulators.journal import Journal
@@ -45,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # A run that a shell put into the background ignores Ctrl-C, and so would every process that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Say which way the path of a tick runs in this session."""
+    return f"path of a tick: {BUILD}{f' ({BUILD.reason})' if BUILD.reason else ''}"
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -28,10 +28,12 @@ for part in config models data_migration services commands scripts simulators we
     rm -rf "${target:?}/$part"
     mv "$target/$part.new" "$target/$part"
 done
-for file in main.py requirements.txt requirements-dev.txt pyproject.toml Makefile README.md MULTI_PROVIDER_SETUP.md .env.example; do
+for file in main.py requirements.txt requirements-build.txt requirements-dev.txt pyproject.toml Makefile README.md MULTI_PROVIDER_SETUP.md .env.example; do
     install -m 0644 "$source/$file" "$target/$file"
 done
 find "$target" -name __pycache__ -type d -prune -exec rm -rf {} +
+# Compiled parts are built for the Python that is used there, by its set-up.
+rm -f "$target"/services/compiled/*.so "$target"/services/compiled/.built
 say "copied the program to $target"
 
 if [ ! -f "$settings" ]; then

@@ -14,8 +14,7 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import version
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -26,6 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 STAMP = ".built"
 """Says what the modules beside it were built from; written last, by `scripts/compile.py`."""
 SUFFIX = EXTENSION_SUFFIXES[0]
+LIBRARIES = ("picows",)
+"""Those whose declarations in C may be built in."""
 REMEDY = "run make setup"
 
 
@@ -55,12 +56,20 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 
 def digest(folder: Path = FOLDER) -> str:
-    """Return a fingerprint of the sources, and of the Python and the picows that modules must be built for."""
-    found = hashlib.sha256(f"{SUFFIX} {version('picows')}".encode())
+    """Return a fingerprint of the sources, and of the Python and the libraries that modules are built for."""
+    found = hashlib.sha256(" ".join((SUFFIX, *map(_installed, LIBRARIES))).encode())
     for source in sorted((*folder.glob("*.pyx"), *folder.glob("*.pxd"))):
         found.update(source.name.encode())
         found.update(hashlib.sha256(source.read_bytes()).digest())
     return found.hexdigest()
+
+
+def _installed(library: str) -> str:
+    # Its version as its folder's name has it, without loading anything.
+    spec = find_spec(library)
+    if spec is None or spec.origin is None:
+        return library
+    return " ".join(path.name for path in Path(spec.origin).parent.parent.glob(f"{library}-*.dist-info"))
 
 
 def look(folder: Path = FOLDER, *, wanted: bool = True) -> Build:
@@ -76,7 +85,7 @@ def look(folder: Path = FOLDER, *, wanted: bool = True) -> Build:
             return Build(reason="half built", problem=True)
         return Build(reason="not built")
     if stamp[:1] != [digest(folder)]:
-        return Build(reason="built from other sources or for another Python", problem=True)
+        return Build(reason="built from other sources, or for another Python or picows", problem=True)
     if not all(file.is_file() for file in built):
         return Build(reason="half built", problem=True)
     try:

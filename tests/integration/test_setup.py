@@ -23,6 +23,7 @@ def make_project(folder: Path, requirements: str = "") -> Path:
     (folder / "scripts" / "prepare_servers.py").unlink()
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "requirements.txt").write_text(requirements, encoding="ascii")
+    (folder / "requirements-build.txt").write_text("", encoding="ascii")
     (folder / "requirements-dev.txt").write_text("-r requirements.txt\n", encoding="ascii")
     return folder
 
@@ -126,6 +127,28 @@ def test_a_set_up_that_was_killed_goes_on_the_next_time_even_twice_at_once(tmp_p
     assert [process.returncode for process in both] == [0, 0]
     assert "".join(said).count("set up in") == 1
     subprocess.run([project / ".venv" / "bin" / "python", "-m", "pip", "--version"], check=True)
+
+
+# ---- the compiled path ------------------------------------------------------------------------------
+
+
+def test_a_path_that_cannot_be_compiled_is_said_in_one_line_and_fails_nothing(project: Path) -> None:
+    package = project / "services" / "compiled"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "compiled/__init__.py", "compiled/slots.pxd"):
+        shutil.copy(ROOT / "services" / name, project / "services" / name)
+    (package / "part.pyx").write_text("def broken(:\n", encoding="ascii")
+    # The rest is set up already, so that this alone is done.
+    done = set_up(project)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the path of a tick runs as Python: " in done.stdout.splitlines()[-1]
+    assert "set up in" not in done.stdout
+    assert not list(package.glob("*.so"))
+    again = set_up(project)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    # Other sources are tried.
+    (package / "part.pyx").write_text("def broken(::\n", encoding="ascii")
+    assert "the path of a tick runs as Python: " in set_up(project).stdout
 
 
 # ---- what is missing is one sentence ----------------------------------------------------------------

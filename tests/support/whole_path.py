@@ -265,7 +265,9 @@ class BadDay:
         if what == "little":
             clock.advance(luck.choice((0.0, 0.001, 0.003, 0.02, 0.2)))
         elif what == "second":
-            clock.advance(luck.uniform(0.5, 3.0))
+            # To the very millisecond at which a minute begins, now and then.
+            to_the_minute = 60.0 - clock.now_ms() % 60_000 / 1_000
+            clock.advance(to_the_minute if luck.random() < 0.3 else luck.uniform(0.5, 3.0))
         elif what == "minute":
             self.long_while(luck.choice((30.0, 60.0, 61.0, 200.0)))
         elif what == "edge":

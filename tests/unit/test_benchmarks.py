@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import guard, report
 from benchmarks.__main__ import discover
 from benchmarks.compare import compared, show
 from benchmarks.drift import drift
@@ -98,6 +98,23 @@ def test_a_drift_is_the_slope_after_the_warm_up_whatever_a_single_moment_shows()
     assert drift(leaking).share == pytest.approx(40 / 130, rel=0.1)
     with pytest.raises(ValueError, match="four points"):
         drift(flat[:3])
+
+
+def test_the_guard_compares_each_way_of_the_path_with_its_own_record() -> None:
+    recorded = json.loads(guard.RECORDED.read_text(encoding="utf-8"))
+    assert recorded
+    for version, ways in recorded.items():
+        assert version.startswith("3.")
+        assert ways.keys() <= guard.WAYS.keys()
+        assert all(counts.keys() <= set(guard.MODES) for counts in ways.values())
+    assert guard.judge(109.0, 100, "") == ("recorded 100, +9.0%", False)
+    assert guard.judge(111.0, 100, "") == ("recorded 100, +11.0%: slower by more than 10%", True)
+    said, worse = guard.judge(80.0, 100, "")
+    assert "record it" in said
+    assert not worse
+    assert guard.judge(80.0, None, "Python 3.11, compiled")[0].startswith(
+        "nothing recorded for Python 3.11, compiled"
+    )
 
 
 def windows(**grown: float) -> list[Window]:

@@ -103,8 +103,68 @@ def test_panels_do_not_lie_upon_each_other() -> None:
 # ---- Docker ---------------------------------------------------------------------------------------------
 
 
-def test_the_image_holds_everything_the_daemon_imports_and_runs_as_nobody_special() -> None:
+def stage(name: str) -> str:
+    """Return one stage of the Dockerfile; the last one, which has no name, is the image."""
     text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:]
+    (found,) = [
+        each for each in stages if re.match(rf"FROM \S+ AS {name}\n" if name else r"FROM \S+\n", each)
+    ]
+    return found
+
+
+def copy_as_it_says(text: str, folder: Path) -> None:
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        if line.startswith("--from"):
+            continue
+        *sources, target = line.split()
+        for source in sources:
+            origin = PROJECT_ROOT / source
+            place = folder / target
+            if origin.is_dir():
+                shutil.copytree(
+                    origin,
+                    place,
+                    ignore=shutil.ignore_patterns("__pycache__", "*.so", ".built"),
+                    dirs_exist_ok=True,
+                )
+            else:
+                place = place / origin.name if target in (".", "./") or target.endswith("/") else place
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(origin, place)
+
+
+def test_the_image_is_compiled_in_a_stage_that_stays_behind(tmp_path: Path) -> None:
+    compiling, image = stage("compiled"), stage("")
+    assert "gcc" in compiling
+    assert "requirements-build.txt" in compiling
+    assert "--strict" in compiling
+    assert "COPY --from=compiled /build/services/compiled ./services/compiled\n" in image
+    assert image.index("COPY services ") < image.index("COPY --from=compiled")
+    assert "gcc" not in image
+    assert "requirements-build" not in image
+    copy_as_it_says(compiling, tmp_path)
+    # What is tried there after compiling: the daemon is complete enough to be imported.
+    tried = subprocess.run(
+        [sys.executable, "-c", "import services.live_data_ingestion"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert (tmp_path / "scripts" / "compile.py").is_file()
+    allowed = (PROJECT_ROOT / ".dockerignore").read_text(encoding="utf-8")
+    for name in ("models", "services", "scripts/compile.py", "requirements-build.txt"):
+        assert f"\n!{name}\n" in allowed
+    # Modules built on this machine are not for the image.
+    assert "\n**/*.so\n" in allowed
+
+
+def test_the_image_holds_everything_the_daemon_imports_and_runs_as_nobody_special() -> None:
+    text = stage("")
     copied = set(re.findall(r"^COPY (\w+) \./\w+$", text, re.MULTILINE))
     packages = {
         path.name for path in PROJECT_ROOT.iterdir() if path.is_dir() and (path / "__init__.py").is_file()
@@ -119,20 +179,7 @@ def test_the_image_holds_everything_the_daemon_imports_and_runs_as_nobody_specia
 
 
 def test_the_daemon_starts_from_what_the_image_holds(tmp_path: Path) -> None:
-    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
-        if line.startswith(("--from", "requirements.txt")):
-            continue
-        *sources, target = line.split()
-        for source in sources:
-            origin = PROJECT_ROOT / source
-            place = tmp_path / target
-            if origin.is_dir():
-                shutil.copytree(origin, place, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                place = place / origin.name if target.endswith("/") else place
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(origin, place)
+    copy_as_it_says(stage(""), tmp_path)
     environment = {"PATH": "/usr/bin:/bin", "STATE_DIR": str(tmp_path / "state"), "API_HOST": "0.0.0.0"}
     started = subprocess.run(
         [sys.executable, "main.py", "run"],
