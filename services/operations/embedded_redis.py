@@ -18,8 +18,8 @@ from services.operations.server_process import EmbeddedServer, ServerCommand, Se
 from services.operations.state_dir import write_private
 
 _AOF_REWRITE_FROM = "256mb"
-"""With Redis' own 64 MB a busy market has the log of a short history written anew every second or two, in a
-process that costs a fifth of what the server itself does. A log of this size takes some three seconds to load."""
+"""With Redis' own 64 MB a busy market has the log of a short history written anew every second or two,
+by a process that takes up to a fifth of what the server takes. This size is loaded in some three seconds."""
 
 
 class EmbeddedRedis(EmbeddedServer):
