@@ -40,8 +40,8 @@ from services.storage.keys import LIVE, KeySpace
 from services.storage.redis_sink import RedisSink
 from services.storage.resp import bulk, command
 
-_BATCH_RECORDS = 500
-_BUSY_BATCH_RECORDS = 2_000
+_BATCH_RECORDS = 2_000
+"""With smaller ones the first of a thousand busy instruments tick again before the last has its turn."""
 _PACED_FROM = 50
 """After so many hashes, once nobody waits any more, there is a pause."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.1
@@ -220,9 +220,7 @@ class LatestValueWriter(RedisSink):
         pieces: list[str] = []
         prelude: list[str] = []
         probe_ms = 0
-        waiting = len(pending)
-        count = _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS
-        for symbol in list(islice(pending, count)):
+        for symbol in list(islice(pending, _BATCH_RECORDS)):
             record = pending.pop(symbol)
             try:
                 encoded = encode_tick(record)

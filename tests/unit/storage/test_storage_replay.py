@@ -164,13 +164,13 @@ async def test_the_pause_is_that_of_all_hashes_written_in_a_row(monkeypatch: pyt
 
     monkeypatch.setattr("services.storage.latest_value_writer.pause_s", pause)
     async with staged(LatestValueWriter) as (stage, sink):
-        for count in (1_210, 7, 60):
+        for count in (2_610, 7, 60):
             for number in range(count):
                 sink.offer(stage.tick(f"NSE:{number}"))
             await turns()
             while stage.connection.sent:
                 stage.connection.answer_next()
-    assert paused_for == [1_210, 7, 60]
+    assert paused_for == [2_610, 7, 60]
 
 
 async def test_the_last_entry_of_each_exchange_in_a_batch_trims_its_stream() -> None:
