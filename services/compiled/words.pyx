@@ -17,7 +17,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport isfinite
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from services.compiled.slots cimport get, offset_of, peek, put
 
@@ -586,6 +586,22 @@ cdef bytes answer_of(Buffer *ids, Py_ssize_t count):
     return answer
 
 
+def _place(end):
+    return end[1]
+
+
+cdef int put_in_place_of(Buffer *buffer, Py_ssize_t place, str before, str after) except -1:
+    """Put `after` where `before` was written at `place`."""
+    cdef bytes old = before.encode("utf-8", "replace"), new = after.encode("utf-8", "replace")
+    cdef Py_ssize_t behind = place + PyBytes_GET_SIZE(old), more = PyBytes_GET_SIZE(new) - PyBytes_GET_SIZE(old)
+    if more > 0:
+        room(buffer, more)
+    memmove(buffer.data + behind + more, buffer.data + behind, buffer.used - behind)
+    memcpy(buffer.data + place, PyBytes_AS_STRING(new), PyBytes_GET_SIZE(new))
+    buffer.used += more
+    return 0
+
+
 def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
     """Return `taken` as entries of streams, as `StreamWriter._entries` does.
 
@@ -597,6 +613,8 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
     cdef Py_ssize_t place, count = 0
     cdef long arguments, head_arguments = -1
     cdef str exchange = "", head = ""
+    cdef dict ends = {}
+    cdef Py_ssize_t newest_head = 0
     cdef object record, encoded, text, probe_ms = 0, heads = no_heads
     body.whole, ids.whole = NULL, NULL
     event.size, received.size, position.size = 0, 0, 0
@@ -621,6 +639,8 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
                 arguments, text = entry
             its_exchange = get(record, AT_EXCHANGE) if is_tick else record.exchange
             if its_exchange is not exchange and its_exchange != exchange:
+                if exchange:
+                    ends[exchange] = (newest_head, head)
                 exchange = its_exchange
                 heads = all_heads.get(exchange)
                 if heads is None:
@@ -631,6 +651,7 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
                     probe_ms, exchange = record.position_ms, ""
             if arguments != head_arguments:
                 head, head_arguments = heads[arguments], arguments
+            newest_head = body.used
             add(&body, head)
             if is_tick:
                 add_position(&body, &ids, &position, get(record, AT_POSITION_MS), get(record, AT_POSITION_SEQ))
@@ -640,6 +661,11 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
             count += 1
             if records is not taken:
                 records.append(record)
+        if exchange and count:
+            ends[exchange] = (newest_head, head)
+        # From the back, so that the places in front of it stay what they are.
+        for name, (place, head) in sorted(ends.items(), key=_place, reverse=True):
+            put_in_place_of(&body, place, head, all_heads[name].trimming[head])
         memcpy(room(&body, 14), b"*1\r\n$4\r\nEXEC\r\n", 14)
         body.used += 14
         return records, take(&body), answer_of(&ids, count), probe_ms

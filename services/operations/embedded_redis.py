@@ -17,6 +17,10 @@ from services.operations.redis_binary import REMEDY, RedisProgram, find_redis, k
 from services.operations.server_process import EmbeddedServer, ServerCommand, ServerNotReady
 from services.operations.state_dir import write_private
 
+_AOF_REWRITE_FROM = "256mb"
+"""With Redis' own 64 MB a busy market has the log of a short history written anew every second or two,
+by a process that takes up to a fifth of what the server takes. This size is loaded in some three seconds."""
+
 
 class EmbeddedRedis(EmbeddedServer):
     """Redis under `<state_dir>/redis`."""
@@ -81,6 +85,7 @@ class EmbeddedRedis(EmbeddedServer):
             "appendonly yes",
             "appendfsync everysec",
             "aof-load-truncated yes",
+            f"auto-aof-rewrite-min-size {_AOF_REWRITE_FROM}",
             "maxmemory-policy noeviction",
         ]
         if program.module is not None:

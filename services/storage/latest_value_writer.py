@@ -2,11 +2,13 @@
 
 Stands behind the bus; `md:last:{instrument}` has the fields of a stream entry. Only the newest tick of
 an instrument waits here, so a busy instrument costs no more than a quiet one; the others are counted
-as collapsed, as are late ticks. While many instruments tick, there is a pause of `PACE_S` once all of
-them are written, so that more ticks collapse: a hash costs Redis as much as a stream entry. A field that
-is no longer known is deleted just before the new values are set, in the same breath: a reader may miss a
-field for a moment, but never sees an outdated one. Nor does he after a lost connection: what may have
-been forgotten is not replayed but written as it is now, with whatever fields the hash may have been left.
+as collapsed, as are late ticks. While many instruments tick, there is a pause once all of them are written
+(`pause_s`), so that more ticks collapse: a hash costs Redis as much as a stream entry. It grows with how
+many there were, so that up to a thousand instruments cost no more than some 10 000 hashes a second, and
+never lasts longer than a tenth of a second. A field that is no longer known is deleted just before the new
+values are set, in the same breath: a reader may miss a field for a moment, but never sees an outdated one.
+Nor does he after a lost connection: what may have been forgotten is not replayed but written as it is now,
+with whatever fields the hash may have been left.
 """
 
 from __future__ import annotations
@@ -42,11 +44,19 @@ from services.storage.redis_sink import RedisSink
 from services.storage.resp import command
 
 _words = load("words")
-_BATCH_RECORDS = 500
-_BUSY_BATCH_RECORDS = 2_000
-PACE_S = 0.02
+_BATCH_RECORDS = 2_000
+"""With smaller ones the first of a thousand busy instruments tick again before the last has its turn."""
 _PACED_FROM = 50
-"""A batch of so many records that leaves nobody waiting is followed by a pause."""
+"""After so many hashes, once nobody waits any more, there is a pause."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.1
+_PAUSE_A_HASH_S = 0.000_1
+
+
+def pause_s(hashes: int) -> float:
+    """Return how long to wait after writing so many hashes in a row, 0 after a few."""
+    if hashes < _PACED_FROM:
+        return 0.0
+    return min(max(hashes * _PAUSE_A_HASH_S, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
 _keep_newest: Any = getattr(load("runs"), "keep_newest", None)
 
@@ -70,6 +80,8 @@ class LatestValueWriter(RedisSink):
         self._pending: dict[str, DataIngestionFormat] = {}
         self._hashes: dict[str, LatestHash] = {}
         self._pausing = False
+        self._since_pause = 0
+        """Hashes written in a row since there was a pause, or nothing to write."""
         self._forgotten: dict[str, None] = {}
         """Instruments whose hash was written just before a loss, in the order of their writing."""
 
@@ -184,26 +196,31 @@ class LatestValueWriter(RedisSink):
         self._forgotten.clear()
         return await super()._serve(connection)
 
+    def _take_a_pause(self) -> None:
+        """Wait with the next batch, if there were many hashes to write."""
+        if pause := pause_s(self._since_pause):
+            self._pausing = True
+            asyncio.get_running_loop().call_later(pause, self._end_pause)
+        self._since_pause = 0
+
     def _end_pause(self) -> None:
         self._pausing = False
         self._fill()
 
     def _encode(self) -> Batch | None:
-        waiting = len(self._pending)
-        count = _BATCH_RECORDS if waiting < _BUSY_BATCH_RECORDS else _BUSY_BATCH_RECORDS
         body: Sequence[str] | bytes
         if _words is None:
-            records, body, prelude, probe_ms = self._commands(count)
+            records, body, prelude, probe_ms = self._commands(_BATCH_RECORDS)
         else:
             records, body, prelude, probe_ms = _words.hashes(
-                self, self._pending, count, self._encoder.remembered, self._hashes
+                self, self._pending, _BATCH_RECORDS, self._encoder.remembered, self._hashes
             )
         if not records:
             return None
-        if len(records) >= _PACED_FROM and not self._pending:
-            self._pausing = True
-            asyncio.get_running_loop().call_later(PACE_S, self._end_pause)
         count = len(records)
+        self._since_pause += count
+        if not self._pending:
+            self._take_a_pause()
         # A hash that has all fields already gains none.
         answer = b":0\r\n" * count
         return Batch(records, body, body_replies=count, prelude=prelude, probe_ms=probe_ms, answer=answer)

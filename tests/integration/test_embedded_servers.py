@@ -114,6 +114,8 @@ async def test_redis_keeps_everything_and_evicts_nothing(tmp_path: Path) -> None
         wanted = {
             "appendonly": "yes",
             "appendfsync": "everysec",
+            "auto-aof-rewrite-percentage": "100",
+            "auto-aof-rewrite-min-size": str(256 << 20),
             "maxmemory-policy": "noeviction",
             "save": "",
         }

@@ -21,6 +21,8 @@ class RedisModel:
         self.series: dict[str, dict[int, float]] = {}
         self.streams: dict[str, list[tuple[tuple[int, int], dict[str, str]]]] = {}
         self.hashes: dict[str, dict[str, str]] = {}
+        self.trims: list[tuple[str, tuple[int, int]]] = []
+        """The stream and the position of every entry that came with a trimming. Nothing is removed."""
         self.full = False
         self.hidden: set[str] = set()
         """Series that refuse samples, as missing ones do, until they are made again; they keep their data."""
@@ -84,16 +86,20 @@ class RedisModel:
         return replies
 
     def _add_entry(self, arguments: list[str]) -> Reply:
-        stream = self.streams.setdefault(arguments[0], [])
-        ms, _, seq = arguments[4].partition("-")
+        key, *rest = arguments
+        stream = self.streams.setdefault(key, [])
+        trims = rest[0] == "MAXLEN"
+        entry_id, *fields = rest[3:] if trims else rest
+        ms, _, seq = entry_id.partition("-")
         position = (int(ms), int(seq))
         if stream and position <= stream[-1][0]:
             return ReplyError(
                 "ERR The ID specified in XADD is equal or smaller than the target stream top item"
             )
-        fields = arguments[5:]
+        if trims:
+            self.trims.append((key, position))
         stream.append((position, dict(zip(fields[::2], fields[1::2], strict=True))))
-        return arguments[4]
+        return entry_id
 
     def _set_fields(self, arguments: list[str]) -> Reply:
         fields = self.hashes.setdefault(arguments[0], {})

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.errors import StorageMisconfigured, StorageUnavailable
 from services.market_data.clock import ManualClock
-from services.market_data.records import DataIngestionFormat
+from services.market_data.records import PROBE_EXCHANGE, PROBE_INSTRUMENT, DataIngestionFormat
 from services.pipeline.backoff import Backoff
 from services.pipeline.sink import SinkState
-from services.storage.latest_value_writer import LatestValueWriter
+from services.storage.latest_value_writer import LatestValueWriter, pause_s
 from services.storage.redis_sink import RedisSink
 from services.storage.stream_writer import StreamWriter
 from services.storage.time_series_writer import TimeSeriesWriter
@@ -144,6 +145,56 @@ async def test_newest_values_of_many_instruments_leave_at_a_pace_so_that_ticks_c
         await eventually(lambda: len(stage.connection.sent) == 1)
         stage.connection.answer_next()
         assert (sink.counters.written, sink.counters.collapsed, sink.queued) == (120, 120, 0)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "expected_s"),
+    [(0, 0), (1, 0), (49, 0), (50, 0.02), (200, 0.02), (500, 0.05), (1_000, 0.1), (25_000, 0.1)],
+)
+def test_the_pause_grows_with_the_hashes_and_stays_short(hashes: int, expected_s: float) -> None:
+    assert pause_s(hashes) == pytest.approx(expected_s)
+
+
+async def test_the_pause_is_that_of_all_hashes_written_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused_for: list[int] = []
+
+    def pause(hashes: int) -> float:
+        paused_for.append(hashes)
+        return 0.0
+
+    monkeypatch.setattr("services.storage.latest_value_writer.pause_s", pause)
+    async with staged(LatestValueWriter) as (stage, sink):
+        for count in (2_610, 7, 60):
+            for number in range(count):
+                sink.offer(stage.tick(f"NSE:{number}"))
+            await turns()
+            while stage.connection.sent:
+                stage.connection.answer_next()
+    assert paused_for == [2_610, 7, 60]
+
+
+async def test_the_last_entry_of_each_exchange_in_a_batch_trims_its_stream() -> None:
+    async with staged(StreamWriter) as (stage, sink):
+        for turn in range(2):
+            for number in range(30):
+                exchange = "BSE" if number % 3 == 1 else "NSE"
+                sink.offer(msgspec.structs.replace(stage.tick(f"{exchange}:A"), exchange=exchange))
+                if number in (7, 29):
+                    probe = stage.tick(PROBE_INSTRUMENT)
+                    sink.offer(msgspec.structs.replace(probe, exchange=PROBE_EXCHANGE))
+            # No entry, so none that could trim.
+            sink.offer(stage.tick("NSE:B", price=float("nan")))
+            await turns()
+            stage.connection.answer_next()
+            assert sink.counters.written == 32 * (turn + 1)
+    streams = stage.model.streams
+    for exchange in ("NSE", "BSE"):
+        trims = [position for key, position in stage.model.trims if key == f"md:ticks:{exchange}"]
+        positions = [position for position, _ in streams[f"md:ticks:{exchange}"]]
+        assert trims == [positions[len(positions) // 2 - 1], positions[-1]]
+    probes = [("md:ticks:_PROBE", position) for position, _ in streams["md:ticks:_PROBE"]]
+    assert len(probes) == 4
+    assert [trim for trim in stage.model.trims if trim[0] == "md:ticks:_PROBE"] == probes
 
 
 async def test_a_quiet_market_s_newest_value_leaves_at_once() -> None:
