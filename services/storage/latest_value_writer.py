@@ -58,6 +58,7 @@ def pause_s(hashes: int) -> float:
         return 0.0
     return min(max(hashes * _PAUSE_A_HASH_S, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
+
 _keep_newest: Any = getattr(load("runs"), "keep_newest", None)
 
 

@@ -1,4 +1,4 @@
-"""The compiled short way of a Dhan packet beside the Python it stands for: the same packets, the same of everything."""
+"""The compiled short way of a Dhan packet beside the Python it stands for: the same of everything."""
 
 from __future__ import annotations
 
