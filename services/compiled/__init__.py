@@ -12,11 +12,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FOLDER = Path(__file__).resolve().parent
 STAMP = ".built"
@@ -112,3 +115,19 @@ def load(name: str) -> ModuleType | None:
     for which nothing is left installed by a build.
     """
     return importlib.import_module(f"{__name__}.{name}") if name in BUILD.modules else None
+
+
+def in_place_of(module: str, name: str) -> Callable[[_Function], _Function]:
+    """Take the function `name` of a compiled module, where it is there, for the one that is decorated.
+
+    That one stays in reach as its attribute `interpreted`.
+    """
+
+    def choose(function: _Function) -> _Function:
+        compiled = getattr(load(module), name, None)
+        if compiled is None:
+            return function
+        compiled.interpreted = function
+        return cast(_Function, compiled)
+
+    return choose
