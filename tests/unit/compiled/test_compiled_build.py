@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,22 @@ def test_where_the_path_can_be_compiled_these_tests_run_it_compiled() -> None:
     assert set(BUILD.modules) == set(compiled.names())
     assert all(compiled.load(name) is not None for name in compiled.names())
     assert compiled.load("no_such_module") is None
+
+
+def takers() -> list[str]:
+    """Return the modules that take something compiled for their own."""
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "services").rglob("*.py"))
+        if re.search(r"^from services\.compiled import .*(load|in_place_of)", path.read_text(), re.MULTILINE)
+    ]
+
+
+@pytest.mark.skipif(not BUILD.used, reason=BUILD.reason)
+@pytest.mark.parametrize("name", takers())
+def test_each_module_that_takes_something_compiled_may_be_the_first_to_be_imported(name: str) -> None:
+    # A compiled module imports the program, and may be asked for in the middle of that.
+    subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, check=True, timeout=60)
 
 
 @with_a_compiler
