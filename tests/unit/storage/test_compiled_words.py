@@ -285,6 +285,7 @@ def test_both_say_the_same_of_any_records(sequence: list[Burst]) -> None:
     asyncio.run(play())
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(decimals, tiny, st.floats(allow_nan=False, allow_infinity=False)), max_size=90))
 def test_a_price_is_the_text_that_msgspec_writes(numbers: list[float]) -> None:
     writer = TimeSeriesWriter(URL, clock=ManualClock(START_MS))
