@@ -2,12 +2,12 @@
 """Ticks in words for Redis: the loops of the three writers, straight into bytes.
 
 Does what `EntryEncoder.tick`, `StreamWriter._entries`, `LatestValueWriter._commands` and
-`TimeSeriesWriter._samples_waiting` do, byte for byte, and leaves the same state behind. Whatever is unusual (a
-control record, a number that is none, an instrument not seen before, text that is not ASCII) goes to their
-Python methods, one record at a time. `tests/unit/storage/test_compiled_words.py` holds the two against
-each other.
+`TimeSeriesWriter._samples_waiting` do, byte for byte, and leaves the same state behind; only what Python
+remembers of the last price's text it leaves as it is. Whatever is unusual (a control record, a number that is
+none, an instrument not seen before, text that is not ASCII) goes to Python's methods, one record at a time.
+`tests/unit/storage/test_compiled_words.py` holds the two against each other.
 
-Slots are read as borrowed pointers: the records are held by the caller's list and never change.
+A number in a slot is read through a borrowed pointer: whoever reads holds the record, which never changes.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -22,7 +22,7 @@ from libc.string cimport memcpy, memmove
 from services.compiled.slots cimport get, offset_of, peek, put
 
 from services.market_data.records import PROBE_EXCHANGE, PROBE_INSTRUMENT, DataIngestionFormat
-from services.storage.entry import _FLAGS, EncodedTick
+from services.storage.entry import FLAG_FIELDS, EncodedTick
 from services.storage.latest_hash import LatestHash
 from services.storage.resp import BULK_HEAD, FLOAT_BULKS, INTEGER_BULKS
 from services.storage.series import InstrumentSeries, fields_of
@@ -124,7 +124,7 @@ cdef Py_ssize_t SERIES_NEWEST = offset_of(InstrumentSeries, "newest")
 cdef Py_ssize_t SERIES_SLOT = offset_of(InstrumentSeries, "slot")
 
 cdef PyObject *NONE = <PyObject *>None
-cdef tuple FLAGS = _FLAGS
+cdef tuple FLAGS = FLAG_FIELDS
 cdef tuple MASKS = tuple(range(1 << 12))
 """The masks as Python's numbers, made once."""
 cdef object float_bulks = FLOAT_BULKS
@@ -286,10 +286,10 @@ cdef inline char *integer_bulk(char *at, PyObject *number) noexcept:
 cdef inline char *decimal_bulk(char *at, double number) noexcept nogil:
     """Write a number that is a short decimal, needs `NUMBER_ROOM`; NULL when it is none.
 
-    A decimal of at most 15 digits is the shortest that reads back as its double, since no other of at most 15
-    reads back as the same one; trailing zeros apart, it is what msgspec writes. It is proved by dividing, which
-    rounds correctly: both numbers divided are whole and below 2**53. From 1e-5 to 1e16 msgspec writes no
-    exponent.
+    No two decimals of at most 15 digits read back as the same double. So one that does read back as the
+    number is, without its trailing zeros, the shortest that does, which is what msgspec writes. That it does
+    is proved by dividing, which rounds correctly: both numbers divided are whole and below 2**53. From 1e-5
+    to 1e16 msgspec writes no exponent.
     """
     cdef char text[64]
     cdef char *end = &text[32]
@@ -654,9 +654,10 @@ def entries(writer, list taken, dict ticks, dict all_heads, no_heads):
             newest_head = body.used
             add(&body, head)
             if is_tick:
-                add_position(&body, &ids, &position, get(record, AT_POSITION_MS), get(record, AT_POSITION_SEQ))
+                its_ms, its_seq = get(record, AT_POSITION_MS), get(record, AT_POSITION_SEQ)
             else:
-                add_position(&body, &ids, &position, record.position_ms, record.position_seq)
+                its_ms, its_seq = record.position_ms, record.position_seq
+            add_position(&body, &ids, &position, its_ms, its_seq)
             add(&body, text)
             count += 1
             if records is not taken:
@@ -796,7 +797,14 @@ cdef inline bint later(PyObject *one, PyObject *other) except -1:
 
 
 cdef int add_sample(
-    Buffer *body, series, Py_ssize_t slot, str name, Moment *moment, str at_words, PyObject *number, bint price
+    Buffer *body,
+    series,
+    Py_ssize_t slot,
+    str name,
+    Moment *moment,
+    str at_words,
+    PyObject *number,
+    bint price,
 ) except -1:
     """Add one sample: its key, its time (`at_words`, where that is none of 64 bits) and its number."""
     cdef PyObject *ready = peek(series, slot)

@@ -24,7 +24,7 @@ _ALWAYS = 6
 ARGUMENTS: tuple[int, ...] = tuple(2 * (_ALWAYS + mask.bit_count()) for mask in range(ALL_FIELDS + 1))
 """How many arguments (names and values) the fields of a mask make."""
 
-_FLAGS = tuple(f"$1\r\nf\r\n{bulk(text)}" for text in FLAG_TEXT)
+FLAG_FIELDS = tuple(f"$1\r\nf\r\n{bulk(text)}" for text in FLAG_TEXT)
 _FLOAT_FIELDS = ("bid", "ask", "day_open", "day_high", "day_low", "previous_close")
 
 
@@ -126,7 +126,7 @@ class EntryEncoder:
         mask |= encoded.day_mask
         if record.flags:
             encoded.mask = mask | _F
-            encoded.text = f"{text}{encoded.day_text}{_FLAGS[record.flags]}"
+            encoded.text = f"{text}{encoded.day_text}{FLAG_FIELDS[record.flags]}"
         else:
             encoded.mask = mask
             encoded.text = text + encoded.day_text

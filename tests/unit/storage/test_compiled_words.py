@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -121,6 +122,20 @@ controls = st.builds(
     position_seq=st.integers(0, 3),
 )
 records = st.one_of(plain_ticks, plain_ticks, ticks_of(prices), ticks_of(usable_prices), controls)
+
+_ONE_BY_ONE: dict[str, Any] = {
+    "cumulative_volume": 70,
+    "volume": 9,
+    "bid": 10.0,
+    "ask": 10.1,
+    "bid_size": 3,
+    "ask_size": 4,
+    "oi": 8,
+    "day_open": 11.0,
+    "day_high": 12.0,
+    "day_low": 9.5,
+    "previous_close": 10.5,
+}
 
 
 class Burst(NamedTuple):
@@ -270,6 +285,7 @@ def test_both_say_the_same_of_any_records(sequence: list[Burst]) -> None:
     asyncio.run(play())
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(decimals, tiny, st.floats(allow_nan=False, allow_infinity=False)), max_size=90))
 def test_a_price_is_the_text_that_msgspec_writes(numbers: list[float]) -> None:
     writer = TimeSeriesWriter(URL, clock=ManualClock(START_MS))
@@ -284,6 +300,31 @@ def test_a_price_is_the_text_that_msgspec_writes(numbers: list[float]) -> None:
     # Six pieces a sample: the heads and texts of its key, its time and its number, behind two and the head.
     texts = written[3:-1][5::6]
     assert [text.decode() for text in texts] == [FLOAT_BULKS[price].split("\r\n")[1] for price in numbers]
+
+
+@pytest.mark.parametrize("field", [*_ONE_BY_ONE])
+def test_one_field_alone_changes(field: str) -> None:
+    base = DataIngestionFormat(
+        symbol="NSE:A",
+        price=10.05,
+        timestamp=START_MS,
+        provider_code="DHAN",
+        exchange="NSE",
+        position_ms=START_MS,
+        **_ONE_BY_ONE,
+    )
+    value = _ONE_BY_ONE[field]
+    changed = msgspec.structs.replace(base, timestamp=START_MS + 1, **{field: 2 * value})
+    unknown = msgspec.structs.replace(base, timestamp=START_MS + 2, **{field: None})
+    again = msgspec.structs.replace(base, timestamp=START_MS + 3)
+
+    async def play() -> None:
+        plain, quick = Writers(), Writers()
+        for tick in (base, changed, unknown, again):
+            wanted = plain.take([tick], False, None)
+            assert quick.take([tick], False, COMPILED) == wanted
+
+    asyncio.run(play())
 
 
 def test_a_flood_is_cut_into_the_same_batches() -> None:
