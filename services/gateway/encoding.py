@@ -16,8 +16,9 @@ from services.data_broadcast import Publication
 from services.market_data.bars import Bar, Interval, parse_bar
 from services.market_data.records import FLAG_TEXT, ControlRecord, DataIngestionFormat, Record
 
-MAX_TICKS_PER_FRAME = 100
-"""Ticks are gathered into frames of up to about 15 KB, so that a slow reader still finishes one soon."""
+MAX_FRAME_BYTES = 60 * 1024
+"""Ticks are gathered into frames of up to about so much: no more than is written at a time anyway, so that a
+slow reader still finishes one soon, and with a length of two bytes."""
 
 INTERVAL_OF: dict[str, Interval] = {"1": "1m", "5": "5m", "15": "15m", "60": "1h", "1D": "1d"}
 """The names of intervals in messages (minutes as text) and everywhere else."""

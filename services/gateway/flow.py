@@ -44,6 +44,11 @@ class _Ping(msgspec.Struct, gc=False):
 class FlowWindow:
     """The window of one client. Every time is on the monotonic clock, in seconds."""
 
+    __slots__ = (
+        *("_last_ping_s", "_last_pong_s", "_last_sent_s", "_limits", "_number", "_pinged_total", "_pings"),
+        *("_read_total", "_sent_total", "_window_bytes", "round_trip_ms"),
+    )
+
     def __init__(self, now_s: float, limits: FlowLimits) -> None:
         self._limits = limits
         self._window_bytes = limits.initial_bytes

@@ -15,15 +15,18 @@ Pure: no I/O, no clock. `take` and `take_control` are called on the hot path and
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import accumulate, islice
 from operator import is_
+from typing import Any
 
+from services.compiled import load
 from services.data_broadcast import Pending, Publication, is_exchange_wide
 from services.gateway.charts import ChartFrames, ChartPending
 from services.gateway.encoding import (
-    MAX_TICKS_PER_FRAME,
+    MAX_FRAME_BYTES,
     fragment,
     single_frame,
     skipped_message,
@@ -37,23 +40,66 @@ from services.market_data.records import ControlRecord, DataIngestionFormat, Rec
 
 Queued = Publication | SideMessage | bytes
 
+_compiled: Any = load("fanout")
+
 WIDE_CONTROLS_REMEMBERED = 1_000
+FRAMES_SHARED = 32
+"""So many frames are kept for other clients with the same ticks: at most 2 MB."""
+ALWAYS_FIT = 100
+"""So many ticks have a place in any frame: a tick with all of its fields has less than 400 bytes."""
 
 
 class SharedFrames:
-    """Makes frames of several ticks; clients served in a row with the same ticks get the same bytes."""
+    """Makes frames of several ticks; clients with the same ticks, soon after each other, get the same bytes."""
 
     def __init__(self, charts: ChartFrames | None = None) -> None:
         self.charts = charts
-        self._batch: list[Publication] = []
-        self._frame = b""
+        self._made: dict[int, tuple[list[Publication], bytes]] = {}
+        self._run: list[Queued] = []
+        self._run_frames: list[bytes] = []
 
     def frame_of(self, batch: list[Publication]) -> bytes:
         """Return the frame of a batch of ticks of different instruments."""
-        # Equal means the same objects here, so a batch that differs is told from the last one at once.
-        if len(batch) != len(self._batch) or not all(map(is_, batch, self._batch)):
-            self._batch, self._frame = batch, _build_frame(batch)
-        return self._frame
+        return self._known(batch) or self._make(batch)
+
+    def take_frame(self, pending: Pending, budget_bytes: int) -> bytes:
+        """Take pending ticks, as many as a frame of at most `budget_bytes` holds; return their frame."""
+        batch = list(pending.values())
+        frame = self._known(batch)
+        if frame is None:
+            fit = _fit(batch, min(MAX_FRAME_BYTES, budget_bytes))
+            if fit < len(batch):
+                for symbol in list(islice(pending, fit)):
+                    del pending[symbol]
+                return self.frame_of(batch[:fit])
+            frame = self._make(batch)
+        pending.clear()
+        return frame
+
+    def _known(self, batch: list[Publication]) -> bytes | None:
+        # Equal means the same objects here, so a batch that differs is told from a known one at once. Those
+        # known are kept alive, so that no other object has their first tick's identity.
+        known = self._made.get(id(batch[0]))
+        if known is not None and len(known[0]) == len(batch) and all(map(is_, batch, known[0])):
+            return known[1]
+        return None
+
+    def _make(self, batch: list[Publication]) -> bytes:
+        made = self._made
+        frame = (build_frame if _compiled is None else _compiled.build_frame)(batch)
+        made[id(batch[0])] = (batch, frame)
+        if len(made) > FRAMES_SHARED:
+            del made[next(iter(made))]
+        return frame
+
+    def known_run(self, queue: deque[Queued]) -> list[bytes] | None:
+        """Return the frames of a whole queue when it is the last one that `keep_run` was given."""
+        run = self._run
+        return self._run_frames if len(run) == len(queue) and all(map(is_, queue, run)) else None
+
+    def keep_run(self, run: list[Queued], frames: list[bytes]) -> None:
+        """Remember the frames of a whole queue for whoever has the same one."""
+        self._run, self._run_frames = run, frames
 
 
 class Pace:
@@ -77,6 +123,11 @@ class Pace:
 
 class Outbox:
     """The outbox of one client. `wake` is called when the queue was empty and something was put into it."""
+
+    __slots__ = (
+        *("_backlog", "_frames", "_limit_bytes", "_queue", "_skipped", "_skipped_sides", "_wake"),
+        *("_wide_controls", "backlog_bytes", "overfull", "paces", "queued_bytes", "skipped_total"),
+    )
 
     def __init__(self, limit_bytes: int, wake: Callable[[], None], frames: SharedFrames) -> None:
         self._frames = frames
@@ -207,7 +258,10 @@ class Outbox:
         return head.record.position_ms if isinstance(head, Publication) else 0
 
     def pop_queue(self, budget_bytes: int) -> list[bytes]:
-        """Take complete frames from the queue, in order, until about `budget_bytes` are reached."""
+        """Take complete frames from the queue, in order, until about `budget_bytes` are reached.
+
+        The list may be shared with other clients: it is not to be changed.
+        """
         queue = self._queue
         if self._backlog:
             frames, freed = self._pop_line(self._backlog, budget_bytes)
@@ -220,6 +274,8 @@ class Outbox:
         notice = []
         if self._skipped:
             notice.append(self._skipped_frame())
+        elif self.queued_bytes <= budget_bytes // 2:
+            return self._pop_run(budget_bytes)
         frames, freed = self._pop_line(queue, budget_bytes)
         self.queued_bytes -= freed
         return notice + frames
@@ -230,8 +286,10 @@ class Outbox:
         frames: list[bytes] = []
         size = 0
         while pending and size < budget_bytes:
-            alone = len(pending) == 1
-            frame = single_frame(pending.popitem()[1]) if alone else self._frames.frame_of(_take(pending))
+            if len(pending) == 1:
+                frame = single_frame(pending.popitem()[1])
+            else:
+                frame = self._frames.take_frame(pending, budget_bytes - size)
             frames.append(frame)
             size += len(frame)
         if self._frames.charts is None:
@@ -251,6 +309,21 @@ class Outbox:
         self._backlog.append(frame)
         self.backlog_bytes += len(frame)
 
+    def _pop_run(self, budget_bytes: int) -> list[bytes]:
+        """Take the whole queue: clients with the same one get the same frames."""
+        queue = self._queue
+        frames = self._frames.known_run(queue)
+        if frames is not None:
+            queue.clear()
+            self.queued_bytes = 0
+            return frames
+        run = list(queue)
+        frames, freed = self._pop_line(queue, budget_bytes)
+        self.queued_bytes -= freed
+        if not queue:
+            self._frames.keep_run(run, frames)
+        return frames
+
     def _pop_line(self, line: deque[Queued], budget_bytes: int) -> tuple[list[bytes], int]:
         """Take frames of about `budget_bytes`; return them, and by how much the line is smaller."""
         frames: list[bytes] = []
@@ -259,7 +332,7 @@ class Outbox:
             head = line.popleft()
             freed += _size(head)
             if line and isinstance(head, Publication) and isinstance(head.record, DataIngestionFormat):
-                frame, more = self._gather(head, line)
+                frame, more = self._gather(head, line, budget_bytes - size)
                 freed += more
             else:
                 frame = _frame(head)
@@ -267,20 +340,23 @@ class Outbox:
             size += len(frame)
         return frames, freed
 
-    def _gather(self, head: Publication, line: deque[Queued]) -> tuple[bytes, int]:
+    def _gather(self, head: Publication, line: deque[Queued], budget_bytes: int) -> tuple[bytes, int]:
         """Take consecutive ticks of different instruments into one frame with `head`; return their size."""
         seen = {head.record.symbol}
         if not _may_follow(line[0], seen):
             return _frame(head), 0
         batch = [head]
-        while line and len(batch) < MAX_TICKS_PER_FRAME:
+        most = min(MAX_FRAME_BYTES, budget_bytes) - _size(head)
+        size = 0
+        while line and (size < most or len(batch) < ALWAYS_FIT):
             item = line[0]
             if not isinstance(item, Publication) or not _may_follow(item, seen):
                 break
             line.popleft()
             batch.append(item)
+            size += _size(item)
             seen.add(item.record.symbol)
-        return self._frames.frame_of(batch), sum(map(_size, batch)) - _size(head)
+        return self._frames.frame_of(batch), size
 
     def _shed(self) -> None:
         """Drop the oldest ticks until half the cap is left; answers and control records stay."""
@@ -303,15 +379,16 @@ class Outbox:
         self.overfull = self.queued_bytes > self._limit_bytes
 
 
-def _take(pending: Pending) -> list[Publication]:
-    if len(pending) <= MAX_TICKS_PER_FRAME:
-        batch = list(pending.values())
-        pending.clear()
-        return batch
-    return [pending.pop(symbol) for symbol in list(islice(pending, MAX_TICKS_PER_FRAME))]
+def _fit(batch: list[Publication], budget_bytes: int) -> int:
+    """Return how many ticks of a batch have a place within `budget_bytes`."""
+    if len(batch) <= ALWAYS_FIT:
+        return len(batch)
+    ends = list(accumulate(len(item.fragment or fragment(item)) + 1 for item in batch))
+    return len(batch) if ends[-1] <= budget_bytes else max(ALWAYS_FIT, bisect_right(ends, budget_bytes))
 
 
-def _build_frame(batch: list[Publication]) -> bytes:
+def build_frame(batch: list[Publication]) -> bytes:
+    """Return the frame of a batch of ticks of different instruments."""
     newest: dict[str, Record] = {}
     exchange, top_ms, top_seq = "", 0, 0
     # The hottest loop of a busy gateway: per client, slot and tick. Pending ticks are not in the order

@@ -10,8 +10,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from services.gateway.session import ClientSession
+from services.compiled import load
+from services.data_broadcast import Publication
+from services.gateway.flow import PING_INTERVAL_S, FlowWindow
+from services.gateway.outbox import Outbox
+from services.gateway.session import ClientSession, SessionCounters
 from services.market_data.clock import Clock
 from services.pipeline.hop_times import SAMPLE_EVERY_MS, HopTimes
 
@@ -25,13 +32,28 @@ RETRY_S = 0.02
 CHECK_EVERY_S = 0.25
 STALL_S = 1.0
 """After a pause of the event loop as long as this nobody is judged by it: what clients sent is read first."""
+LOOK_AT_THE_CLOCK_EVERY = 16
+"""So many sessions are flushed between two looks at the clock."""
 _GOLDEN = 0.6180339887498949
 
 
 class Pacer:
     """Serves the sessions of one gateway. `run` must be running for anything paced to be sent."""
 
+    __slots__ = (
+        *("_checked_s", "_clock", "_due", "_due_s_of", "_flush_handle", "_flush_planned_s", "_looked_away"),
+        *("_order", "_ready", "_rest_until_s", "_sessions", "_spread", "_stalled", "_time_from_s", "_wake"),
+        *("delivered_within", "flush_some", "ready"),
+    )
+
     def __init__(self, clock: Clock) -> None:
+        self.ready: Callable[[ClientSession], None]
+        self.flush_some: Callable[[int, float], None]
+        if _compiled is None:
+            self.ready, self.flush_some = self._make_ready, self._flush_some
+        else:
+            self.ready = partial(_compiled.ready, self)
+            self.flush_some = partial(_compiled.flush_some, self)
         self._clock = clock
         self._sessions: set[ClientSession] = set()
         self._ready: deque[ClientSession] = deque()
@@ -61,7 +83,7 @@ class Pacer:
         self._stalled.discard(session)
         self._due_s_of.pop(session, None)
 
-    def ready(self, session: ClientSession) -> None:
+    def _make_ready(self, session: ClientSession) -> None:
         """Flush the session's queue when the event loop has done what it is at: a burst is one write.
 
         After a round that took long the next one waits as long: at least half of the time belongs to
@@ -72,6 +94,11 @@ class Pacer:
             self._ready.append(session)
             if self._flush_handle is None:
                 self._flush_soon()
+
+    @staticmethod
+    def taking(outbox: Outbox) -> Callable[[Publication], None]:
+        """Return what queues a tick with delivery `all` in an outbox."""
+        return outbox.take if _compiled is None else partial(_compiled.take, outbox)
 
     def paced(self, session: ClientSession) -> None:
         """Put a session that has a new pace, or was just served, into the order of service."""
@@ -152,25 +179,37 @@ class Pacer:
         started_s = now_s = clock.monotonic_s()
         slice_s = _slice_s(now_s - self._flush_planned_s)
         ready = self._ready
-        for count in range(1, len(ready) + 1):
-            session = ready.popleft()
-            session.awaits_flush = False
-            self._flush(session, now_s)
-            if count % 16 == 0 and (now_s := clock.monotonic_s()) - started_s >= slice_s:
-                break
-        now_s = clock.monotonic_s()
+        left = len(ready)
+        while left and now_s - started_s < slice_s:
+            if now_s >= self._time_from_s:
+                self._flush_timed(now_s)
+                left -= 1
+            some = min(left, LOOK_AT_THE_CLOCK_EVERY)
+            self.flush_some(some, now_s)
+            left -= some
+            now_s = clock.monotonic_s()
         self._rest_until_s = now_s + (now_s - started_s)
         if ready and self._flush_handle is None:
             self._flush_soon()
 
-    def _flush(self, session: ClientSession, now_s: float) -> None:
-        timed_ms = 0
-        if now_s >= self._time_from_s and (timed_ms := session.outbox.oldest_ms()):
+    def _flush_some(self, most: int, now_s: float) -> None:
+        ready = self._ready
+        for _ in range(most):
+            session = ready.popleft()
+            session.awaits_flush = False
+            self._flush(session, now_s)
+
+    def _flush_timed(self, now_s: float) -> None:
+        session = self._ready[0]
+        accepted_ms = session.outbox.oldest_ms()
+        self.flush_some(1, now_s)
+        if accepted_ms:
             self._time_from_s = now_s + SAMPLE_EVERY_MS / 1000
-        more = session.flush(now_s)
-        if timed_ms and not session.outbox.waiting:
-            self.delivered_within.note((self._clock.now_ms() - timed_ms) / 1000)
-        if more:
+            if not session.outbox.waiting:
+                self.delivered_within.note((self._clock.now_ms() - accepted_ms) / 1000)
+
+    def _flush(self, session: ClientSession, now_s: float) -> None:
+        if session.flush(now_s):
             self.ready(session)
         elif session.outbox.waiting and session in self._sessions:
             self._stalled.add(session)
@@ -179,3 +218,10 @@ class Pacer:
 def _slice_s(late_s: float) -> float:
     """Return how long to serve at once: longer when the loop came back late, in fairness."""
     return min(LONGEST_SLICE_S, SLICE_S + max(0.0, late_s) / 2)
+
+
+_compiled: Any = load("fanout")
+if _compiled is not None:
+    _compiled.shapes_of_the_gateway(
+        Outbox, ClientSession, FlowWindow, SessionCounters, Pacer, PING_INTERVAL_S
+    )

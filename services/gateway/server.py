@@ -134,6 +134,7 @@ class Gateway:
             frames=SharedFrames(ChartFrames(bars) if bars is not None else None),
             ready=self._pacer.ready,
             paced=self._pacer.paced,
+            taking=self._pacer.taking,
         )
         self._sockets = WebSocketEndpoint(context, authenticator, config.limits, self._pacer)
         self._event_streams = EventStreamEndpoint(

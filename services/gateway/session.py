@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 import struct
 from collections import deque
@@ -79,7 +80,10 @@ class SessionCounters(msgspec.Struct):
 
 
 class SessionContext(msgspec.Struct, frozen=True):
-    """What all sessions of a gateway share. `ready` asks for a flush of the session's queue soon."""
+    """What all sessions of a gateway share.
+
+    `ready` asks for a flush of the session's queue soon; `taking` returns what queues a tick in an outbox.
+    """
 
     subscriptions: SubscriptionContext
     clock: Clock
@@ -89,10 +93,22 @@ class SessionContext(msgspec.Struct, frozen=True):
     frames: SharedFrames
     ready: Callable[[ClientSession], None]
     paced: Callable[[ClientSession], None]
+    taking: Callable[[Outbox], Callable[[Publication], None]]
 
 
 class ClientSession:
-    """One connected client. An `Outlet` of the broadcast."""
+    """One connected client. An `Outlet` of the broadcast.
+
+    `descriptor` is that of a socket to which the transport writes all that it is given: what the socket takes
+    at once is written past the transport. -1 where there is none.
+    """
+
+    __slots__ = (
+        *("_bucket", "_clock", "_close_sent_s", "_context", "_deferred", "_descriptor", "_errors", "_flow"),
+        *("_has_place", "_least_pace_s", "_subscriptions", "_transport", "_wake", "address", "awaits_flush"),
+        *("close_code", "close_reason", "counters", "id", "opened_s", "origin", "outbox", "principal"),
+        *("protocol", "take"),
+    )
 
     def __init__(
         self,
@@ -104,10 +120,12 @@ class ClientSession:
         origin: str = "",
         protocol: str = "websocket",
         has_place: Callable[[Principal], bool] = lambda _principal: True,
+        descriptor: int = -1,
     ) -> None:
         self._context = context
         self._clock = context.clock
         self._transport = transport
+        self._descriptor = descriptor
         self.id = f"c{next(_numbers)}"
         self.address = address
         self.origin = origin
@@ -118,8 +136,10 @@ class ClientSession:
         self.opened_s = now_s = self._clock.monotonic_s()
         self.awaits_flush = False
         """Whether the pacer has this session on its list; the pacer's own mark."""
-        self._wake = partial(context.ready, self)
+        self._wake: Callable[[], None] = partial(context.ready, self)
         self.outbox = Outbox(context.limits.outbox_bytes, self._wake, context.frames)
+        self.take: Callable[[Publication], None] = context.taking(self.outbox)
+        """Queue one tick for an instrument with delivery `all`."""
         self._flow = FlowWindow(now_s, context.flow)
         self._bucket = TokenBucket(context.limits.messages_per_s, context.limits.message_burst, now_s)
         self._errors = ErrorBudget(context.limits.errors_per_minute)
@@ -137,10 +157,6 @@ class ClientSession:
         self.close_reason = ""
 
     # ---- outlet ---------------------------------------------------------------------------------
-
-    def take(self, publication: Publication) -> None:
-        """Queue one tick for an instrument with delivery `all`."""
-        self.outbox.take(publication)
 
     def take_control(self, publication: Publication) -> None:
         """Queue one control record; bars belong to the chart channel and are not control messages."""
@@ -339,7 +355,20 @@ class ClientSession:
         counters.frames_out += count
         counters.bytes_out += size
         ping = self._flow.sent(size, now_s)
-        self._transport.write(data if ping is None else data + ping_frame(ping))
+        self._send(data if ping is None else data + ping_frame(ping))
+
+    def _send(self, data: bytes) -> None:
+        transport = self._transport
+        if self._descriptor >= 0 and transport.get_write_buffer_size() == 0:
+            try:
+                sent = os.write(self._descriptor, data)
+            except OSError:
+                # Full, or lost: the transport waits for the one and deals with the other.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
 
     def _answer(self, message: dict[str, Any]) -> None:
         self.outbox.put(text_frame(to_json(message)))

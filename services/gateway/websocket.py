@@ -199,6 +199,7 @@ class WebSocketEndpoint:
             principal=principal,
             origin=request.headers.get("Origin", ""),
             has_place=self.has_place,
+            descriptor=_descriptor_of(transport),
         )
         socket.session = session
         self.enter(session)
@@ -297,6 +298,14 @@ def _add(sums: dict[str, int], session: ClientSession) -> None:
     sums["messages_in"] += counters.messages_in
     sums["errors"] += counters.errors
     sums["skipped"] += session.outbox.skipped_total
+
+
+def _descriptor_of(transport: asyncio.Transport) -> int:
+    """Return the descriptor of a transport that writes to a socket as it is given; -1 for any other."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or transport.get_extra_info("sslcontext") is not None:
+        return -1
+    return int(connection.fileno())
 
 
 def _asks_for_upgrade(request: web.Request) -> bool:

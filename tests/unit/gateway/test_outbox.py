@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from operator import is_
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.data_broadcast import Publication
-from services.gateway.encoding import MAX_TICKS_PER_FRAME, text_frame
+from services.gateway.encoding import MAX_FRAME_BYTES, text_frame
 from services.gateway.outbox import Outbox, Pace, SharedFrames
 from services.market_data.records import ControlRecord, DataIngestionFormat
 
@@ -143,11 +144,58 @@ def test_a_pace_keeps_the_newest_tick_of_each_instrument_only() -> None:
 def test_many_pending_instruments_leave_in_frames_of_bounded_size() -> None:
     box = Box()
     pace = box.paced()
-    for sequence in range(250):
+    for sequence in range(2_500):
         pace.pending[f"NSE:S{sequence}"] = tick(f"NSE:S{sequence}", sequence)
     frames = box.pop_pace(pace, LARGE)
-    assert [len(batch) for batch in prices(frames)] == [MAX_TICKS_PER_FRAME, MAX_TICKS_PER_FRAME, 50]
-    assert all(len(frame) < 20_000 for frame in frames)
+    assert [key for batch in prices(frames) for key in batch] == [f"NSE:S{number}" for number in range(2_500)]
+    assert len(frames) > 2
+    assert all(MAX_FRAME_BYTES * 0.99 < len(frame) < MAX_FRAME_BYTES + 200 for frame in frames[:-1])
+    assert len(frames[-1]) < MAX_FRAME_BYTES + 200
+
+
+def test_what_leaves_at_once_is_bounded_whatever_waits() -> None:
+    box = Box()
+    pace = box.paced()
+    for sequence in range(2_500):
+        pace.pending[f"NSE:S{sequence}"] = tick(f"NSE:S{sequence}", sequence)
+        box.take(tick(f"NSE:S{sequence}", sequence))
+    for pop in (lambda: box.pop_pace(pace, 64 * 1024), lambda: box.pop_queue(64 * 1024)):
+        count = 0
+        while frames := pop():
+            assert sum(map(len, frames)) < 64 * 1024 + 20_000
+            count += sum(map(len, prices(frames)))
+        assert count == 2_500
+    assert box.queued_bytes == 0
+
+
+def test_clients_with_the_same_instruments_share_their_frames_though_others_are_served_between() -> None:
+    frames = SharedFrames()
+    boxes = [Outbox(LARGE, lambda: None, frames) for _ in range(3)]
+    paces = [Pace(100, 0.0) for _ in boxes]
+    for sequence in range(800):
+        publication = tick(f"NSE:S{sequence}", sequence)
+        for pace in (paces[0], paces[2]):
+            pace.pending[publication.record.symbol] = publication
+        if sequence % 2:
+            paces[1].pending[publication.record.symbol] = publication
+    made = [box.pop_pace(pace, 1 << 20) for box, pace in zip(boxes, paces, strict=True)]
+    assert all(map(is_, made[0], made[2]))
+    assert [sum(map(len, prices(each))) for each in made] == [800, 400, 800]
+
+
+def test_clients_with_the_same_queue_share_its_frames_and_one_that_differs_does_not() -> None:
+    frames = SharedFrames()
+    boxes = [Outbox(LARGE, lambda: None, frames) for _ in range(3)]
+    run = [tick(key, number) for number, key in enumerate(["NSE:A", "NSE:B", "NSE:A", "NSE:C"])]
+    for box in boxes:
+        for publication in run[: 3 if box is boxes[2] else 4]:
+            box.take(publication)
+    first, second, third = (box.pop_queue(LARGE) for box in boxes)
+    assert len(first) == 2
+    assert all(map(is_, first, second))
+    assert prices(third) == [{"NSE:A": 0, "NSE:B": 1}, {"NSE:A": 2}]
+    assert [box.queued_bytes for box in boxes] == [0, 0, 0]
+    assert not any(box.waiting for box in boxes)
 
 
 def test_the_position_of_a_paced_frame_is_the_newest_it_holds() -> None:
