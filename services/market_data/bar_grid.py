@@ -60,7 +60,13 @@ class BarGrid:
             return None
         start_ms = min(at_ms - at_ms % MINUTE_MS, session.close_ms - MINUTE_MS)
         end_ms = start_ms + MINUTE_MS
-        return Span(start_ms, end_ms, session.phase, end_ms == session.close_ms)
+        span = Span(start_ms, end_ms, session.phase, end_ms == session.close_ms)
+        # That of all instruments of an exchange at one time: every bar of the minute holds on to it.
+        known = self._spans.get((exchange, "1m"))
+        if known == span:
+            return known
+        self._spans[exchange, "1m"] = span
+        return span
 
     def span_of(self, exchange: str, interval: Interval, at_ms: int) -> Span | None:
         """Return the span of the bar that a trade at `at_ms` belongs to; None when the exchange is closed."""

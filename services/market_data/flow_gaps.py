@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterable
+from itertools import chain, islice
 
 from services.market_data.records import ControlRecord
 
 _KEPT_MS = 26 * 3_600_000
 _MOST_KEPT = 32
 
-_Gaps = list[tuple[int, int]]
+_Gaps = tuple[int, ...]
+"""Beginning and end of one gap, then of the next: there may be as many of these as instruments."""
 
 
 class FlowGaps:
@@ -36,10 +38,10 @@ class FlowGaps:
         # Two of the others are looked at with each: what was declared long ago is forgotten bit by bit.
         for other in list(islice(self._of, 2)):
             gaps = self._of.pop(other)
-            if gaps[-1][1] > to_ms - _KEPT_MS:
+            if gaps[-1] > to_ms - _KEPT_MS:
                 self._of[other] = gaps
-        kept = [gap for gap in self._of.get(name, ()) if gap[1] > to_ms - _KEPT_MS]
-        self._of[name] = [*kept[1 - _MOST_KEPT :], (from_ms, to_ms)]
+        kept = [gap for gap in _pairs(self._of.get(name)) if gap[1] > to_ms - _KEPT_MS]
+        self._of[name] = (*chain.from_iterable(kept[1 - _MOST_KEPT :]), from_ms, to_ms)
 
     def covered_ms(self, instrument: str, exchange: str, start_ms: int, end_ms: int) -> int:
         """Return for how many ms between two moments no gap of the instrument was declared."""
@@ -48,9 +50,13 @@ class FlowGaps:
         if own is None and wide is None:
             return covered
         upto = start_ms
-        for from_ms, to_ms in sorted([*(own or ()), *(wide or ())]):
+        for from_ms, to_ms in sorted([*_pairs(own), *_pairs(wide)]):
             begin, end = max(from_ms, upto), min(to_ms, end_ms)
             if end > begin:
                 covered -= end - begin
                 upto = end
         return covered
+
+
+def _pairs(gaps: _Gaps | None) -> Iterable[tuple[int, int]]:
+    return zip(gaps[::2], gaps[1::2], strict=True) if gaps else ()
