@@ -81,11 +81,12 @@ class ProviderRuntime:
     def prepare(self, entry: ProviderEntry, rows: Sequence[InstrumentMapping]) -> PreparedRows:
         """Return what `take_over` is to be given; changes nothing, so it may run in a thread."""
         before, pulses = self.instrument_of, {}
-        for row in rows:
-            symbol, known = row.provider_symbol, before.get(row.provider_symbol)
+        symbols = [row.provider_symbol for row in rows]
+        for symbol, row in zip(symbols, rows, strict=True):
+            known = before.get(symbol)
             kept = known is not None and known.instrument == row.instrument
             pulses[symbol] = self.pulses[symbol] if kept else Pulse()
-        instrument_of = {row.provider_symbol: row for row in rows}
+        instrument_of = dict(zip(symbols, rows, strict=True))
         gone = [
             (symbol, row.instrument)
             for symbol, row in before.items()
@@ -95,7 +96,7 @@ class ProviderRuntime:
             entry,
             self.normaliser.prepare(rows, delayed=self.delivery != Delivery.REAL_TIME.value),
             pulses,
-            {row.instrument: row.provider_symbol for row in rows},
+            {row.instrument: symbol for symbol, row in instrument_of.items()},
             instrument_of,
             frozenset(row.exchange for row in rows),
             gone,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain, islice
+from itertools import chain
 
 from services.market_data.records import ControlRecord
 
@@ -19,6 +19,7 @@ class FlowGaps:
 
     def __init__(self) -> None:
         self._of: dict[str, _Gaps] = {}
+        self._to_look_at: list[str] = []
 
     def note(self, record: ControlRecord) -> None:
         """Take in a `gap` record. One that says what a store lost is none in the flow of data."""
@@ -36,10 +37,13 @@ class FlowGaps:
     def add(self, name: str, from_ms: int, to_ms: int) -> None:
         """Note a gap of an instrument, or of a whole exchange (`NSE:`)."""
         # Two of the others are looked at with each: what was declared long ago is forgotten bit by bit.
-        for other in list(islice(self._of, 2)):
-            gaps = self._of.pop(other)
-            if gaps[-1] > to_ms - _KEPT_MS:
-                self._of[other] = gaps
+        if not self._to_look_at:
+            self._to_look_at = list(self._of)
+        for other in self._to_look_at[-2:]:
+            gaps = self._of.get(other)
+            if gaps is not None and gaps[-1] <= to_ms - _KEPT_MS:
+                del self._of[other]
+        del self._to_look_at[-2:]
         kept = [gap for gap in _pairs(self._of.get(name)) if gap[1] > to_ms - _KEPT_MS]
         self._of[name] = (*chain.from_iterable(kept[1 - _MOST_KEPT :]), from_ms, to_ms)
 

@@ -113,6 +113,8 @@ class SilenceJudge:
 
     def _join(self, instrument: str) -> None:
         """Let the providers of one instrument be witnesses for each other."""
+        if len(self._watches) == 1:
+            return
         watches = [watch for of in self._watches.values() if (watch := of.get(instrument)) is not None]
         for watch in watches:
             watch.others = tuple(other for other in watches if other is not watch)
