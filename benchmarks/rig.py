@@ -229,6 +229,8 @@ class DaemonProcess:
 
     async def __aenter__(self) -> Self:
         ours = {name + end for name in setting_names() for end in ("", "_FILE")}
+        # An installation has its bytecode, whatever the shell says that the benchmark was started from.
+        ours.add("PYTHONDONTWRITEBYTECODE")
         kept = {name: value for name, value in os.environ.items() if name.upper() not in ours}
         settings = {"STATE_DIR": self._state_dir, "API_PORT": 0, "LOG_FORMAT": "json", **self._settings}
         with self._log_path.open("ab") as log:

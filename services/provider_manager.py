@@ -18,12 +18,18 @@ from services.base_provider import BaseMarketDataProvider, ProviderContext
 from services.compiled import load
 from services.market_data.calendar import MarketCalendar
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot, ProviderEntry
+from services.market_data.instruments import (
+    Candidates,
+    InstrumentMapping,
+    MappingSnapshot,
+    ProviderEntry,
+    candidates_of,
+)
 from services.market_data.records import DataIngestionFormat, ProviderTick, Record
 from services.pipeline.supervisor import Supervisor
 from services.provider_registry import ProviderFactory, ProviderRegistry
 from services.provider_runtime import PreparedRows, ProviderRuntime
-from services.routing.book import Candidates, Forced, candidates_of, changed_between
+from services.routing.book import Forced, changed_between
 from services.routing.router import Router
 from services.routing.rules import RoutingRules
 from services.silence.judge import SilenceJudge

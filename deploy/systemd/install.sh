@@ -31,7 +31,7 @@ done
 for file in main.py requirements.txt requirements-build.txt requirements-dev.txt pyproject.toml Makefile README.md MULTI_PROVIDER_SETUP.md .env.example; do
     install -m 0644 "$source/$file" "$target/$file"
 done
-find "$target" -name __pycache__ -type d -prune -exec rm -rf {} +
+find "$target" -path "$target/.venv" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 # Compiled parts are built for the Python that is used there, by its set-up.
 rm -f "$target"/services/compiled/*.so "$target"/services/compiled/.built
 say "copied the program to $target"
@@ -42,6 +42,10 @@ if [ ! -f "$settings" ]; then
 fi
 
 (cd "$target" && sh scripts/setup.sh)
+# The service cannot write here: without this every start would compile all of it anew.
+if [ -x "$target/.venv/bin/python" ]; then
+    (cd "$target" && .venv/bin/python -m compileall -q config models data_migration services commands simulators main.py)
+fi
 install -m 0644 "$source/deploy/systemd/marketd.service" "$prefix/etc/systemd/system/marketd.service"
 
 if [ -z "$prefix" ]; then

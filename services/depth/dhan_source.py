@@ -17,7 +17,7 @@ from services.depth.dhan_feed import SEGMENTS, DhanDepthFeed
 from services.depth.source import BookTaker
 from services.errors import CredentialsRejected, ProviderError, RequestRefused
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping
+from services.market_data.instruments import Candidates, InstrumentMapping, candidates_of
 from services.market_data.records import ProviderTick
 from services.market_data.updates import Level
 from services.pipeline.backoff import Backoff
@@ -50,8 +50,9 @@ class DhanDepth:
         self.levels = feed_class.levels
         self._desk = desk
         self._account = account
-        self._symbol_of: dict[str, str] = {}
+        self._rows: Candidates = {}
         self._instrument_of: dict[str, str] = {}
+        """Whose books are wanted, by the vendor's symbol; among very many these are few."""
         self.ticks_refused = 0
         self.feed = feed_class(
             ProviderContext(
@@ -73,10 +74,29 @@ class DhanDepth:
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Take over which instruments Dhan has, and under what name."""
-        rows = [it for it in mappings if it.provider_code == CODE and it.segment in SEGMENTS]
-        self._symbol_of = {row.instrument: row.provider_symbol for row in rows}
-        self._instrument_of = {row.provider_symbol: row.instrument for row in rows}
+        self._rows = candidates_of(tuple(mappings))
+        wanted = set(self.feed.wanted)
+        self._instrument_of = (
+            {
+                row.provider_symbol: key
+                for key in self._rows
+                if (row := self._row(key)) is not None and row.provider_symbol in wanted
+            }
+            if wanted
+            else {}
+        )
         self._desk.look_soon()
+
+    def _row(self, instrument: str) -> InstrumentMapping | None:
+        for row in self._rows.get(instrument, ()):
+            if row.provider_code == CODE and row.segment in SEGMENTS:
+                return row
+        return None
+
+    def _names(self, instruments: Sequence[str]) -> dict[str, str]:
+        """Return the instruments that Dhan has, by its symbols."""
+        rows = filter(None, map(self._row, instruments))
+        return {row.provider_symbol: row.instrument for row in rows}
 
     # ---- what the desk asks -------------------------------------------------------------------------
 
@@ -91,7 +111,7 @@ class DhanDepth:
 
     def refusal(self, instrument: str) -> RequestRefused | None:
         """Return why the depth of an instrument cannot be had here; None when it can."""
-        if instrument not in self._symbol_of:
+        if self._row(instrument) is None:
             segments = " and ".join(SEGMENTS)
             return RequestRefused(
                 f"{self.levels} levels of {instrument} cannot be had: only Dhan has as many, for {segments}",
@@ -109,18 +129,26 @@ class DhanDepth:
 
     async def carry(self, instruments: Sequence[str]) -> None:
         """Bring the books of these and of no others."""
-        wanted = [self._symbol_of[it] for it in instruments if it in self._symbol_of]
+        wanted = self._names(instruments)
         gone = set(self.feed.wanted).difference(wanted)
         if gone:
             await self.feed.unwant(gone)
-        await self.feed.want(wanted)
+        self._instrument_of.update(wanted)
+        await self.feed.want(list(wanted))
+        self._forget_unwanted()
 
     async def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Bring the books of `added` as well, and of `removed` no longer."""
-        names = self._symbol_of
-        if gone := [names[instrument] for instrument in removed if instrument in names]:
-            await self.feed.unwant(gone)
-        await self.feed.want([names[instrument] for instrument in added if instrument in names])
+        if gone := self._names(removed):
+            await self.feed.unwant(list(gone))
+        wanted = self._names(added)
+        self._instrument_of.update(wanted)
+        await self.feed.want(list(wanted))
+        self._forget_unwanted()
+
+    def _forget_unwanted(self) -> None:
+        for symbol in self._instrument_of.keys() - set(self.feed.wanted):
+            del self._instrument_of[symbol]
 
     def trouble(self) -> str:
         """Return what keeps the books from coming that somebody wants; empty where nothing does.

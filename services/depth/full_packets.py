@@ -13,7 +13,7 @@ from services.base_provider import BaseMarketDataProvider, ProviderState
 from services.depth.book import best_first
 from services.depth.source import BookTaker, in_slices
 from services.errors import RequestRefused
-from services.market_data.instruments import InstrumentMapping
+from services.market_data.instruments import Candidates, InstrumentMapping, candidates_of
 from services.market_data.pricing import PriceGrid
 from services.market_data.updates import DEPTH_RECEIVED, Level
 
@@ -66,19 +66,14 @@ class FullPackets:
     ) -> None:
         self._desk = desk
         self._providers = providers
-        self._rows: dict[str, list[InstrumentMapping]] = {}
+        self._rows: Candidates = {}
         self._grids: dict[str, PriceGrid] = {}
         self._taps: dict[str, _Tap] = {}
         self._homes: dict[str, tuple[str, str]] = {}
 
     def load(self, mappings: Iterable[InstrumentMapping]) -> None:
         """Take over which providers have which instrument, and under what name."""
-        rows: dict[str, list[InstrumentMapping]] = {}
-        for row in mappings:
-            rows.setdefault(row.instrument, []).append(row)
-        for several in rows.values():
-            several.sort(key=lambda row: (not row.is_primary, row.priority))
-        self._rows, self._grids = rows, {}
+        self._rows, self._grids = candidates_of(tuple(mappings)), {}
         self._desk.look_soon()
 
     def stand(self) -> Hashable:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +47,7 @@ _WAIT_S = (1.0, 2.0, 5.0, 10.0)
 
 
 _TOLD = b'{"told":'
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class _Told(msgspec.Struct, tag=True, tag_field="told"):
@@ -189,39 +190,43 @@ class CoverageLedger:
             kinds = {"time_series": TICKS, "bar_series": MINUTES}
             if store in kinds:
                 step_ms = MINUTE_MS if store == "bar_series" else 1
-                begin, end = widened((begin, end), step_ms)
-                self._missing(instrument, kinds[str(store)], (begin, end), source, reason, kept=kept)
+                spans = {kinds[str(store)]: widened((begin, end), step_ms)}
+                self._missing(instrument, spans, source, reason, kept=kept)
             return
         self._note_live(instrument, until_ms=begin)
         # What flows again begins with the first whole minute behind the gap.
         first_minute, last_minute = widened((begin, end), MINUTE_MS)
         self._live[instrument] = [last_minute, last_minute]
-        self._missing(instrument, TICKS, (begin, end), source, reason, kept=kept)
-        self._missing(instrument, MINUTES, (first_minute, last_minute), source, reason, kept=kept)
+        missing = {TICKS: (begin, end), MINUTES: (first_minute, last_minute)}
+        self._missing(instrument, missing, source, reason, kept=kept)
 
     def _missing(
-        self, instrument: str, kind: str, span: Span, source: str, reason: str, *, kept: bool
+        self, instrument: str, spans: Mapping[str, Span], source: str, reason: str, *, kept: bool
     ) -> None:
-        note = Note(
-            instrument=instrument,
-            type=kind,
-            state=MISSING,
-            from_ms=span[0],
-            to_ms=span[1],
-            source=source,
-            reason=reason,
-            broken=True,
-        )
+        notes = [
+            Note(
+                instrument=instrument,
+                type=kind,
+                state=MISSING,
+                from_ms=span[0],
+                to_ms=span[1],
+                source=source,
+                reason=reason,
+                broken=True,
+            )
+            for kind, span in spans.items()
+        ]
         if not kept and len(self._pending) < MOST_PENDING:
-            self._keep(note)
-        self.note(note)
+            self._keep(*notes)
+        self.note(*notes)
 
-    def _keep(self, told: Note | _Told) -> None:
+    def _keep(self, *told: Note | _Told) -> None:
         """Write something to the file, in case that the process ends before PostgreSQL has it."""
         if self._journal is None:
             return
         try:
-            self._journal.write(msgspec.json.encode(told) + b"\n")
+            # In one call: a start tells of a gap of every instrument.
+            self._journal.write(_encode_lines(told))
         except OSError as error:
             if not self._journal_failed:
                 _log.warning("coverage_not_kept", path=str(self._file), error=str(error))

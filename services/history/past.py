@@ -31,7 +31,7 @@ from services.market_data.bars import Bar, Interval
 from services.market_data.calendar import MarketCalendar
 from services.market_data.candles import CoverageSpan, HistoryAnswer, HistoryRequest
 from services.market_data.clock import Clock
-from services.market_data.instruments import InstrumentMapping, MappingSnapshot
+from services.market_data.instruments import Candidates, InstrumentMapping, MappingSnapshot, candidates_of
 from services.market_data.records import ControlRecord
 from services.market_data.trading_time import TradingTime
 from services.pipeline.giving_way import GivingWay
@@ -79,7 +79,8 @@ class Past:
         self.config = config
         self._clock = clock
         self._publish = publish
-        self._candidates: dict[str, list[InstrumentMapping]] = {}
+        self._candidates: Candidates = {}
+        self._mappings: tuple[InstrumentMapping, ...] = ()
         self._by_symbol: dict[str, dict[str, InstrumentMapping]] = {}
         folder = config.folder
         self.redis = make_client(config.redis_url, name="marketd:history")
@@ -137,16 +138,9 @@ class Past:
 
     def load(self, snapshot: MappingSnapshot) -> None:
         """Take over the mappings: which providers an instrument has, the best first."""
-        candidates: dict[str, list[InstrumentMapping]] = {}
-        for mapping in snapshot.mappings:
-            candidates.setdefault(mapping.instrument, []).append(mapping)
-        for mappings in candidates.values():
-            mappings.sort(key=lambda it: (not it.is_primary, it.priority, it.provider_code))
-        self._candidates = candidates
-        by_symbol: dict[str, dict[str, InstrumentMapping]] = {}
-        for mapping in snapshot.mappings:
-            by_symbol.setdefault(mapping.provider_code, {})[mapping.provider_symbol] = mapping
-        self._by_symbol = by_symbol
+        self._mappings = snapshot.mappings
+        self._candidates = candidates_of(snapshot.mappings)
+        self._by_symbol = {}
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -225,8 +219,19 @@ class Past:
             clock=self._clock,
             settings=settings,
             quota=Quota(source.code, source.limits, self._clock, file),
-            mapping_of=lambda symbol: self._by_symbol.get(source.code, {}).get(symbol),
+            mapping_of=lambda symbol: self._symbols_of(source.code).get(symbol),
         )
+
+    def _symbols_of(self, code: str) -> Mapping[str, InstrumentMapping]:
+        """Return a provider's mappings by its symbols; most providers are never asked for the past."""
+        found = self._by_symbol.get(code)
+        if found is None:
+            found = self._by_symbol[code] = {
+                mapping.provider_symbol: mapping
+                for mapping in self._mappings
+                if mapping.provider_code == code
+            }
+        return found
 
     def _announce(
         self, instrument: str, exchange: str, code: str, interval: Interval, from_ms: int, to_ms: int

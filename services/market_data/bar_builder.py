@@ -146,7 +146,7 @@ class BarBuilder:
         if not book.heard:
             # The first tick there ever was of it: nothing flowed before.
             book.heard = True
-            self._gaps.add(book.instrument, 0, tick.timestamp)
+            book.begun_ms = tick.timestamp
         span = self._grid.minute_of(book.exchange, tick.timestamp)
         if flags & NO_TRADE:
             self._refuse("snapshot" if flags & FLAG_SNAPSHOT else "suspect")
@@ -346,7 +346,12 @@ class BarBuilder:
             ticks=bar.ticks,
             status=status,
             revision=max(0, bar.revision),
-            covered_ms=self._gaps.covered_ms(book.instrument, book.exchange, bar.start_ms, bar.end_ms),
+            covered_ms=self._gaps.covered_ms(
+                book.instrument,
+                book.exchange,
+                max(bar.start_ms, min(book.begun_ms, bar.end_ms)),
+                bar.end_ms,
+            ),
             sources=bar.sources,
             phase=bar.span.phase,
         )

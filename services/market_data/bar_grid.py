@@ -55,12 +55,22 @@ class BarGrid:
 
     def minute_of(self, exchange: str, at_ms: int) -> Span | None:
         """Return the minute a trade at `at_ms` belongs to; None when the exchange is closed."""
+        # Every bar of a minute holds on to the same one, that of all instruments of its exchange.
+        known = self._spans.get((exchange, "1m"))
+        if known is not None and known.start_ms + CLOSING_SECOND_MS <= at_ms < known.end_ms:
+            return known
         session = self.session_of(exchange, at_ms)
         if session is None:
             return None
         start_ms = min(at_ms - at_ms % MINUTE_MS, session.close_ms - MINUTE_MS)
         end_ms = start_ms + MINUTE_MS
-        return Span(start_ms, end_ms, session.phase, end_ms == session.close_ms)
+        span = Span(start_ms, end_ms, session.phase, end_ms == session.close_ms)
+        if known == span:
+            return known
+        if start_ms % MINUTE_MS == 0:
+            # Another last minute, of a session that ends within one, overlaps the minute before it.
+            self._spans[exchange, "1m"] = span
+        return span
 
     def span_of(self, exchange: str, interval: Interval, at_ms: int) -> Span | None:
         """Return the span of the bar that a trade at `at_ms` belongs to; None when the exchange is closed."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from services.market_data.bar_grid import Span
 from services.market_data.bars import MINUTE_MS, Interval
 from services.market_data.records import DataIngestionFormat
 
 NOT_EMITTED = -1
+_ALONE: dict[str, tuple[str]] = {}
+_NONE_RETIRED: Mapping[Interval, int] = MappingProxyType({})
 
 
 class FormingBar:
@@ -103,7 +108,10 @@ class FormingBar:
     def add_source(self, code: str) -> None:
         """Note whose trade came last."""
         self.source = code
-        if code not in self.sources:
+        if not self.sources:
+            # Nearly always the only one, and the same in as many bars as there are instruments.
+            self.sources = _ALONE.get(code) or _ALONE.setdefault(code, (code,))
+        elif code not in self.sources:
             self.sources = (*self.sources, code)
 
     def _widen(
@@ -127,10 +135,11 @@ class InstrumentBook:
 
     `heard`: a tick of it has come, now or before a restart. `latest_ms` is the start of the latest minute
     there ever was, `delayed` whether ticks come late as a rule, `retired_ms` the start of the latest longer
-    bar of each interval that cannot change any more.
+    bar of each interval that cannot change any more. Before `begun_ms`, its first tick ever, nothing flowed.
     """
 
     __slots__ = (
+        "begun_ms",
         "delayed",
         "exchange",
         "heard",
@@ -149,9 +158,10 @@ class InstrumentBook:
         self.minutes: list[FormingBar] = []
         self.longer: list[FormingBar] = []
         self.heard = True
+        self.begun_ms = 0
         self.latest_ms = -1
         self.delayed = False
-        self.retired_ms: dict[Interval, int] = {}
+        self.retired_ms: Mapping[Interval, int] = _NONE_RETIRED
 
     def find(self, interval: Interval, start_ms: int) -> FormingBar | None:
         """Return the bar of an interval that begins at `start_ms`, None when it is not here."""
@@ -170,7 +180,8 @@ class InstrumentBook:
             self.minutes.remove(bar)
         else:
             self.longer.remove(bar)
-            self.retired_ms[bar.interval] = max(bar.start_ms, self.retired_ms.get(bar.interval, -1))
+            latest_ms = max(bar.start_ms, self.retired_ms.get(bar.interval, -1))
+            self.retired_ms = {**self.retired_ms, bar.interval: latest_ms}
 
     def newest_time_ms(self) -> int:
         """Return the time of the newest trade of the minutes here, -1 without any."""

@@ -6,6 +6,7 @@ Immutable: a changed mapping is a new object in a new snapshot.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from sys import intern
 
@@ -93,3 +94,30 @@ class MappingSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     upcoming: tuple[InstrumentMapping, ...] = ()
     permit: int = 0
     switched_off: tuple[tuple[str, str], ...] = ()
+
+
+Candidates = Mapping[str, tuple[InstrumentMapping, ...]]
+"""The mappings of each instrument, in the order of preference."""
+
+_newest: tuple[tuple[InstrumentMapping, ...], Candidates] = ((), {})
+
+
+def candidates_of(mappings: tuple[InstrumentMapping, ...]) -> Candidates:
+    """Return the mappings of each instrument: the primary one first, then by priority, then by code.
+
+    Of the newest snapshot everybody is given the same table: it is as large as the snapshot itself.
+    """
+    global _newest  # noqa: PLW0603 - what is kept says the same as the mappings it was made of
+    made_of, table = _newest
+    if made_of is mappings:
+        return table
+    found: dict[str, tuple[InstrumentMapping, ...]] = {}
+    for mapping in mappings:
+        found[mapping.instrument] = (*found.get(mapping.instrument, ()), mapping)
+    for key, rows in found.items():
+        if len(rows) > 1:
+            found[key] = tuple(
+                sorted(rows, key=lambda row: (not row.is_primary, row.priority, row.provider_code))
+            )
+    _newest = (mappings, found)
+    return found

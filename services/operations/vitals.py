@@ -4,6 +4,9 @@ Beside the flow. Says at the start how much all queues and outboxes can hold tog
 are there that cannot be used. When the resident
 memory comes to 70 % of what is allowed, `relieve(True)` is called: the gateway then takes no new clients
 and gives those it has less; `relieve(False)` follows once there is room again. Ticks are never touched.
+
+What a start, a minute's end or a flood needed for a moment, the C library keeps in pieces all over its heap.
+Whenever the resident memory has grown, it is made to give that back.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import structlog
 
 from services.compiled import BUILD, REMEDY
-from services.operations.memory import allowed_bytes, open_descriptors, rss_bytes
+from services.operations.memory import allowed_bytes, give_back, open_descriptors, rss_bytes
 
 _log = structlog.get_logger(__name__)
 
@@ -24,6 +27,10 @@ LOOK_EVERY_S = 1.0
 SOFT_LIMIT = 0.7
 """From this part of the allowed memory on the gateway relieves the process."""
 RELIEVED_BELOW = 0.65
+GROWN_BYTES = 8 << 20
+"""After so much growth there may be something to give back."""
+REST_LOOKS = 5
+"""So many looks lie between two times, however quickly the memory grows."""
 _MIB = 1 << 20
 
 
@@ -40,6 +47,7 @@ class Vitals:
         caps: Mapping[str, int],
         relieve: Callable[[bool], None],
         rss: Callable[[], int] = rss_bytes,
+        give_back: Callable[[], bool] = give_back,
     ) -> None:
         self.limit_bytes = limit_bytes or allowed_bytes()
         self.under_pressure = False
@@ -48,6 +56,10 @@ class Vitals:
         self._caps = dict(caps)
         self._relieve = relieve
         self._rss = rss
+        self._give_back = give_back
+        self._least_bytes = self._rested = 0
+        self.given_back = 0
+        """How often memory was given back."""
 
     @property
     def budget_bytes(self) -> int:
@@ -80,8 +92,21 @@ class Vitals:
     async def run(self) -> None:
         """Look once a second until cancelled."""
         while True:
+            await self.tidy()
             self.look()
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def tidy(self) -> None:
+        """Give back what is held without need, if there may be any."""
+        used = self._rss()
+        self._rested += 1
+        self._least_bytes = min(self._least_bytes, used)
+        if self._rested <= REST_LOOKS or used - self._least_bytes < GROWN_BYTES:
+            return
+        # In a thread: it takes some milliseconds and needs no interpreter.
+        await asyncio.to_thread(self._give_back)
+        self.given_back += 1
+        self._least_bytes, self._rested = self._rss(), 0
 
     def look(self) -> None:
         """Compare the resident memory with what is allowed; relieve the process, or end the relief."""

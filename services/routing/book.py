@@ -5,14 +5,14 @@ What the parts of the router share. Keeps and looks up; decides nothing, publish
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from services.market_data.clock import Clock
 from services.market_data.gaps import GapBook
-from services.market_data.instruments import InstrumentMapping
+from services.market_data.instruments import Candidates, InstrumentMapping
 from services.provider_runtime import ProviderRuntime
 from services.routing.decision import HALF_MINUTE_AWAY, REAL_TIME, Action
 from services.routing.history import RouteHistory
@@ -73,21 +73,6 @@ class Watch:
             trial.broken()
 
 
-Candidates = dict[str, tuple[InstrumentMapping, ...]]
-"""The mappings of each instrument, in the order of preference."""
-
-
-def candidates_of(mappings: Iterable[InstrumentMapping]) -> Candidates:
-    """Return the candidates that a snapshot's mappings make."""
-    found: dict[str, list[InstrumentMapping]] = {}
-    for mapping in mappings:
-        found.setdefault(mapping.instrument, []).append(mapping)
-    return {
-        key: tuple(sorted(rows, key=lambda row: (not row.is_primary, row.priority, row.provider_code)))
-        for key, rows in found.items()
-    }
-
-
 def changed_between(before: Candidates, after: Candidates) -> list[str]:
     """Return the instruments of which any mapping is new, gone or different."""
     gone = [key for key in before if key not in after]
@@ -101,7 +86,7 @@ class RouteBook:
         self.runtimes = runtimes
         self.clock = clock
         self.rules = rules
-        self.candidates: dict[str, tuple[InstrumentMapping, ...]] = {}
+        self.candidates: Candidates = {}
         self.active: dict[str, str] = {}
         self.passing: dict[str, str] = {}
         """The routes of those instruments that nothing is the matter with; read on the hot path."""

@@ -72,7 +72,6 @@ class Feed:
         self.usual_rate = 0.0
         self.closed_ticks = 0.0
         self.watches: list[Watch] = []
-        self._places: dict[str, int] = {}
         self._calendar = calendar
         self._valid_from_ms = self._valid_until_ms = 0
         self._closed_since_ms = 0
@@ -88,17 +87,16 @@ class Feed:
         if not self.watches:
             self.finding, self.since_ms, self.started = Finding.PROVING, watch.armed_ms, False
             self._looked_s = None
-        self._places[watch.instrument] = len(self.watches)
+        watch.place = len(self.watches)
         self.watches.append(watch)
 
     def remove(self, watch: Watch) -> None:
         """Let an instrument go."""
         self.faulty.pop(watch.instrument, None)
-        place = self._places.pop(watch.instrument)
         last = self.watches.pop()
         if last is not watch:
-            self.watches[place] = last
-            self._places[last.instrument] = place
+            self.watches[watch.place] = last
+            last.place = watch.place
 
     # ---- the market -----------------------------------------------------------------------------
 

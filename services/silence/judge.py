@@ -69,8 +69,8 @@ class SilenceJudge:
     def __init__(self, calendar: MarketCalendar) -> None:
         self._calendar = calendar
         self._feeds: dict[tuple[str, str], Feed] = {}
-        self._watches: dict[tuple[str, str], Watch] = {}
-        self._by_instrument: dict[str, tuple[Watch, ...]] = {}
+        self._watches: dict[str, dict[str, Watch]] = {}
+        """By provider and instrument."""
         self._memory = Memory()
         self._changes: list[Change] = []
         self._looked_s: float | None = None
@@ -83,8 +83,8 @@ class SilenceJudge:
 
     def arm(self, provider: str, instrument: str, exchange: str, pulse: Pulse, now_ms: int) -> None:
         """Expect data of an instrument from now on; again: forget evidence, keep what was learned."""
-        key = (provider, instrument)
-        watch = self._watches.get(key)
+        watches = self._watches.setdefault(provider, {})
+        watch = watches.get(instrument)
         if watch is not None and watch.exchange == exchange:
             self._feeds[provider, exchange].faulty.pop(instrument, None)
             watch.rearm(pulse, now_ms)
@@ -94,8 +94,8 @@ class SilenceJudge:
         self._memory.forget_if_old(now_ms)
         watch = self._memory.recall(provider, instrument, exchange, pulse)
         watch.rearm(pulse, now_ms)
-        self._watches[key] = watch
-        self._join(instrument, (*self._by_instrument.get(instrument, ()), watch))
+        watches[instrument] = watch
+        self._join(instrument)
         feed = self._feeds.get((provider, exchange))
         if feed is None:
             feed = self._feeds[provider, exchange] = Feed(provider, exchange, self._calendar)
@@ -104,22 +104,24 @@ class SilenceJudge:
 
     def disarm(self, provider: str, instrument: str) -> None:
         """Expect nothing more; what was learned is remembered."""
-        watch = self._watches.pop((provider, instrument), None)
+        watch = self._watches.get(provider, {}).pop(instrument, None)
         if watch is None:
             return
         self._feeds[provider, watch.exchange].remove(watch)
         self._memory.keep(watch)
-        self._join(instrument, tuple(one for one in self._by_instrument[instrument] if one is not watch))
+        self._join(instrument)
 
-    def _join(self, instrument: str, watches: tuple[Watch, ...]) -> None:
+    def _join(self, instrument: str) -> None:
         """Let the providers of one instrument be witnesses for each other."""
-        if watches:
-            self._by_instrument[instrument] = watches
-        else:
-            del self._by_instrument[instrument]
+        if len(self._watches) == 1:
+            return
+        watches = [watch for of in self._watches.values() if (watch := of.get(instrument)) is not None]
         for watch in watches:
             watch.others = tuple(other for other in watches if other is not watch)
             watch.witness_mark = watch.others_ticks()
+
+    def _all_watches(self) -> list[Watch]:
+        return [watch for of in self._watches.values() for watch in of.values()]
 
     # ---- looking --------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class SilenceJudge:
         if first or abs(step_ms) > _CLOCK_SET_MS:
             self._offset_ms = offset_ms
         if not first and abs(step_ms) > _CLOCK_SET_MS:
-            for watch in self._watches.values():
+            for watch in self._all_watches():
                 watch.clock_set(step_ms)
 
     # ---- an instrument --------------------------------------------------------------------------
@@ -316,7 +318,7 @@ class SilenceJudge:
 
     def judgement(self, provider: str, instrument: str) -> Judgement:
         """Return what is found of one instrument; of a feed's fault where its own pulse says nothing."""
-        watch = self._watches.get((provider, instrument))
+        watch = self._watches.get(provider, {}).get(instrument)
         if watch is None:
             return Judgement(Finding.PROVING, 0, "it is not subscribed", 0.0)
         feed = self._feeds[provider, watch.exchange]
@@ -358,7 +360,7 @@ class SilenceJudge:
 
     def state(self) -> dict[str, Any]:
         """Return what was learned, fit for JSON."""
-        return self._memory.state(self._now_ms, self._watches.values(), self._feeds.values())
+        return self._memory.state(self._now_ms, self._all_watches(), self._feeds.values())
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier run learned, before anything is armed.

@@ -57,7 +57,8 @@ class Watch:
     """What is known of one instrument at one provider.
 
     `seen` ticks in `span_s` seconds of usual business make its rate; `dispersion` is the variance of its
-    counts over their mean, 1.0 where ticks are independent. `evidence` and `replay` are nats.
+    counts over their mean, 1.0 where ticks are independent. `evidence` and `replay` are nats. `place` is its
+    own in the list of its feed.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Watch:
         "looked_s",
         "others",
         "patience",
+        "place",
         "provider",
         "pulse",
         "quiet_since_s",
@@ -98,6 +100,7 @@ class Watch:
         self.instrument = instrument
         self.exchange = exchange
         self.others: tuple[Watch, ...] = ()
+        self.place = 0
         self.seen = 0.0
         self.span_s = 0.0
         self.day_seen = self.day_span_s = 0.0

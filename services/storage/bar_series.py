@@ -21,8 +21,9 @@ from services.market_data.calendar import Phase
 from services.storage.client import storage_error
 from services.storage.failures import Reason, item_reason
 from services.storage.keys import BAR_FIELDS, BarField, bar_labels, bar_series
-from services.storage.resp import bulk, command
+from services.storage.resp import bulk
 from services.storage.retention import Retention
+from services.storage.series_words import correct_series, create_series, series_options
 
 CHUNK_BYTES: dict[str, int] = {"1m": 512, "5m": 256}
 """By interval, 128 for the others: small steps for series that stay short, larger ones where the overhead of
@@ -52,26 +53,26 @@ class BarSeries:
 
     def create(self, field: str, retention_ms: int) -> str:
         """Return the command that makes the series of `field`; it fails where there is one."""
-        return command("TS.CREATE", *self.definition(field, retention_ms))
+        return create_series(self.key(field), retention_ms, self._chunk_bytes, self._labels(field))
 
     def correct(self, field: str, retention_ms: int) -> str:
         """Return the command that gives an existing series of `field` our retention, policy and labels."""
-        return command("TS.ALTER", *self.definition(field, retention_ms))
+        return correct_series(self.key(field), retention_ms, self._chunk_bytes, self._labels(field))
 
     def definition(self, field: str, retention_ms: int) -> tuple[str, ...]:
         """Return key and options of the series of `field`."""
-        labels = bar_labels(self.instrument, self.exchange, self.interval, cast(BarField, field))
         return (
             self.key(field),
-            "RETENTION",
-            str(retention_ms),
-            "CHUNK_SIZE",
-            str(CHUNK_BYTES.get(self.interval, _SMALL_CHUNK_BYTES)),
-            "DUPLICATE_POLICY",
-            "LAST",
-            "LABELS",
-            *(text for label in labels.items() for text in label),
+            *series_options(retention_ms, self._chunk_bytes),
+            *(text for label in self._labels(field).items() for text in label),
         )
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return CHUNK_BYTES.get(self.interval, _SMALL_CHUNK_BYTES)
+
+    def _labels(self, field: str) -> dict[str, str]:
+        return bar_labels(self.instrument, self.exchange, self.interval, cast(BarField, field))
 
 
 async def read_bars(

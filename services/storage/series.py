@@ -13,7 +13,8 @@ import msgspec
 
 from services.market_data.records import PROBE_EXCHANGE, DataIngestionFormat
 from services.storage.keys import LIVE, TICK_FIELDS, KeySpace, TickField
-from services.storage.resp import bulk, command
+from services.storage.resp import bulk
+from services.storage.series_words import correct_series, create_series
 
 CHUNK_BYTES = 1024
 """Memory is taken in steps of this size; a quarter of the default, for many series with few samples."""
@@ -109,27 +110,15 @@ class InstrumentSeries:
 
     def create(self, field: str, retention_ms: int) -> str:
         """Return the command that makes the series of `field`; it fails where there is one."""
-        return command("TS.CREATE", *self._definition(field, retention_ms))
+        return create_series(self.key(field), retention_ms, CHUNK_BYTES, self._labels(field))
 
     def correct(self, field: str, retention_ms: int) -> str:
         """Return the command that gives an existing series of `field` our retention, policy and labels."""
-        return command("TS.ALTER", *self._definition(field, retention_ms))
+        return correct_series(self.key(field), retention_ms, CHUNK_BYTES, self._labels(field))
 
-    def _definition(self, field: str, retention_ms: int) -> tuple[str, ...]:
-        is_probe = self.exchange == PROBE_EXCHANGE
-        kind = "probe" if is_probe else "tick"
-        labels = self.keys.tick_labels(self.instrument, self.exchange, cast(TickField, field), kind)
-        return (
-            self.key(field),
-            "RETENTION",
-            str(retention_ms),
-            "CHUNK_SIZE",
-            str(CHUNK_BYTES),
-            "DUPLICATE_POLICY",
-            "LAST",
-            "LABELS",
-            *(text for label in labels.items() for text in label),
-        )
+    def _labels(self, field: str) -> dict[str, str]:
+        kind = "probe" if self.exchange == PROBE_EXCHANGE else "tick"
+        return self.keys.tick_labels(self.instrument, self.exchange, cast(TickField, field), kind)
 
 
 def merge(earlier: DataIngestionFormat, later: DataIngestionFormat) -> DataIngestionFormat:

@@ -1,14 +1,16 @@
 """What the writers of time series have in common: one `TS.MADD` a batch, series made and mended on the way.
 
 Between `spooled_sink` and the two writers of series, that of ticks and that of bars. A series that is
-missing is made in front of the batch that found it so; one that somebody else made otherwise is corrected
-with the next. Every sample's answer is looked at, and a record counts as stored when all its samples are.
+missing is made in front of the batch that found it so; one that was there, which somebody else may have made
+otherwise, is corrected soon after. Every sample's answer is looked at, and a record counts as stored when all
+its samples are.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from services.market_data.clock import Clock
@@ -23,6 +25,8 @@ from services.storage.spooled_sink import SpooledSink
 
 BATCH_SAMPLES = 500
 """More samples in one command gain nothing."""
+CORRECTED_AT_ONCE = 50
+"""Series corrected with one batch: after a restart that is every series there is, and the ticks go first."""
 BUSY_IN_FLIGHT = 16
 _REPAIRS_A_BATCH = 2
 _MADD = to_bytes([bulk("TS.MADD")])
@@ -110,7 +114,9 @@ class SeriesSink(SpooledSink):
             probe_ms=probe_ms,
             answer=b"*%d\r\n%b" % (samples, _bytes_of(stamps)),
         )
-        corrections, self._to_correct = list(self._to_correct), {}
+        corrections = list(islice(self._to_correct, CORRECTED_AT_ONCE))
+        for target in corrections:
+            del self._to_correct[target]
         batch.making = corrections + making
         kept_ms = self._retention.of
         batch.prelude = [
@@ -147,7 +153,7 @@ class SeriesSink(SpooledSink):
             if reason is Reason.WRONG_TYPE:
                 self._repairs.give_up_on(series, field, reason)
             elif reason is Reason.SERIES_EXISTS and not batch.repairs:
-                # Made by an earlier run, or by somebody else with other ideas: the next batch corrects it.
+                # Made by an earlier run, or by somebody else with other ideas: a later batch corrects it.
                 self._to_correct[series, field] = None
 
     def _settle_samples(self, batch: SeriesBatch, answer: list[Reply]) -> bool:

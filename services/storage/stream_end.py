@@ -12,12 +12,15 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from services.market_data.records import FLAG_TEXT, DataIngestionFormat, Record
 from services.pipeline.giving_way import slices
 from services.pipeline.sequencer import Position, parse_position
+from services.storage.ask_many import ask_many
 from services.storage.entry_reader import record_of
 from services.storage.keys import tick_stream
+from services.storage.resp import command
 from services.storage.spool import Spool
 
 MOST_ENTRIES = 150_000
@@ -61,9 +64,13 @@ async def read_stream_end(
     whole_ms = since_ms
     names: dict[str, str] = {}
     while True:
-        page: Any = await client.xrevrange(key, upto, f"{since_ms}-0", min(_PAGE, left))
-        for entry_id, fields in page:
-            position = parse_position(entry_id)
+        asked = command("XREVRANGE", key, upto, f"{since_ms}-0", "COUNT", str(min(_PAGE, left)))
+        (page,) = await ask_many(client, [asked])
+        if isinstance(page, ResponseError):
+            raise page
+        for entry_id, words in page:
+            position, flat = parse_position(entry_id), iter(words)
+            fields = dict(zip(flat, flat, strict=True))
             newest_first.append((position, _record_of(exchange, position, fields, names)))
         left -= len(page)
         if left <= 0:

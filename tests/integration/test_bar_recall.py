@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from services.market_data.bar_builder import BarBuilder
 from services.market_data.bars import Bar
 from services.market_data.records import FLAG_DELAYED, DataIngestionFormat, Record
+from services.storage import stream_end
+from services.storage.ask_many import ask_many
 from services.storage.bar_recall import BarRecall
 from services.storage.stream_end import read_stream_end
 from tests.support.bar_rig import BarRig, assert_bars_are_true, marked, walk
@@ -72,6 +74,14 @@ class CountingReads:
         self.entries = 0
         for name in ("xrange", "xrevrange"):
             monkeypatch.setattr(client, name, self._counted(getattr(client, name)))
+
+        async def counted_pages(asked: Redis, commands: list[str]) -> list[Any]:
+            assert asked is client
+            pages = await ask_many(asked, commands)
+            self.entries += sum(map(len, pages))
+            return pages
+
+        monkeypatch.setattr(stream_end, "ask_many", counted_pages)
 
     def _counted(self, read: Any) -> Any:
         async def counted(*arguments: Any, **options: Any) -> Any:

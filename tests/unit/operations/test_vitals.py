@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from services.operations.memory import allowed_bytes, open_descriptors, rss_bytes
-from services.operations.vitals import Vitals
+from services.operations.memory import allowed_bytes, give_back, open_descriptors, rss_bytes
+from services.operations.vitals import GROWN_BYTES, REST_LOOKS, Vitals
 
 MIB = 1 << 20
 
@@ -60,3 +61,40 @@ def test_pressure_is_noticed_once_and_relieved_once_with_a_margin_between() -> N
         vitals.look()
     assert told == [True, False]
     assert (vitals.pressures, vitals.budget_bytes) == (1, 40)
+
+
+async def test_memory_is_given_back_once_there_may_be_some_and_not_again_before_it_has_grown() -> None:
+    used, given = [100 * MIB], []
+
+    def give_back() -> bool:
+        given.append(used[0])
+        used[0] -= 30 * MIB
+        return True
+
+    vitals = Vitals(limit_bytes=0, caps={}, relieve=lambda _: None, rss=lambda: used[0], give_back=give_back)
+    for _ in range(REST_LOOKS):
+        await vitals.tidy()
+    assert not given
+    await vitals.tidy()
+    assert given == [100 * MIB]
+    for _ in range(3 * REST_LOOKS):
+        used[0] += MIB // 2
+        await vitals.tidy()
+    assert given == [100 * MIB]
+    used[0] += GROWN_BYTES
+    await vitals.tidy()
+    assert len(given) == vitals.given_back == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is resident is read from /proc")
+def test_what_was_freed_among_what_is_kept_goes_back_to_the_kernel() -> None:
+    # Pieces too large for Python's own pools and too small for pages of their own, every second one kept.
+    kept = [bytes(20_000) for _ in range(4_000)]
+    full = rss_bytes()
+    del kept[:-1:2]
+    for _ in range(len(kept)):
+        kept.append(kept.pop(0))
+    if not give_back():
+        pytest.skip("this machine's C library gives nothing back")
+    assert rss_bytes() < full - 10 * MIB
+    assert kept
