@@ -48,7 +48,7 @@ __all__ = ["IngestionConfig", "LiveDataIngestion"]
 _log = structlog.get_logger(__name__)
 
 GC_THRESHOLDS = (5_000, 20, 100)
-"""Hardly anything of ours is cyclic: the collector walks what a start builds a few times, not a thousand."""
+"""Hardly anything of ours is cyclic: the collector walks what was built since the start now and then."""
 
 DRAIN_DEADLINE_S = 10.0
 
@@ -114,6 +114,17 @@ class LiveDataIngestion:
         Raises `ConfigurationError`, `StorageMisconfigured` or `TemporaryError` with the remedy.
         """
         gc.set_threshold(*GC_THRESHOLDS)
+        # The collector would walk again and again what lives as long as the process: once, at the end, does.
+        gc.freeze()
+        gc.disable()
+        try:
+            await self._begin()
+        finally:
+            gc.collect()
+            gc.freeze()
+            gc.enable()
+
+    async def _begin(self) -> None:
         leadership, keep = self.storage.leadership, self.supervisor.keep
         await leadership.begin()
         self.storage.note_lease()
@@ -142,9 +153,6 @@ class LiveDataIngestion:
         if leadership.leading:
             await self._leading.take_up()
         keep("leadership", self._leading.run)
-        # What was built until here lives as long as the process: keep the collector from walking it.
-        gc.collect()
-        gc.freeze()
         _log.info(
             "daemon_started",
             url=self.api_url,
