@@ -50,7 +50,7 @@ ALWAYS_FIT = 100
 
 
 class SharedFrames:
-    """Makes frames of several ticks; clients with the same ticks, soon after each other, get the same bytes."""
+    """Makes frames of several ticks; clients with the same ticks soon after each other get the same bytes."""
 
     def __init__(self, charts: ChartFrames | None = None) -> None:
         self.charts = charts
