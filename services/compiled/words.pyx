@@ -295,27 +295,36 @@ cdef inline char *decimal_bulk(char *at, double number) noexcept nogil:
     cdef char *end = &text[32]
     cdef char *begin
     cdef double size = -number if number < 0.0 else number
-    cdef unsigned long long scaled, scale, fraction
+    cdef unsigned long long scaled, scale
     cdef int places
     if size == 0.0:
         memcpy(text, b"0.0", 3)
         return short_bulk(at, text, 3)
     if not 1e-5 <= size < 1e11:
         return NULL
-    scaled, scale, places = <unsigned long long>(size * 1e4 + 0.5), 10_000, 4
-    if <double>scaled / 1e4 != size:
-        if size >= 1e7:
-            return NULL
-        scaled, scale, places = <unsigned long long>(size * 1e8 + 0.5), 100_000_000, 8
-        if <double>scaled / 1e8 != size:
-            return NULL
-    fraction = scaled % scale
-    # A one in front keeps the zeros that follow the point.
-    digits_before(end, scale + fraction)
-    end[-places - 1] = b"."
-    begin = digits_before(end - places - 1, scaled // scale)
-    while (end - 1)[0] == b"0" and (end - 2)[0] != b".":
-        end -= 1
+    scaled = <unsigned long long>(size * 1e2 + 0.5)
+    if <double>scaled / 1e2 == size:
+        # Cents: most prices.
+        memcpy(end - 2, &PAIRS[2 * (scaled % 100)], 2)
+        (end - 3)[0] = b"."
+        begin = digits_before(end - 3, scaled // 100)
+        if (end - 1)[0] == b"0":
+            end -= 1
+    else:
+        scaled, scale, places = <unsigned long long>(size * 1e4 + 0.5), 10_000, 4
+        if <double>scaled / 1e4 != size:
+            if size >= 1e7:
+                return NULL
+            scaled, scale, places = <unsigned long long>(size * 1e8 + 0.5), 100_000_000, 8
+            if <double>scaled / 1e8 != size:
+                return NULL
+        # A one in front keeps the zeros that follow the point.
+        digits_before(end, scale + scaled % scale)
+        (end - places - 1)[0] = b"."
+        begin = digits_before(end - places - 1, scaled // scale)
+        # It ends: a fraction of cents is left.
+        while (end - 1)[0] == b"0":
+            end -= 1
     if number < 0.0:
         begin -= 1
         begin[0] = b"-"
