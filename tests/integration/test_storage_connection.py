@@ -207,7 +207,7 @@ async def test_a_writer_waits_while_redis_loads_its_data() -> None:
         if loading:
             return MASTER if words[0] == "HELLO" else LOADING
         if words[0] == "XADD":
-            stored.append(words[5])
+            stored.append(words[5] if words[2] == "MAXLEN" else words[2])
         if words[0] == "EXEC":
             return f"*{len(stored)}\r\n{''.join(map(bulk, stored))}".encode()
         return willing(words)
