@@ -2,17 +2,21 @@
 
 The daemon runs as a process with its sinks, its AOF-keeping Redis and ten WebSocket clients of fifty
 instruments each. First the load sends as fast as it is taken; then the greatest rate is sought at which
-everything is stored while it comes, and held. Ceiling and peers are measured on a fresh Redis beside it.
+everything is stored while it comes, and held. Ceiling and peers have a Redis of their own. They and the
+daemon are given all they can take in turn, several times, and a ratio is the middle one of the rounds': a
+machine that changes its mood changes it for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Self
 
 import redis.asyncio
 
@@ -27,6 +31,7 @@ INSTRUMENTS = 1_000
 CLIENTS, WATCHED = 10, 50
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CRYPTOFEED = ("cryptofeed==2.4.1", "redis==8.1.0", "hiredis==3.5.0")
+_ROUND_S = 3.0
 _KEEPS_UP_S = 0.5
 """What is still unstored at the end of a sustained run must be stored within this time."""
 
@@ -34,71 +39,76 @@ _KEEPS_UP_S = 0.5
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure throughput, ceiling and peers."""
     search_s, hold_s = (3.0, 6.0) if quick else (6.0, 60.0)
-    ceilings = await _ceilings(quick)
-    ours = await _ours("quote", search_s, hold_s)
+    rounds: list[dict[str, float]] = []
+    async with _Rivals() as rivals:
+        ours = await _ours("quote", search_s, hold_s)
+        async with Rig(instruments=INSTRUMENTS, mode="full") as full_rig, _watched("quote") as rig:
+            for _ in range(3 if quick else 5):
+                rounds.append(
+                    {
+                        "ours": (await _run(rig, 0, _ROUND_S))["taken"],
+                        "full": (await _run(full_rig, 0, _ROUND_S))["taken"],
+                        **await rivals.take(50_000 if quick else 100_000),
+                    }
+                )
     full = await _ours("full", search_s, search_s)
-    peers = {
-        "three awaits a tick": await _peer("awaits", sys.executable, search_s),
-        "cryptofeed TradeStream": await _peer("cryptofeed", await _peers_python(), search_s),
-    }
-    again = await _ceilings(quick)
-    blaster = max(ceilings["raw blaster"] or 0, again["raw blaster"] or 0)
-    cryptofeed = peers["cryptofeed TradeStream"]
     sustained = ours["sustained"]
 
-    def ratio(other: float | None) -> float | None:
-        return sustained / other if other and sustained else None
+    def middle(name: str) -> float | None:
+        return median(one[name] for one in rounds) if name in rounds[0] else None
 
+    def ratio(other: str, one: str = "ours") -> float | None:
+        return median(each[one] / each[other] for each in rounds) if other in rounds[0] else None
+
+    beside = f"middle of {len(rounds)} rounds of {_ROUND_S:.0f} s without limit"
     rows = [
         row(f"sustained {hold_s:.0f} s, one process", sustained, "ticks/s", at_least=150_000,
             note=f"{ours['held_s']:.0f} s held, {ours['queued']} queued at the end, none lost"),
-        row("… × cryptofeed TradeStream", ratio(cryptofeed), "×", at_least=3),
-        row("… × three awaits a tick", ratio(peers["three awaits a tick"]), "×", at_least=30),
-        row("… × Redis ceiling (raw blaster)", ratio(blaster), "×", at_least=0.4),
+        row("× cryptofeed TradeStream", ratio("cryptofeed"), "×", at_least=3, note=beside),
+        row("× three awaits a tick", ratio("awaits"), "×", at_least=30, note=beside),
+        row("× Redis ceiling (raw blaster)", ratio("blaster"), "×", at_least=0.4, note=beside),
         row("taken when sent without limit", ours["saturated"], "ticks/s", note=ours["saturated_note"]),
         row("the same in full mode (four samples), sustained", full["sustained"], "ticks/s",
-            ratios={"quote mode": full["sustained"] / sustained if sustained else None}),
+            ratios={"quote mode, without limit": ratio("ours", "full")}),
         row("daemon CPU", ours["daemon_us"], "µs/tick", note="while sustained"),
         row("Redis CPU", ours["redis_us"], "µs/tick", note="while sustained"),
         row("load CPU", ours["load_us"], "µs/tick", note="shares the cores with both"),
         row("daemon RSS after it", ours["rss_mb"], "MB"),
-        row("Redis ceiling: raw blaster", blaster, "ticks/s", note="two samples and one flat entry a tick"),
-        row("redis-benchmark, XADD of six fields", ceilings["redis-benchmark"], "entries/s"),
-        *(row(f"peer: {name}", value, "ticks/s", note="" if value else "could not be installed")
-          for name, value in peers.items()),
+        row("Redis ceiling: raw blaster", middle("blaster"), "ticks/s",
+            note="two samples and one flat entry a tick"),
+        row("redis-benchmark, XADD of six fields", rivals.redis_benchmark, "entries/s"),
+        *(row(f"peer: {name}", middle(which), "ticks/s", note="" if middle(which) else "not installed")
+          for name, which in (("three awaits a tick", "awaits"), ("cryptofeed TradeStream", "cryptofeed"))),
     ]  # fmt: skip
-    return result(rows, quote=ours, full=full, peers=peers, ceilings=[ceilings, again])
+    return result(rows, quote=ours, full=full, rounds=rounds)
 
 
-async def _ceilings(quick: bool) -> dict[str, float | None]:
-    with tempfile.TemporaryDirectory(prefix="marketd-bench-") as folder:
-        async with EmbeddedRedis(Path(folder)) as server:
-            url = await server.start()
-            return {
-                "raw blaster": await ceiling.raw_blaster(url, ticks=50_000 if quick else 100_000),
-                "redis-benchmark": await ceiling.redis_benchmark(url),
-            }
-
-
-async def _ours(mode: Any, search_s: float, hold_s: float) -> dict[str, Any]:
+@contextlib.asynccontextmanager
+async def _watched(mode: Any) -> AsyncIterator[Rig]:
+    """Give a rig whose daemon has clients, and has ticked."""
     async with Rig(instruments=INSTRUMENTS, mode=mode) as rig:
         url = f"{rig.daemon.api_url.replace('http', 'ws', 1)}/ws"
         arguments = (url, "0", str(CLIENTS), str(WATCHED), str(INSTRUMENTS), "latest", "250")
         async with Helper("watchers", *arguments) as watchers:
             await watchers.hear()
             await rig.load.run(rate=2_000, seconds=1)
-            flooded = await _run(rig, 0, search_s)
-            found = flooded["taken"] * 0.95
-            held: dict[str, Any] = {}
-            for attempt in range(8):
-                trial = await _run(rig, found, search_s)
-                if trial["kept_up"]:
-                    held = trial if hold_s <= search_s else await _run(rig, found, hold_s)
-                    if held["kept_up"]:
-                        break
-                found *= 0.93 if attempt < 4 else 0.85
-            else:
-                held = {}
+            yield rig
+
+
+async def _ours(mode: Any, search_s: float, hold_s: float) -> dict[str, Any]:
+    async with _watched(mode) as rig:
+        flooded = await _run(rig, 0, search_s)
+        found = flooded["taken"] * 0.95
+        held: dict[str, Any] = {}
+        for attempt in range(8):
+            trial = await _run(rig, found, search_s)
+            if trial["kept_up"]:
+                held = trial if hold_s <= search_s else await _run(rig, found, hold_s)
+                if held["kept_up"]:
+                    break
+            found *= 0.93 if attempt < 4 else 0.85
+        else:
+            held = {}
     sustained = held.get("taken") if held else None
     return {
         "saturated": flooded["taken"],
@@ -169,31 +179,78 @@ async def _peers_python() -> str | None:
     return None if code else str(PEERS_PYTHON)
 
 
-async def _peer(which: str, python: str | None, seconds: float) -> float | None:
-    """Return the ticks a second that a peer has stored, counted until the last one lies in Redis."""
-    if python is None:
-        return None
-    loop = asyncio.get_running_loop()
-    with tempfile.TemporaryDirectory(prefix="marketd-bench-") as folder:
-        async with EmbeddedRedis(Path(folder)) as server, LoadProcess("quote", "") as load:
-            url = await server.start()
-            client = redis.asyncio.from_url(url)
-            feed = f"ws://127.0.0.1:{load.port}"
-            async with Helper("peer", which, feed, url, str(INSTRUMENTS), program=python) as peer:
-                await peer.hear()
-                while (await load.ask())["subscribed"] < INSTRUMENTS:  # noqa: ASYNC110 - another process
-                    await asyncio.sleep(0.05)
-                await load.run(rate=500, seconds=1)
-                before, began_s = await _entries(client), loop.time()
-                await load.run(rate=0, seconds=seconds)
-                stored, ended_s = await _entries(client), loop.time()
-                while loop.time() < ended_s + 1.0:
-                    await asyncio.sleep(0.05)
-                    now = await _entries(client)
-                    if now > stored:
-                        stored, ended_s = now, loop.time()
-            await client.aclose()
-    return (stored - before) / (ended_s - began_s)
+class _Peer:
+    """Another program with a load and a Redis of its own, kept for several rounds."""
+
+    def __init__(self, which: str, python: str) -> None:
+        self._which, self._python = which, python
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        enter = self._stack.enter_async_context
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="marketd-bench-"))
+        server = await enter(EmbeddedRedis(Path(folder)))
+        self._load = await enter(LoadProcess("quote", ""))
+        url = await server.start()
+        self._client = redis.asyncio.from_url(url)
+        self._stack.push_async_callback(self._client.aclose)
+        feed = f"ws://127.0.0.1:{self._load.port}"
+        peer = await enter(Helper("peer", self._which, feed, url, str(INSTRUMENTS), program=self._python))
+        await peer.hear()
+        while (await self._load.ask())["subscribed"] < INSTRUMENTS:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+        await self._load.run(rate=500, seconds=1)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def take(self, seconds: float) -> float:
+        """Return the ticks a second that it has stored, counted until the last one lies in Redis."""
+        loop = asyncio.get_running_loop()
+        before, began_s = await _entries(self._client), loop.time()
+        await self._load.run(rate=0, seconds=seconds)
+        stored, ended_s = await _entries(self._client), loop.time()
+        while loop.time() < ended_s + 1.0:
+            await asyncio.sleep(0.05)
+            now = await _entries(self._client)
+            if now > stored:
+                stored, ended_s = now, loop.time()
+        return (stored - before) / (ended_s - began_s)
+
+
+class _Rivals:
+    """The ceiling and the peers, ready to be measured in turn with the daemon."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.AsyncExitStack()
+        self._peers: dict[str, _Peer] = {}
+        self.redis_benchmark: float | None = None
+
+    async def __aenter__(self) -> Self:
+        enter = self._stack.enter_async_context
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="marketd-bench-"))
+        server = await enter(EmbeddedRedis(Path(folder)))
+        self._url = await server.start()
+        self._client = redis.asyncio.from_url(self._url)
+        self._stack.push_async_callback(self._client.aclose)
+        self.redis_benchmark = await ceiling.redis_benchmark(self._url)
+        self._peers["awaits"] = await enter(_Peer("awaits", sys.executable))
+        python = await _peers_python()
+        if python is not None:
+            self._peers["cryptofeed"] = await enter(_Peer("cryptofeed", python))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def take(self, ticks: int) -> dict[str, float]:
+        """Return what each takes a second, one after the other."""
+        await self._client.flushall()
+        return {
+            "blaster": await ceiling.raw_blaster(self._url, ticks=ticks),
+            **{name: await peer.take(_ROUND_S) for name, peer in self._peers.items()},
+        }
 
 
 async def _entries(client: redis.asyncio.Redis) -> int:

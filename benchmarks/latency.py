@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import redis.asyncio
+
 from benchmarks.plot import Plot
 from benchmarks.report import result, row
 from benchmarks.rig import Helper, Rig
@@ -19,12 +21,13 @@ RATES = (1_000, 10_000, 50_000, 100_000)
 CLIENTS, WATCHED = 100, 50
 _STREAM_GOALS = {1_000: (0.4, 2.0), 50_000: (None, 5.0), 100_000: (None, 10.0)}
 _CLIENT_GOALS = {10_000: 5.0}
+_NOT_KEPT = "without Redis' append-only file"
 
 
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure both latencies at every rate."""
     seconds = 3.0 if quick else 12.0
-    stream = await _stream(seconds)
+    stream, not_kept = await _stream(seconds)
     clients = await _clients(RATES[:3], seconds)
     rows = []
     for rate, told in stream.items():
@@ -33,6 +36,12 @@ async def measure(quick: bool) -> dict[str, Any]:
             row(f"socket to XREAD at {_k(rate)}/s, p50", told["p50"], "ms", at_most=p50, note=_kept(told))
         )
         rows.append(row(f"socket to XREAD at {_k(rate)}/s, p99", told["p99"], "ms", at_most=p99))
+    for rate, told in not_kept.items():
+        for name in ("p50", "p99"):
+            kept = stream[rate][name]
+            rows.append(
+                row(f"{_NOT_KEPT}, at {_k(rate)}/s, {name}", told[name], "ms", note=f"with it {kept:.3g} ms")
+            )
     for rate, told in clients.items():
         goal = _CLIENT_GOALS.get(rate)
         what = f"socket to WebSocket at {_k(rate)}/s, {CLIENTS} clients × {WATCHED}"
@@ -47,18 +56,23 @@ async def measure(quick: bool) -> dict[str, Any]:
         name="by-rate", title="Age of a tick at the consumer", x="ticks a second", y="ms", lines=lines,
         log_x=True, log_y=True,
     )  # fmt: skip
-    return result(rows, plots=[plot], stream=stream, clients=clients)
+    return result(rows, plots=[plot], stream=stream, not_kept=not_kept, clients=clients)
 
 
-async def _stream(seconds: float) -> dict[int, dict[str, Any]]:
-    found = {}
+async def _stream(seconds: float) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Measure at every rate, and again at some while Redis keeps nothing on disk: what that costs."""
+    found, not_kept = {}, {}
     async with Rig(instruments=INSTRUMENTS, stamp="volume") as rig:
         base_s = str(rig.load.base_s)
         async with Helper("reader", rig.redis_url, "md:ticks:NSE", base_s) as reader:
             await reader.hear()
             for rate in RATES:
                 found[rate] = await one(rig, reader, rate, seconds)
-    return found
+            async with redis.asyncio.from_url(rig.redis_url) as client:
+                await client.config_set("appendonly", "no")
+            for rate in _STREAM_GOALS:
+                not_kept[rate] = await one(rig, reader, rate, seconds)
+    return found, not_kept
 
 
 async def _clients(rates: tuple[int, ...], seconds: float) -> dict[int, dict[str, Any]]:

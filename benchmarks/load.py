@@ -228,6 +228,8 @@ class Load:
                     share += free[self._next % len(free)] is client and due - share * len(free)
                     if share:
                         client.produce(share)
+                        # At once: its stamp is the moment of its making.
+                        client.flush()
                         sent += share
                 self._next += 1
             if not self._look(0.0 if not rate and free else _PACE_S):
