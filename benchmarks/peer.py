@@ -84,7 +84,7 @@ async def main(which: str, feed_url: str, redis_url: str, instruments: int) -> N
             say({"handed": handed})
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), heard)
-    async with websockets.connect(feed_url, compression=None) as socket:
+    async with websockets.connect(feed_url, ping_interval=None, compression=None) as socket:
         for first in range(1, instruments + 1, 100):
             rows = [
                 {"ExchangeSegment": "NSE_EQ", "SecurityId": str(number)}
