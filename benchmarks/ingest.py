@@ -42,7 +42,7 @@ async def measure(quick: bool) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
     async with _Rivals() as rivals:
         ours = await _ours("quote", search_s, hold_s)
-        async with Rig(instruments=INSTRUMENTS, mode="full") as full_rig, _watched("quote") as rig:
+        async with _watched("full") as full_rig, _watched("quote") as rig:
             for _ in range(3 if quick else 5):
                 rounds.append(
                     {

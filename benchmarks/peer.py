@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from urllib.parse import urlsplit
 
 import websockets
 
@@ -23,6 +25,8 @@ from benchmarks.helper import say, stdin_bytes
 
 _QUOTE = struct.Struct("<BHBIfHIfIIIffff")
 _IST_OFFSET_S = 19_800
+_RECEIVE_BUFFER_BYTES = 128 << 10
+"""That of the daemon (`services.connection.transport`), which the Python of cryptofeed cannot import."""
 Store = Callable[[str, float, int, int, float], Awaitable[None]]
 
 
@@ -84,13 +88,16 @@ async def main(which: str, feed_url: str, redis_url: str, instruments: int) -> N
             say({"handed": handed})
 
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), heard)
-    async with websockets.connect(feed_url, ping_interval=None, compression=None) as socket:
+    # No pings: behind what it has not read yet a slow program would hear the answers too late.
+    async with websockets.connect(
+        feed_url, sock=_connection(feed_url), ping_interval=None, compression=None
+    ) as feed:
         for first in range(1, instruments + 1, 100):
             rows = [
                 {"ExchangeSegment": "NSE_EQ", "SecurityId": str(number)}
                 for number in range(first, min(first + 100, instruments + 1))
             ]
-            await socket.send(
+            await feed.send(
                 json.dumps({"RequestCode": 17, "InstrumentCount": len(rows), "InstrumentList": rows})
             )
         say({"ready": True})
@@ -98,7 +105,7 @@ async def main(which: str, feed_url: str, redis_url: str, instruments: int) -> N
 
         async def read() -> None:
             nonlocal handed
-            async for message in socket:
+            async for message in feed:
                 _, _, _, number, price, quantity, ltt, *_ = _QUOTE.unpack(message)
                 await store(f"SYM{number:05d}", price, quantity, (ltt - _IST_OFFSET_S) * 1000, time.time())
                 handed += 1
@@ -106,6 +113,16 @@ async def main(which: str, feed_url: str, redis_url: str, instruments: int) -> N
         reading = asyncio.ensure_future(read())
         await asyncio.wait([stopping, reading], return_when=asyncio.FIRST_COMPLETED)
         reading.cancel()
+
+
+def _connection(feed_url: str) -> socket.socket:
+    """Return a socket that holds as little unread as the daemon's, so that a slow program is soon done."""
+    parts = urlsplit(feed_url)
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+    made.connect((parts.hostname, parts.port))
+    made.setblocking(False)
+    return made
 
 
 if __name__ == "__main__":
