@@ -27,7 +27,9 @@ def command(*arguments: object) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
-class _Blaster:
+class Blaster:
+    """One connection that sends ready-made commands. Blocks: to be used in a thread."""
+
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._sock = socket.create_connection((parts.hostname, parts.port))
@@ -53,7 +55,11 @@ class _Blaster:
                     owed.popleft()
 
     def prepare(self, instruments: int) -> None:
-        """Make the series, as the daemon makes them."""
+        """Make the series anew, as the daemon makes them."""
+        names = [
+            f"ceiling:{number}:{field}" for number in range(instruments) for field in ("price", "volume")
+        ]
+        self._send([command("DEL", *names)], 1)
         create = [
             command(
                 *("TS.CREATE", f"ceiling:{number}:{field}", "RETENTION", 172_800_000),
@@ -64,57 +70,57 @@ class _Blaster:
         ]
         self._send(create, 1)
 
-    def run(self, instruments: int, ticks: int) -> float:
-        """Return ticks a second; encoding is done before the time runs."""
-        payloads = []
-        now_ms = time.time_ns() // 1_000_000
-        for first in range(0, ticks, _TICKS_A_BATCH):
-            samples: list[object] = ["TS.MADD"]
-            entries = []
-            for number in range(first, first + _TICKS_A_BATCH):
-                which, stamp = number % instruments, now_ms + number // instruments
-                price = 1_000 + number % 977 / 20
-                samples += [
-                    f"ceiling:{which}:price",
-                    stamp,
-                    price,
-                    f"ceiling:{which}:volume",
-                    stamp,
-                    number % 400,
-                ]
-                head = ("XADD", "ceiling:ticks", "MAXLEN", "~", 250_000, f"{now_ms}-{number}", "type", "tick")
-                names = ("k", f"NSE:SYM{which:05d}", "src", "DHAN", "t", stamp, "r", stamp, "p", price)
-                day = ("o", price, "h", price, "l", price, "pc", price)
-                entries.append(command(*head, *names, "v", number % 400, "cv", number, *day))
-            payloads.append(command(*samples) + b"".join(entries))
+    def run(self, payloads: list[bytes]) -> float:
+        """Send what `encoded` has made; return how many seconds it took until every reply was there."""
         began_s = time.perf_counter()
         self._send(payloads, 1 + _TICKS_A_BATCH)
-        return ticks / (time.perf_counter() - began_s)
+        return time.perf_counter() - began_s
 
     def close(self) -> None:
+        """Leave, with the stream deleted."""
         self._send([command("DEL", "ceiling:ticks")], 1)
         self._sock.close()
+
+
+def encoded(instruments: int, ticks: int) -> list[bytes]:
+    """Return the commands for so many ticks, a batch each; a Redis takes them once."""
+    payloads = []
+    now_ms = time.time_ns() // 1_000_000
+    for first in range(0, ticks, _TICKS_A_BATCH):
+        samples: list[object] = ["TS.MADD"]
+        entries = []
+        for number in range(first, first + _TICKS_A_BATCH):
+            which, stamp = number % instruments, now_ms + number // instruments
+            price = 1_000 + number % 977 / 20
+            samples += [f"ceiling:{which}:price", stamp, price]
+            samples += [f"ceiling:{which}:volume", stamp, number % 400]
+            head = ("XADD", "ceiling:ticks", "MAXLEN", "~", 250_000, f"{now_ms}-{number}", "type", "tick")
+            names = ("k", f"NSE:SYM{which:05d}", "src", "DHAN", "t", stamp, "r", stamp, "p", price)
+            day = ("o", price, "h", price, "l", price, "pc", price)
+            entries.append(command(*head, *names, "v", number % 400, "cv", number, *day))
+        payloads.append(command(*samples) + b"".join(entries))
+    return payloads
 
 
 async def blast(url: str, payloads: list[bytes], replies_each: int) -> None:
     """Send ready-made commands as fast as Redis takes them; each payload causes `replies_each` replies."""
 
     def run() -> None:
-        blaster = _Blaster(url)
+        blaster = Blaster(url)
         blaster._send(payloads, replies_each)
         blaster._sock.close()
 
     await asyncio.to_thread(run)
 
 
-async def raw_blaster(url: str, *, instruments: int = 1_000, ticks: int = 100_000) -> float:
-    """Return how many ticks a second Redis takes: the better of two runs."""
+async def raw_blaster(url: str, payloads: list[bytes], *, instruments: int = 1_000) -> float:
+    """Give Redis what `encoded` has made, the series made before; return how many seconds it took."""
 
     def run() -> float:
-        blaster = _Blaster(url)
+        blaster = Blaster(url)
         try:
             blaster.prepare(instruments)
-            return max(blaster.run(instruments, ticks) for _ in range(2))
+            return blaster.run(payloads)
         finally:
             blaster.close()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.history import Took, resting_share, timed, took
+from benchmarks.history import Took, resting_share, timed, took_in_turn
 from benchmarks.report import result, row
 from benchmarks.rig import DaemonProcess
 
@@ -36,10 +36,10 @@ async def measure(quick: bool) -> dict[str, Any]:
             first_ms, body = await _first(session, address)
             rest = await resting_share(daemon.pid)
             before = await _asked(daemon)
-            cached = await took(session, daemon.pid, [address], times, rest)
+            kinds = {"chain": [address], "nothing": ["/healthz"]}
+            found = await took_in_turn(session, daemon.pid, kinds, times, rest)
             asked = await _asked(daemon) - before
-            nothing = await took(session, daemon.pid, ["/healthz"], times, rest)
-    return _judged(body, first_ms, cached, nothing, asked)
+    return _judged(body, first_ms, found["chain"], found["nothing"], asked)
 
 
 async def _first(session: aiohttp.ClientSession, address: str) -> tuple[float, dict[str, Any]]:

@@ -1,11 +1,10 @@
 """Deliveries a second that one core makes: the real gateway, and `websockets.broadcast` beside it.
 
-Both serve in this process, one after the other; the clients are another process that only takes and counts.
-What counts is processor time of this process, kernel included, by delivery: its reciprocal is what a core
-makes when it does nothing else. First every tick is a frame to each of a hundred clients; then clients with
-five hundred instruments each get the newest values of all in one frame. The peer sends a ready text of the
-same length; the ceiling is the kernel's `write` of a ready frame to as many sockets, with nothing else
-done."""
+All serve in this process and take turns; the clients are other processes that only take and count. What
+counts is processor time of this process, kernel included, by delivery: its reciprocal is what a core makes
+when it does nothing else. Every tick is a frame to each of a hundred clients; clients with five hundred
+instruments each get the newest values of all in one frame. The peer sends a ready text of the same length;
+the ceiling is the kernel's `write` of a ready frame to as many sockets, with nothing else done."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
-from statistics import median
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -24,6 +22,7 @@ import websockets
 from benchmarks.fanout import Backend
 from benchmarks.report import result, row
 from benchmarks.rig import Helper
+from benchmarks.turns import Slice, in_turn, rate
 from services.data_broadcast import DataBroadcast
 from services.gateway.limits import limits_for
 from services.gateway.server import Gateway, GatewayConfig
@@ -34,48 +33,78 @@ ORDER = 25
 CLIENTS = 100
 WIDE_CLIENTS, WIDE_INSTRUMENTS, EVERY_MS = 100, 500, 250
 _TURN_S = 0.002
-_QUIET_S = 0.5
+_SLICE_S, _QUIET_S = 0.3, 0.05
+_WIDE_SLICE_S = 1.0
 
 
 async def measure(quick: bool) -> dict[str, Any]:
-    """Measure both, alternating, so that a machine that changes its mood changes it for both."""
+    """Measure all four in turn."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    seconds, rounds = (2.0, 2) if quick else (2.0, 9)
-    ours: list[dict[str, float]] = []
-    peer: list[dict[str, float]] = []
-    kernel: list[dict[str, float]] = []
-    wide: list[dict[str, float]] = []
-    for _ in range(rounds):
-        ours.append(await _gateway(CLIENTS, 1, "all", seconds))
-        size = round(ours[-1]["bytes"] / ours[-1]["frames"])
-        peer.append(await _websockets(seconds, size))
-        kernel.append(await _websockets(seconds, size, ready=True))
-        wide.append(await _gateway(WIDE_CLIENTS, WIDE_INSTRUMENTS, "latest", seconds))
-    frames, other, ceiling = (median(each["frames_per_cpu_s"] for each in it) for it in (ours, peer, kernel))
-    coalesced = median(each["ticks_per_cpu_s"] for each in wide)
-    to_peer, to_kernel = _ratio(ours, peer), _ratio(ours, kernel)
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        ours = await enter(_gateway(CLIENTS, 1, "all"))
+        took = await ours.counted()
+        size = round(took["bytes"] / took["frames"])
+        wide = await enter(_gateway(WIDE_CLIENTS, WIDE_INSTRUMENTS, "latest"))
+        found = await in_turn(
+            5 if quick else 60,
+            {
+                "ours": ours.frames,
+                "peer": (await enter(_websockets(size))).frames,
+                "kernel": (await enter(_websockets(size, ready=True))).frames,
+                "wide": wide.ticks,
+            },
+        )
+    frames, other, ceiling, coalesced = (rate(found[name]) for name in ("ours", "peer", "kernel", "wide"))
     rows = [
         row(f"frames to {CLIENTS} clients, a tick in each", frames, "deliveries/s", at_least=220_000,
-            ratios={"websockets.broadcast": to_peer, "the kernel's write": to_kernel},
-            note=f"{ours[-1]['bytes'] / ours[-1]['frames']:.0f} bytes a frame; by processor time"),
-        row("… × websockets.broadcast", to_peer, "×", at_least=1.2, note="median of the rounds' ratios"),
+            ratios={"the kernel's write": frames / ceiling},
+            note=f"{size} bytes a frame; by processor time"),
+        row("… × websockets.broadcast", frames / other, "×", at_least=1.2),
         row(f"newest values to {WIDE_CLIENTS} clients × {WIDE_INSTRUMENTS} instruments", coalesced, "ticks/s",
             at_least=4_000_000, ratios={"frames of one tick": coalesced / frames},
-            note=f"{wide[-1]['ticks'] / max(1, wide[-1]['frames']):.0f} ticks a frame; by processor time"),
+            note="by processor time"),
         row("peer: websockets.broadcast", other, "deliveries/s",
-            ratios={"the kernel's write": _ratio(peer, kernel)}),
+            ratios={"the kernel's write": other / ceiling}),
         row("ceiling: the kernel's write of a ready frame", ceiling, "deliveries/s"),
     ]  # fmt: skip
-    return result(rows, ours=ours, peer=peer, kernel=kernel, wide=wide)
+    return result(rows, slices=found)
 
 
-def _ratio(some: list[dict[str, float]], others: list[dict[str, float]]) -> float:
-    """Return the middle of the ratios of rounds that followed each other."""
-    name = "frames_per_cpu_s"
-    return median(one[name] / other[name] for one, other in zip(some, others, strict=True))
+class _Stage:
+    """A server in this process whose clients wait in another, given something to send now and then."""
+
+    def __init__(self, drain: Helper, offer: Callable[[], None], turn_s: float, slice_s: float) -> None:
+        self._drain, self._offer = drain, offer
+        self._turn_s, self._slice_s = turn_s, slice_s
+
+    async def counted(self) -> dict[str, float]:
+        """Offer once a turn; return what the clients took, and our processor time for it as `cpu_s`."""
+        await self._drain.ask(do="begin")
+        spent_s = time.process_time()
+        until_s = time.monotonic() + self._slice_s
+        while time.monotonic() < until_s:
+            self._offer()
+            await asyncio.sleep(self._turn_s)
+        # What waits in outboxes is still to be sent, and paid for.
+        await asyncio.sleep(max(_QUIET_S, self._turn_s))
+        spent_s = time.process_time() - spent_s
+        took = await self._drain.ask(do="end")
+        return {**{name: float(value) for name, value in took.items()}, "cpu_s": spent_s}
+
+    async def frames(self) -> Slice:
+        """Return the frames that the clients took in one slice, and our processor time."""
+        took = await self.counted()
+        return Slice(took["frames"], took["cpu_s"])
+
+    async def ticks(self) -> Slice:
+        """Return the ticks that the clients took in one slice, and our processor time."""
+        took = await self.counted()
+        return Slice(took["ticks"], took["cpu_s"])
 
 
-async def _gateway(clients: int, instruments: int, delivery: str, seconds: float) -> dict[str, float]:
+@contextlib.asynccontextmanager
+async def _gateway(clients: int, instruments: int, delivery: str) -> AsyncIterator[_Stage]:
     broadcast = DataBroadcast(SystemClock())
     gateway = Gateway(Backend(instruments), broadcast, GatewayConfig(port=0, limits=limits_for(2 * clients)))
     url = f"{(await gateway.start()).replace('http', 'ws', 1)}/ws"
@@ -87,18 +116,23 @@ async def _gateway(clients: int, instruments: int, delivery: str, seconds: float
         made += instruments
         broadcast.offer_ticks([_tick(number, made + number) for number in range(instruments)])
 
+    arguments = (url, str(clients), str(instruments), delivery, str(EVERY_MS))
     try:
-        arguments = (url, str(clients), str(instruments), delivery, str(EVERY_MS))
-        # New values at every slot: what is conflated is not what this measures.
-        turn_s = _TURN_S if delivery == "all" else EVERY_MS / 1000
-        return await _measured(arguments, offer, turn_s, seconds)
+        async with Helper("drain", *arguments) as drain:
+            await drain.hear()
+            if delivery == "all":
+                yield _Stage(drain, offer, _TURN_S, _SLICE_S)
+            else:
+                # New values at every slot: what is conflated is not what this measures.
+                yield _Stage(drain, offer, EVERY_MS / 1000, _WIDE_SLICE_S)
     finally:
         serving.cancel()
         await gateway.stop()
         await asyncio.wait([serving])
 
 
-async def _websockets(seconds: float, size: int, *, ready: bool = False) -> dict[str, float]:
+@contextlib.asynccontextmanager
+async def _websockets(size: int, *, ready: bool = False) -> AsyncIterator[_Stage]:
     """Broadcast a text; `ready`: write its frame to the sockets, past the library."""
     connected: set[websockets.ServerConnection] = set()
 
@@ -114,41 +148,13 @@ async def _websockets(seconds: float, size: int, *, ready: bool = False) -> dict
             with contextlib.suppress(BlockingIOError):
                 os.write(connection.transport.get_extra_info("socket").fileno(), frame)
 
-    async with websockets.serve(serve, "127.0.0.1", 0, compression=None) as server:
+    # No pings of its own: they would be paid for in the others' slices.
+    async with websockets.serve(serve, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
         url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        arguments = (url, str(CLIENTS), "0", "", "0")
-        offer = write if ready else lambda: websockets.broadcast(connected, text)
-        return await _measured(arguments, offer, _TURN_S, seconds)
-
-
-async def _measured(
-    arguments: tuple[str, ...], offer: Callable[[], None], turn_s: float, seconds: float
-) -> dict[str, float]:
-    """Offer once a turn; return what the clients took, and how much by second of our processor time."""
-    async with Helper("drain", *arguments) as drain:
-        await drain.hear()
-        await _for(0.5, offer, turn_s)
-        await drain.ask(do="begin")
-        spent_s = time.process_time()
-        await _for(seconds, offer, turn_s)
-        # What waits in outboxes is still to be sent, and paid for.
-        await asyncio.sleep(_QUIET_S)
-        spent_s = time.process_time() - spent_s
-        took = await drain.ask(do="end")
-    return {
-        **{name: float(value) for name, value in took.items()},
-        "cpu_s": spent_s,
-        "frames_per_cpu_s": took["frames"] / spent_s,
-        "ticks_per_cpu_s": took["ticks"] / spent_s,
-    }
-
-
-async def _for(seconds: float, offer: Callable[[], None], turn_s: float) -> None:
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        offer()
-        await sleep(turn_s)
+        async with Helper("drain", url, str(CLIENTS), "0", "", "0") as drain:
+            await drain.hear()
+            offer = write if ready else lambda: websockets.broadcast(connected, text)
+            yield _Stage(drain, offer, _TURN_S, _SLICE_S)
 
 
 def _tick(number: int, made: int) -> DataIngestionFormat:

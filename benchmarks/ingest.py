@@ -2,9 +2,8 @@
 
 The daemon runs as a process with its sinks, its AOF-keeping Redis and ten WebSocket clients of fifty
 instruments each. First the load sends as fast as it is taken; then the greatest rate is sought at which
-everything is stored while it comes, and held. Ceiling and peers have a Redis of their own. They and the
-daemon are given all they can take in turn, several times, and a ratio is the middle one of the rounds': a
-machine that changes its mood changes it for all of them.
+everything is stored while it comes, and held. Ceiling and peers have a Redis of their own. For the ratios
+they and the daemon are given all they can take in turn, a second each, many times over.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 import redis.asyncio
@@ -24,6 +23,7 @@ from benchmarks import ceiling
 from benchmarks.machine import ROOT, output
 from benchmarks.report import result, row
 from benchmarks.rig import Helper, LoadProcess, Rig, Usage
+from benchmarks.turns import Slice, Take, in_turn, rate
 from services.operations.embedded_redis import EmbeddedRedis
 
 ORDER = 10
@@ -31,7 +31,9 @@ INSTRUMENTS = 1_000
 CLIENTS, WATCHED = 10, 50
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CRYPTOFEED = ("cryptofeed==2.4.1", "redis==8.1.0", "hiredis==3.5.0")
-_ROUND_S = 3.0
+_SLICE_S = 1.0
+_BLASTED = 100_000
+"""Ticks for the ceiling in one slice: half a second's, or a little more."""
 _KEEPS_UP_S = 0.5
 """What is still unstored at the end of a sustained run must be stored within this time."""
 
@@ -39,28 +41,20 @@ _KEEPS_UP_S = 0.5
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure throughput, ceiling and peers."""
     search_s, hold_s = (3.0, 6.0) if quick else (6.0, 60.0)
-    rounds: list[dict[str, float]] = []
-    async with _Rivals() as rivals:
-        ours = await _ours("quote", search_s, hold_s)
-        async with _watched("full") as full_rig, _watched("quote") as rig:
-            for _ in range(3 if quick else 5):
-                rounds.append(
-                    {
-                        "ours": (await _run(rig, 0, _ROUND_S))["taken"],
-                        "full": (await _run(full_rig, 0, _ROUND_S))["taken"],
-                        **await rivals.take(50_000 if quick else 100_000),
-                    }
-                )
+    rounds = 5 if quick else 30
+    ours = await _ours("quote", search_s, hold_s)
+    async with _Rivals() as rivals, _watched("full") as full_rig, _watched("quote") as rig:
+        takes = {"ours": partial(_taken, rig), "full": partial(_taken, full_rig), **rivals.takes()}
+        found = await in_turn(rounds, takes)
     full = await _ours("full", search_s, search_s)
     sustained = ours["sustained"]
 
-    def middle(name: str) -> float | None:
-        return median(one[name] for one in rounds) if name in rounds[0] else None
+    rates = {name: rate(slices) for name, slices in found.items()}
 
     def ratio(other: str, one: str = "ours") -> float | None:
-        return median(each[one] / each[other] for each in rounds) if other in rounds[0] else None
+        return rates[one] / rates[other] if other in rates else None
 
-    beside = f"middle of {len(rounds)} rounds of {_ROUND_S:.0f} s without limit"
+    beside = f"all given all they can take, {rounds} × {_SLICE_S:.0f} s in turn"
     rows = [
         row(f"sustained {hold_s:.0f} s, one process", sustained, "ticks/s", at_least=150_000,
             note=f"{ours['held_s']:.0f} s held, {ours['queued']} queued at the end, none lost"),
@@ -74,13 +68,13 @@ async def measure(quick: bool) -> dict[str, Any]:
         row("Redis CPU", ours["redis_us"], "µs/tick", note="while sustained"),
         row("load CPU", ours["load_us"], "µs/tick", note="shares the cores with both"),
         row("daemon RSS after it", ours["rss_mb"], "MB"),
-        row("Redis ceiling: raw blaster", middle("blaster"), "ticks/s",
+        row("Redis ceiling: raw blaster", rates["blaster"], "ticks/s",
             note="two samples and one flat entry a tick"),
         row("redis-benchmark, XADD of six fields", rivals.redis_benchmark, "entries/s"),
-        *(row(f"peer: {name}", middle(which), "ticks/s", note="" if middle(which) else "not installed")
+        *(row(f"peer: {name}", rates.get(which), "ticks/s", note="" if which in rates else "not installed")
           for name, which in (("three awaits a tick", "awaits"), ("cryptofeed TradeStream", "cryptofeed"))),
     ]  # fmt: skip
-    return result(rows, quote=ours, full=full, rounds=rounds)
+    return result(rows, quote=ours, full=full, slices=found)
 
 
 @contextlib.asynccontextmanager
@@ -93,6 +87,15 @@ async def _watched(mode: Any) -> AsyncIterator[Rig]:
             await watchers.hear()
             await rig.load.run(rate=2_000, seconds=1)
             yield rig
+
+
+async def _taken(rig: Rig) -> Slice:
+    """Return what the daemon stores of a slice of all it can take, and how long that took."""
+    loop = asyncio.get_running_loop()
+    before, began_s = await rig.status(), loop.time()
+    await rig.load.run(rate=0, seconds=_SLICE_S)
+    after = await rig.settled(120, every_s=0.02)
+    return Slice(_stored(before, after), loop.time() - began_s)
 
 
 async def _ours(mode: Any, search_s: float, hold_s: float) -> dict[str, Any]:
@@ -205,18 +208,18 @@ class _Peer:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def take(self, seconds: float) -> float:
-        """Return the ticks a second that it has stored, counted until the last one lies in Redis."""
+    async def take(self) -> Slice:
+        """Return what it stores of a slice of all it can take, and the time until the last lies in Redis."""
         loop = asyncio.get_running_loop()
         before, began_s = await _entries(self._client), loop.time()
-        await self._load.run(rate=0, seconds=seconds)
+        told = await self._load.run(rate=0, seconds=_SLICE_S)
         stored, ended_s = await _entries(self._client), loop.time()
-        while loop.time() < ended_s + 1.0:
-            await asyncio.sleep(0.05)
+        while stored - before < told["sent"] and loop.time() < ended_s + 5.0:
+            await asyncio.sleep(0.02)
             now = await _entries(self._client)
             if now > stored:
                 stored, ended_s = now, loop.time()
-        return (stored - before) / (ended_s - began_s)
+        return Slice(stored - before, ended_s - began_s)
 
 
 class _Rivals:
@@ -235,6 +238,7 @@ class _Rivals:
         self._client = redis.asyncio.from_url(self._url)
         self._stack.push_async_callback(self._client.aclose)
         self.redis_benchmark = await ceiling.redis_benchmark(self._url)
+        self._payloads = ceiling.encoded(INSTRUMENTS, _BLASTED)
         self._peers["awaits"] = await enter(_Peer("awaits", sys.executable))
         python = await _peers_python()
         if python is not None:
@@ -244,13 +248,14 @@ class _Rivals:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def take(self, ticks: int) -> dict[str, float]:
-        """Return what each takes a second, one after the other."""
+    def takes(self) -> dict[str, Take]:
+        """Return what measures each of them once."""
+        return {"blaster": self._blast, **{name: peer.take for name, peer in self._peers.items()}}
+
+    async def _blast(self) -> Slice:
         await self._client.flushall()
-        return {
-            "blaster": await ceiling.raw_blaster(self._url, ticks=ticks),
-            **{name: await peer.take(_ROUND_S) for name, peer in self._peers.items()},
-        }
+        took_s = await ceiling.raw_blaster(self._url, self._payloads, instruments=INSTRUMENTS)
+        return Slice(_BLASTED, took_s)
 
 
 async def _entries(client: redis.asyncio.Redis) -> int:

@@ -12,12 +12,14 @@ from rich.console import Console
 
 from benchmarks import guard, report
 from benchmarks.__main__ import discover
+from benchmarks.bystander import Bystander
 from benchmarks.compare import compared, show
 from benchmarks.drift import drift
 from benchmarks.path import path
 from benchmarks.plot import Plot
 from benchmarks.soak import Window, judged
 from benchmarks.ticks import STAMPS_PER_S, Mode, TickSource
+from benchmarks.turns import Slice, Take, in_turn, rate
 from services.wire.dhan import Full, Quote, decode_frame
 
 
@@ -117,11 +119,14 @@ def test_the_guard_compares_each_way_of_the_path_with_its_own_record() -> None:
     )
 
 
+_CPU = "daemon CPU a tick grows, beside the bystander's work, by"
+
+
 def windows(**grown: float) -> list[Window]:
     usual = {
         "rate": 20_000.0, "stream_p50": 0.3, "stream_p99": 2.0, "client_p50": 130.0, "client_p99": 255.0,
         "daemon_rss": 180.0, "redis_rss": 300.0, "files": 70, "daemon_us": 20.0, "redis_us": 5.0, "queued": 0,
-        "lag_ms": 1.0,
+        "lag_ms": 1.0, "bystander_us": 90.0, "bystander_p99": 4.0,
     }  # fmt: skip
     return [
         Window(
@@ -140,7 +145,15 @@ def windows(**grown: float) -> list[Window]:
         ({"daemon_rss": 0.2}, 0, {"daemon RSS grows by"}),
         ({"files": 0.05}, 0, {"open descriptors grow by"}),
         ({"stream_p99": 0.02}, 0, {"socket to XREAD, p99 grows by"}),
-        ({"daemon_us": 0.05}, 0, {"daemon CPU a tick grows by"}),
+        ({"stream_p99": 0.02, "bystander_p99": 0.04}, 0, set()),
+        (
+            {"stream_p99": 0.02, "stream_p50": 0.01, "bystander_p99": 0.04},
+            0,
+            {"socket to XREAD, p50 grows by"},
+        ),
+        ({"daemon_us": 0.05}, 0, {_CPU}),
+        ({"daemon_us": 0.05, "bystander_us": 0.225}, 0, set()),
+        ({"bystander_us": -0.1}, 0, {_CPU}),
         ({"rate": -50.0}, 0, {"rate"}),
         ({}, 3, {"records lost"}),
     ],
@@ -149,6 +162,41 @@ def test_a_long_run_says_what_drifted(grown: dict[str, float], lost: int, missed
     counts = {"sent": 36_000_000, "lost": lost, "unaccounted": 0, "cut": 0}
     rows = judged(windows(**grown), 20_000, counts)["rows"]
     assert {row["what"] for row in rows if row["met"] is False} == missed
+
+
+def test_a_bystander_says_what_its_work_took_and_how_long_it_waited() -> None:
+    bystander = Bystander()
+    assert bystander.end()["pieces"] == 0
+    bystander.begin()
+    for late_s in (0.2, 0.0, 0.0):
+        bystander.work(time.monotonic() - late_s)
+    told = bystander.end()
+    assert told["pieces"] == 3
+    assert 0 < told["work_us"] < 200_000
+    assert told["p99"] >= 200 > told["p50"] > 0
+    bystander.begin()
+    assert bystander.end() == {"pieces": 0, "work_us": 0.0, "p50": 0.0, "p99": 0.0}
+
+
+async def test_slices_are_taken_in_turn_and_each_round_begins_with_another() -> None:
+    order: list[str] = []
+
+    def take(name: str, count: float) -> Take:
+        async def taken() -> Slice:
+            order.append(name)
+            return Slice(count * len(order), 2.0)
+
+        return taken
+
+    found = await in_turn(3, {"a": take("a", 1.0), "b": take("b", 10.0)})
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert found == {
+        "a": [Slice(1.0, 2.0), Slice(4.0, 2.0), Slice(5.0, 2.0)],
+        "b": [Slice(20.0, 2.0), Slice(30.0, 2.0), Slice(60.0, 2.0)],
+    }
+    # Of all together, not the mean of their rates.
+    assert rate([Slice(10, 1.0), Slice(10, 4.0)]) == 4.0
+    assert Slice(10, 4.0).rate == 2.5
 
 
 def test_two_runs_are_compared_by_their_ratios_alone(tmp_path: Path) -> None:
