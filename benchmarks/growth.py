@@ -34,7 +34,7 @@ async def measure(quick: bool) -> dict[str, Any]:
     """Measure over instruments and over stream entries, each in turn."""
     sizes = (100, 5_000) if quick else (100, 1_000, 5_000, 25_000)
     lengths = _ENTRIES[:2] if quick else _ENTRIES
-    rounds = 2 if quick else 6
+    rounds = 2 if quick else 5
     async with contextlib.AsyncExitStack() as stack:
         rigs = {size: await stack.enter_async_context(Rig(instruments=size)) for size in sizes}
         for rig in rigs.values():

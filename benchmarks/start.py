@@ -23,7 +23,7 @@ _TRADED_S = 5.0
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure by number of instruments, for the first time and again."""
     sizes = (100, 5_000) if quick else (100, 1_000, 5_000, 25_000)
-    starts = await in_turn(1 if quick else 4, {size: partial(_started, size) for size in sizes})
+    starts = await in_turn(1 if quick else 3, {size: partial(_started, size) for size in sizes})
     took = {
         size: {name: mean(one[name] for one in each) for name in each[0]} for size, each in starts.items()
     }

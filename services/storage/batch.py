@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from services.market_data.records import Record
 from services.storage.resp import to_bytes
 
+NONE_MERGED: frozenset[int] = frozenset()
+
 
 class Batch:
     """Commands for some records, in order, sent again byte for byte after an unknown outcome.
@@ -17,7 +19,7 @@ class Batch:
     among the records, 0 without one. `answer` is what Redis replies to the body when all of it is stored.
     `maybe_stored` says that an earlier attempt may have been
     carried out. `again` says that it was settled before and only goes once more, in case that Redis
-    forgot it: its records are accounted for already.
+    forgot it: its records are accounted for already. `settled_s` is when that was, on the event loop's clock.
     """
 
     __slots__ = (
@@ -32,6 +34,7 @@ class Batch:
         "records",
         "refusals",
         "repairs",
+        "settled_s",
         "spool_mark",
         "spooled_until",
     )
@@ -42,22 +45,24 @@ class Batch:
         pieces: Sequence[str] | bytes,
         *,
         body_replies: int,
-        prelude: list[str] | None = None,
-        merged: frozenset[int] = frozenset(),
+        prelude: Sequence[str] = (),
+        merged: frozenset[int] = NONE_MERGED,
         probe_ms: int = 0,
         answer: bytes = b"",
     ) -> None:
         self.records = records
         self.body = pieces if isinstance(pieces, bytes) else to_bytes(pieces)
         self.body_replies = body_replies
-        self.prelude = prelude or []
-        self.merged = merged
+        # The common empty one: thousands of batches are kept.
+        self.prelude = prelude or ()
+        self.merged = merged or NONE_MERGED
         self.probe_ms = probe_ms
         self.answer = answer
         self.again = False
         self.maybe_stored = False
         self.refusals = 0
         self.repairs = 0
+        self.settled_s = 0.0
         self.spooled_until = 0
         self.spool_mark = 0
 

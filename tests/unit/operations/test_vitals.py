@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -84,6 +85,18 @@ async def test_memory_is_given_back_once_there_may_be_some_and_not_again_before_
     used[0] += GROWN_BYTES
     await vitals.tidy()
     assert len(given) == vitals.given_back == 2
+
+
+def test_what_has_come_to_stay_is_kept_from_the_collector_whenever_there_is_more_than_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used, frozen = [100 * MIB], []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(used[0]))
+    vitals = Vitals(limit_bytes=0, caps={}, relieve=lambda _: None, rss=lambda: used[0])
+    for used_mib in (100, 100 + 15, 100 + 16, 50, 100 + 31, 100 + 32):
+        used[0] = used_mib * MIB
+        vitals.settle()
+    assert frozen == [100 * MIB, 116 * MIB, 132 * MIB]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is resident is read from /proc")
