@@ -6,8 +6,10 @@ import json
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from benchmarks import guard, report
@@ -126,7 +128,7 @@ def windows(**grown: float) -> list[Window]:
     usual = {
         "rate": 20_000.0, "stream_p50": 0.3, "stream_p99": 2.0, "client_p50": 130.0, "client_p99": 255.0,
         "daemon_rss": 180.0, "redis_rss": 300.0, "files": 70, "daemon_us": 20.0, "redis_us": 5.0, "queued": 0,
-        "lag_ms": 1.0, "bystander_us": 90.0, "bystander_p99": 4.0,
+        "lag_ms": 1.0, "bystander_us": 90.0, "bystander_p99": 4.0, "rewriting": False,
     }  # fmt: skip
     return [
         Window(
@@ -197,6 +199,27 @@ async def test_slices_are_taken_in_turn_and_each_round_begins_with_another() -> 
     # Of all together, not the mean of their rates.
     assert rate([Slice(10, 1.0), Slice(10, 4.0)]) == 4.0
     assert Slice(10, 4.0).rate == 2.5
+
+
+def test_the_wait_while_redis_writes_its_file_anew_stands_beside_what_is_judged() -> None:
+    counts = {"sent": 36_000_000, "lost": 0, "unaccounted": 0, "cut": 0}
+
+    def seen(calm_growth: float) -> dict[str, Any]:
+        found = windows(stream_p99=calm_growth)
+        slow = {"stream_p99": 10.0, "rewriting": True}
+        found[1::2] = [
+            structs.replace(each, **slow | {"stream_p99": 10.0 + 0.1 * at})
+            for at, each in enumerate(found[1::2])
+        ]
+        return {each["what"]: each for each in judged(found, 20_000, counts)["rows"]}
+
+    rows = seen(0.0)
+    assert rows["socket to XREAD, p99 grows by"]["met"]
+    beside = rows["the same in 90 windows in which Redis wrote its file anew"]
+    assert beside["value"] > 10.0
+    assert beside["met"] is None
+    assert "grows by 7" in beside["note"]
+    assert seen(0.02)["socket to XREAD, p99 grows by"]["met"] is False
 
 
 def test_two_runs_are_compared_by_their_ratios_alone(tmp_path: Path) -> None:
