@@ -82,8 +82,8 @@ async def soak(minutes: float, rate: int, clients: int, console: Console | None 
                 await helper.hear()
             await rig.load.run(rate=min(rate, 2_000), seconds=1)
             before = await rig.status()
-            async with redis.asyncio.from_url(rig.redis_url) as client:
-                windows, sent, cut = await _windows(rig, client, beside, minutes * 60, rate, console)
+            async with redis.asyncio.from_url(rig.redis_url) as server:
+                windows, sent, cut = await _windows(rig, server, beside, minutes * 60, rate, console)
             after = await rig.settled(120)
     lost = sum(
         sum(sink[kind].values()) - sum(before["sinks"][name][kind].values())
@@ -96,7 +96,7 @@ async def soak(minutes: float, rate: int, clients: int, console: Console | None 
 
 async def _windows(
     rig: Rig,
-    client: redis.asyncio.Redis,
+    server: redis.asyncio.Redis,
     beside: tuple[Helper, Helper, Helper],
     seconds: float,
     rate: int,
@@ -105,7 +105,7 @@ async def _windows(
     windows: list[Window] = []
     sent, cut, began_s = 0, 0, time.monotonic()
     while time.monotonic() - began_s < seconds:
-        rewrites, writing = await _rewrites(client)
+        rewrites, writing = await _rewrites(server)
         used = rig.used()
         for helper in beside:
             await helper.ask(do="begin")
@@ -115,7 +115,7 @@ async def _windows(
         await asyncio.sleep(EVERY_MS / 1000)
         stream, client = [await consumer.ask(do="end") for consumer in beside[:2]]
         now = rig.used()
-        rewrites_after, still = await _rewrites(client)
+        rewrites_after, still = await _rewrites(server)
         cpu = {who: (now[who].cpu_s - used[who].cpu_s) / told["sent"] * 1e6 for who in ("daemon", "redis")}
         windows.append(
             Window(
@@ -148,9 +148,9 @@ async def _windows(
     return windows, sent, cut
 
 
-async def _rewrites(client: redis.asyncio.Redis) -> tuple[int, bool]:
+async def _rewrites(server: redis.asyncio.Redis) -> tuple[int, bool]:
     """Return how often Redis has written its append-only file anew, and whether it is writing it now."""
-    told = await client.info("persistence")
+    told = await server.info("persistence")
     return int(told["aof_rewrites"]), bool(told["aof_rewrite_in_progress"])
 
 
