@@ -17,7 +17,7 @@ import selectors
 import sys
 import time
 
-from benchmarks.helper import commands, say, stdin_bytes
+from benchmarks.helper import STAMPS_PER_S, Latencies, commands, say, stdin_bytes
 
 _EVERY_S = 0.01
 _LOOK_UPS, _ENTRIES = 100, 200_000
@@ -32,11 +32,13 @@ class Bystander:
         self._table = {str(number): float(number) for number in range(_ENTRIES)}
         self._keys = [str(chance.randrange(_ENTRIES)) for _ in range(2_048 * _LOOK_UPS)]
         self._at = 0
-        self.begin()
+        self._spent_s = 0.0
+        self._base_s = time.monotonic()
+        self._waits = Latencies(self._base_s)
 
     def begin(self) -> None:
         """Forget what was before."""
-        self._waits_ms: list[float] = []
+        self._waits.begin()
         self._spent_s = 0.0
 
     def work(self, due_s: float) -> None:
@@ -47,16 +49,17 @@ class Bystander:
             total += table[key]
         self._at = (self._at + _LOOK_UPS) % len(self._keys)
         self._spent_s += time.thread_time() - began_s
-        self._waits_ms.append((time.monotonic() - due_s) * 1000)
+        self._waits.note(self._waits.now(), [int((due_s - self._base_s) * STAMPS_PER_S)])
 
     def end(self) -> dict[str, float]:
         """Return what the pieces took."""
-        waits = sorted(self._waits_ms)
-        count = max(1, len(waits))
-        figures = {"pieces": float(len(waits)), "work_us": self._spent_s / count * 1e6}
-        for name, part in (("p50", 0.5), ("p99", 0.99)):
-            figures[name] = waits[min(len(waits) - 1, int(len(waits) * part))] if waits else 0.0
-        return figures
+        waits = self._waits.end()
+        return {
+            "pieces": waits["seen"],
+            "work_us": self._spent_s / max(1, waits["seen"]) * 1e6,
+            "p50": waits["p50"] or 0.0,
+            "p99": waits["p99"] or 0.0,
+        }
 
 
 def main() -> None:

@@ -16,11 +16,6 @@ class Slice(NamedTuple):
     count: float
     seconds: float
 
-    @property
-    def rate(self) -> float:
-        """Things a second."""
-        return self.count / self.seconds
-
 
 Name = TypeVar("Name")
 Taken = TypeVar("Taken")

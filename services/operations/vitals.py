@@ -9,7 +9,7 @@ What a start, a minute's end or a flood needed for a moment, the C library keeps
 Whenever the resident memory has grown, it is made to give that back.
 
 What has come to stay, the state of instruments that ticked for the first time, is kept from the collector,
-which would otherwise stop everything while it walks over it, for most of a second with 25 000 instruments.
+which would otherwise stop everything while it walks over it.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Vitals:
     def settle(self) -> None:
         """Keep the collector from all there is, if there is more than ever before.
 
-        It takes no time. What should be garbage in a cycle just then stays: a few thousand objects at most,
-        and as often as the memory grows to a new height.
+        It takes no time. What has become garbage in a cycle since the collector last came stays for good,
+        once for each new height that the memory grows to.
         """
         used = self._rss()
         if used - self._settled_bytes >= SETTLED_BYTES:

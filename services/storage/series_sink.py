@@ -9,14 +9,14 @@ its samples are.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 from services.market_data.clock import Clock
 from services.market_data.records import Record
 from services.storage.answers import Reply, ReplyError
-from services.storage.batch import NONE_MERGED, Batch
+from services.storage.batch import Batch
 from services.storage.failures import Reason, item_reason, server_refusal
 from services.storage.resp import bulk, to_bytes
 from services.storage.retention import Retention
@@ -96,7 +96,7 @@ class SeriesSink(SpooledSink):
         stamps: Sequence[str] | bytes,
         samples: int,
         making: list[Target],
-        merged: Collection[int] = (),
+        merged: Iterable[int] = (),
         probe_ms: int = 0,
     ) -> Batch | None:
         """Return records put into words as one command, behind those that make their series.
@@ -110,7 +110,7 @@ class SeriesSink(SpooledSink):
             records,
             b"*%d\r\n%b%b" % (1 + 3 * samples, _MADD, _bytes_of(body)),
             body_replies=1,
-            merged=frozenset(merged) if merged else NONE_MERGED,
+            merged=frozenset(merged),
             probe_ms=probe_ms,
             answer=b"*%d\r\n%b" % (samples, _bytes_of(stamps)),
         )

@@ -198,7 +198,6 @@ async def test_slices_are_taken_in_turn_and_each_round_begins_with_another() -> 
     }
     # Of all together, not the mean of their rates.
     assert rate([Slice(10, 1.0), Slice(10, 4.0)]) == 4.0
-    assert Slice(10, 4.0).rate == 2.5
 
 
 def test_the_wait_while_redis_writes_its_file_anew_stands_beside_what_is_judged() -> None:
